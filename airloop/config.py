@@ -1,0 +1,108 @@
+"""
+Configuration of the payload: read once from the environment at the edge, then passed down, never changed.
+
+Every field has a default below one folder, ``AIRLOOP_HOME``. In Airflow the operators hand the ``[airloop]`` section
+of ``airflow.cfg`` to the payload as these same variables.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit, urlunsplit
+
+from airloop.errors import BadConfiguration
+
+
+def find_home(start: Path | None = None) -> Path:
+    """``.airloop`` in the current folder or the nearest one above it, else ``~/.airloop``."""
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / ".airloop").is_dir():
+            return folder / ".airloop"
+    return Path.home() / ".airloop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Where state lives and how much of the machine a step may use."""
+
+    home: Path
+    """``AIRLOOP_HOME``: folder of everything that follows, unless said otherwise. A local file system."""
+    warehouse: Path
+    """``AIRLOOP_WAREHOUSE``: folder of the Iceberg tables' files."""
+    catalog: str = field(repr=False)
+    """``AIRLOOP_CATALOG``: SQLAlchemy address of the Iceberg catalog; may hold a password."""
+    artifacts: Path
+    """``AIRLOOP_ARTIFACTS``: folder of manifests, attempts' records, reports and step artifacts."""
+    mlflow: str = field(repr=False)
+    """``AIRLOOP_MLFLOW``: MLflow tracking and registry address; may hold a password."""
+    mlflow_artifacts: str
+    """``AIRLOOP_MLFLOW_ARTIFACTS``: where MLflow keeps the files of runs; used when it has no server."""
+    feature_repo: Path | None
+    """``AIRLOOP_FEATURE_REPO``: folder with ``feature_store.yaml`` and the Feast definitions."""
+    online_store: Path
+    """``AIRLOOP_ONLINE_STORE``: SQLite file of the online features."""
+    feast_registry: Path
+    """``AIRLOOP_FEAST_REGISTRY``: file of the Feast registry."""
+    rows_per_chunk: int = 1_000_000
+    """``AIRLOOP_ROWS_PER_CHUNK``: rows held in memory at a time when files and tables are streamed."""
+    threads: int = 0
+    """``AIRLOOP_THREADS``: threads of DuckDB and of trainers; 0: as many as the process may use."""
+    memory_mb: int = 2048
+    """``AIRLOOP_MEMORY_MB``: memory that DuckDB may take before it spills to disk, MiB."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ, *, home: Path | None = None) -> Self:
+        """
+        :param home: used when ``AIRLOOP_HOME`` is not set; default :func:`find_home`.
+        :raises BadConfiguration: a value cannot be read.
+        """
+        root = Path(environment.get("AIRLOOP_HOME") or home or find_home()).expanduser().resolve()
+
+        def path(name: str, default: Path | None) -> Any:
+            value = environment.get(f"AIRLOOP_{name}")
+            return Path(value).expanduser().resolve() if value else default
+
+        def number(name: str, default: int, least: int) -> int:
+            value = environment.get(f"AIRLOOP_{name}", "").strip()
+            if not value:
+                return default
+            if not value.isdecimal() or int(value) < least:
+                raise BadConfiguration(f"AIRLOOP_{name}={value!r}", f"give a whole number of at least {least}")
+            return int(value)
+
+        return cls(
+            home=root,
+            warehouse=path("WAREHOUSE", root / "warehouse"),
+            catalog=environment.get("AIRLOOP_CATALOG") or f"sqlite:///{root / 'catalog.db'}",
+            artifacts=path("ARTIFACTS", root / "artifacts"),
+            mlflow=environment.get("AIRLOOP_MLFLOW") or f"sqlite:///{root / 'mlflow.db'}",
+            mlflow_artifacts=environment.get("AIRLOOP_MLFLOW_ARTIFACTS") or str(root / "mlflow"),
+            feature_repo=path("FEATURE_REPO", None),
+            online_store=path("ONLINE_STORE", root / "online.db"),
+            feast_registry=path("FEAST_REGISTRY", root / "feast-registry.db"),
+            rows_per_chunk=number("ROWS_PER_CHUNK", 1_000_000, 1),
+            threads=number("THREADS", 0, 0),
+            memory_mb=number("MEMORY_MB", 2048, 64),
+        )
+
+    def cpu_threads(self) -> int:
+        """Threads to use: ``threads``, or the processors that this process may run on."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+    def describe(self) -> dict[str, str]:
+        """The fields for people: addresses without their passwords."""
+        return {f.name: without_password(str(getattr(self, f.name))) for f in fields(self)}
+
+
+def without_password(address: str) -> str:
+    """The same address with its password, if it has one, replaced by ``***``."""
+    parts = urlsplit(address)
+    if not parts.password:
+        return address
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username}:***@{host}"))

@@ -1,0 +1,182 @@
+"""
+Errors of Airloop. Each says what was found, what was expected and what to do; its type says whether a retry helps.
+
+::
+
+    AirloopError
+    ├── Rejected                   exit 65: the same call would fail again
+    │   ├── BadArgument            (ValueError)   an argument of a step
+    │   │   └── BadInterval                       an interval is malformed, missing or empty
+    │   ├── BadInput               (ValueError)   a file, row or field
+    │   │   └── SchemaMismatch                    columns or types differ from the declared ones
+    │   ├── RejectedRows           (ValueError)   a data gate said no
+    │   ├── LeakageFound           (ValueError)   a feature was not known at prediction time
+    │   ├── NotFound               (LookupError)  a table, snapshot, model, file or step is not there
+    │   ├── BadConfiguration       (ValueError)   configuration or installation
+    │   ├── StoreReadOnly          (PermissionError)
+    │   ├── StaleRun                              an older interval came after a newer one
+    │   └── ContractBroken         (RuntimeError) the payload was not started as the contract says
+    ├── TryAgain                   exit 75: something outside may recover
+    │   ├── Unreachable            (ConnectionError)
+    │   ├── CommitConflict                        another writer kept winning
+    │   ├── StoreBusy              (TimeoutError) a lock was not had in time
+    │   ├── StoreFull              (OSError)
+    │   └── InfrastructureFailure                 what ended the process, not what it did
+    │       ├── OutOfMemory        (MemoryError)
+    │       ├── TimedOut           (TimeoutError)
+    │       ├── ProcessLost                       ended by a signal that nobody here sent
+    │       └── ResultLost                        ended well, but its manifest is not there
+    └── StepSkipped                exit 99: the DAG's author asked for it
+"""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+from typing import ClassVar
+
+
+class AirloopError(Exception):
+    """Base of all errors that Airloop raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, found: str, advice: str = "") -> None:
+        self.found = found
+        self.advice = advice
+        super().__init__(found, advice)
+
+    def __str__(self) -> str:
+        return f"{self.found.rstrip('.')}; {self.advice}" if self.advice else self.found
+
+
+class Rejected(AirloopError):
+    """The same call would fail again: a person has to change something."""
+
+    exit_code = 65
+
+
+class BadArgument(Rejected, ValueError):
+    """An argument of a step is missing, unknown, of the wrong type or out of range."""
+
+
+class BadInterval(BadArgument):
+    """An interval is malformed, missing or empty."""
+
+
+class BadInput(Rejected, ValueError):
+    """A file, row or field cannot be used as it is."""
+
+
+class SchemaMismatch(BadInput):
+    """Columns or types differ from the declared ones in a way that no evolution rule allows."""
+
+
+class RejectedRows(Rejected, ValueError):
+    """A data gate said no."""
+
+
+class LeakageFound(Rejected, ValueError):
+    """A feature's value was not yet known at the time of prediction."""
+
+
+class NotFound(Rejected, LookupError):
+    """A table, snapshot, model, file or step is not there."""
+
+
+class BadConfiguration(Rejected, ValueError):
+    """A setting or the installation is wrong."""
+
+
+class StoreReadOnly(Rejected, PermissionError):
+    """A place that has to be written cannot be."""
+
+
+class StaleRun(Rejected):
+    """A run of an older interval came after a newer one and must not overwrite its effect."""
+
+
+class ContractBroken(Rejected, RuntimeError):
+    """The payload was not started as :mod:`airloop.contract` says."""
+
+
+class TryAgain(AirloopError):
+    """Something outside the step failed and may recover."""
+
+    exit_code = 75
+
+
+class Unreachable(TryAgain, ConnectionError):
+    """A service did not answer."""
+
+
+class CommitConflict(TryAgain):
+    """Other writers kept winning the commit."""
+
+
+class StoreBusy(TryAgain, TimeoutError):
+    """A lock was not had in time."""
+
+
+class StoreFull(TryAgain, OSError):
+    """No space is left where something has to be written."""
+
+
+class InfrastructureFailure(TryAgain):
+    """What ended the step's process, as opposed to what the step did."""
+
+
+class OutOfMemory(InfrastructureFailure, MemoryError):
+    """The process was ended because it went over its memory limit, or the machine ran out."""
+
+
+class TimedOut(InfrastructureFailure, TimeoutError):
+    """The process was ended because it ran over its time limit."""
+
+
+class ProcessLost(InfrastructureFailure):
+    """The process was ended by a signal that Airloop did not send."""
+
+
+class ResultLost(InfrastructureFailure):
+    """The process ended with success, but its manifest is not there."""
+
+
+class StepSkipped(AirloopError):
+    """The DAG's author asked the step to skip in this situation."""
+
+    exit_code = 99
+
+
+def classify(error: BaseException) -> AirloopError | None:
+    """
+    The Airloop error that stands for a foreign one, or None if it has no known meaning.
+
+    Only faults of the surroundings are classified: a full or read-only disk, a locked SQLite, a refused connection,
+    memory. A bug stays an unclassified error with its traceback.
+    """
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if isinstance(current, AirloopError):
+            return current
+        text = str(current)
+        if isinstance(current, OSError) and current.errno in (errno.ENOSPC, errno.EDQUOT):
+            return StoreFull(f"no space left: {text}", "free space or move AIRLOOP_HOME, then run the task again")
+        if isinstance(current, OSError) and current.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            return StoreReadOnly(f"cannot write: {text}", "give the worker's user write access to AIRLOOP_HOME")
+        if isinstance(current, sqlite3.OperationalError):
+            if "locked" in text or "busy" in text:
+                return StoreBusy(f"SQLite is locked: {text}", "another process holds it; the task can be run again")
+            if "readonly" in text:
+                return StoreReadOnly(f"SQLite: {text}", "give the worker's user write access to AIRLOOP_HOME")
+            if "full" in text:
+                return StoreFull(f"SQLite: {text}", "free space, then run the task again")
+        if isinstance(current, ConnectionError):
+            return Unreachable(f"a service does not answer: {text}", "see `airloop doctor`")
+        if isinstance(current, MemoryError):
+            return OutOfMemory(f"out of memory: {text}", "raise the task's memory or lower rows_per_chunk")
+        # SQLAlchemy wraps the driver's error without always chaining it.
+        current = getattr(current, "orig", None) or current.__cause__ or current.__context__
+    return None

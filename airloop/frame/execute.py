@@ -1,0 +1,304 @@
+"""
+One attempt at one step: bind, resolve, look for the key, run, publish, hand back the receipt.
+
+Whatever happens, the attempt's record says how it ended, as far as the store can be written. A second attempt with
+the same key waits for the first and then finds its manifest.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from airloop.config import Config
+from airloop.contract import ENV_RECEIPT, Call, Exit, Receipt, attempt_id
+from airloop.errors import AirloopError, BadArgument, ContractBroken, StepSkipped, classify
+from airloop.faults import point
+from airloop.frame.key import Code, canonical, code_of, key_of
+from airloop.frame.logs import Redactor
+from airloop.frame.manifest import (
+    describe_outputs,
+    outputs_exist,
+    publish_attempt,
+    publish_manifest,
+    read_manifest,
+)
+from airloop.frame.step import Step, StepContext, StepResult, resolve
+from airloop.reference import Reference, Scope
+from airloop.warehouse.artifacts import ArtifactStore
+
+log = logging.getLogger("airloop.step")
+
+
+def execute(step: Step, call: Call, config: Config, redact: Redactor) -> tuple[Receipt, AirloopError | None]:
+    """
+    Make one attempt. Never raises for what the step did: the error comes back beside the receipt.
+
+    :returns: the receipt, and the error unless the step is done; an unclassified error comes wrapped in
+        :class:`AirloopError` with exit code 1.
+    """
+    if not call.attempt:
+        call = _with_attempt(call)
+    store = ArtifactStore(config.artifacts)
+    clock = _Clock()
+    record: dict[str, Any] = {
+        "step": step.name,
+        "run": _run_info(call),
+        "interval": call.interval.as_json() if call.interval else None,
+        "host": socket.gethostname(),
+        "started_at": _now(),
+    }
+    error: AirloopError | None = None
+    try:
+        point("start")
+        receipt = _attempt(step, call, config, store, redact, clock, record)
+    except BaseException as caught:
+        if isinstance(caught, KeyboardInterrupt | SystemExit):
+            raise
+        error = _as_airloop_error(caught, redact)
+        receipt = Receipt(call.attempt, _status(error), key=record.get("key", ""))
+    record |= {"finished_at": _now(), "seconds": clock.seconds(), "resources": _resources()}
+    if error is not None:
+        record["error"] = {"type": type(error.__cause__ or error).__name__, "message": str(error)}
+    try:
+        uri = publish_attempt(store, receipt, record, redact)
+        if error is not None:
+            receipt = Receipt(receipt.attempt, receipt.status, receipt.key, uri)
+    except OSError as cause:
+        # The store is full or read-only: the step's own error says so already, or becomes this one.
+        log.error("the attempt's record cannot be written: %s", cause)
+        error = error or classify(cause) or AirloopError(f"the attempt's record cannot be written: {cause}")
+        receipt = Receipt(receipt.attempt, _status(error), receipt.key)
+    return receipt, error
+
+
+def _attempt(
+    step: Step,
+    call: Call,
+    config: Config,
+    store: ArtifactStore,
+    redact: Redactor,
+    clock: _Clock,
+    record: dict[str, Any],
+) -> Receipt:
+    scope = Scope(config, call.interval)
+    bound = step.bind(call.arguments, call.interval)
+    # A step with an explicit interval resolves its references as of that interval.
+    if bound.get("interval") is not None:
+        scope = Scope(config, bound["interval"])
+    arguments = {name: resolve(value, scope) for name, value in bound.items()}
+    code = code_of(step)
+    key = key_of(step, arguments, code)
+    record["key"] = key
+    record["arguments"] = {name: canonical(value) for name, value in arguments.items()}
+    clock.mark("resolve")
+    with _locked(config, key):
+        clock.mark("wait")
+        workdir = Path(tempfile.mkdtemp(prefix=f"{step.name.rpartition(':')[2]}-", dir=_folder(config.home / "work")))
+        try:
+            context = StepContext(config, call, key, store, workdir, logging.getLogger("airloop.step"))
+            if call.interval != scope.interval:
+                context.call = Call(call.step, call.arguments, call.attempt, call.run, scope.interval, call.force)
+            reused = None if call.force else _reusable(step, context, scope)
+            if reused is not None:
+                clock.mark("reuse")
+                manifest, uri, digest = reused
+                record["reused"] = {"made_at": manifest["finished_at"], "made_by": manifest["run"]}
+                made_by = manifest["run"]
+                log.info(
+                    "Reused: key %s was made at %s by %s/%s; code, arguments and inputs are the same",
+                    key[:12], manifest["finished_at"][:19], made_by["dag_id"] or "cli", made_by["run_id"] or "-",
+                )  # fmt: skip
+                return Receipt(call.attempt, "reused", key, uri, digest)
+            point("run")
+            started_at = _now()
+            result = step.function(context, **arguments)
+            clock.mark("run")
+            if not isinstance(result, StepResult):
+                raise BadArgument(f"step {step.name} returned {type(result).__name__}, not a StepResult")
+            manifest = _manifest(step, call, key, arguments, code, result, started_at, clock, scope)
+            if point("manifest"):
+                return Receipt(call.attempt, "done", key)
+            uri, digest = publish_manifest(store, step.name, key, manifest, redact)
+            return Receipt(call.attempt, "done", key, uri, digest)
+        finally:
+            shutil.rmtree(workdir, ignore_errors=True)
+
+
+def _reusable(step: Step, context: StepContext, scope: Scope) -> tuple[dict[str, Any], str, str] | None:
+    from airloop.frame.manifest import manifest_name
+    from airloop.warehouse.artifacts import sha256
+
+    manifest = read_manifest(context.artifacts, step.name, context.key)
+    if manifest is None:
+        return None
+    gone = outputs_exist(manifest, scope)
+    if gone:
+        log.warning("Not reused: key %s made %s, which is gone", context.key[:12], gone)
+        return None
+    if step.still_there is not None and not step.still_there(context, manifest):
+        log.warning("Not reused: the effect of key %s is gone", context.key[:12])
+        return None
+    name = manifest_name(step.name, context.key)
+    return manifest, context.artifacts.uri(name), sha256(context.artifacts.read_bytes(name))
+
+
+def _manifest(
+    step: Step,
+    call: Call,
+    key: str,
+    arguments: Mapping[str, Any],
+    code: Code,
+    result: StepResult,
+    started_at: str,
+    clock: _Clock,
+    scope: Scope,
+) -> dict[str, Any]:
+    return {
+        "step": step.name,
+        "key": key,
+        "attempt": call.attempt,
+        "run": _run_info(call),
+        "interval": scope.interval.as_json() if scope.interval else None,
+        "arguments": {name: canonical(value) for name, value in arguments.items()},
+        "inputs": {
+            path: {"kind": ref.kind, "reference": str(ref)} for path, ref in _references("", dict(arguments)).items()
+        },
+        "outputs": describe_outputs(result.outputs),
+        "counts": result.counts,
+        "metrics": result.metrics,
+        "details": result.details,
+        "links": result.links,
+        "changed": result.changed,
+        "event": result.event,
+        "code": {"fingerprint": code.fingerprint, "modules": code.modules, "libraries": code.libraries},
+        "python": sys.version.split()[0],
+        "started_at": started_at,
+        "finished_at": _now(),
+        "seconds": clock.seconds(),
+        "resources": _resources(),
+    }
+
+
+def _references(path: str, value: Any) -> dict[str, Reference]:
+    if isinstance(value, Reference):
+        return {path: value}
+    if isinstance(value, Mapping):
+        pairs = [(f"{path}.{k}" if path else str(k), v) for k, v in value.items()]
+    elif isinstance(value, list | tuple):
+        pairs = [(f"{path}[{i}]", v) for i, v in enumerate(value)]
+    else:
+        return {}
+    return {p: r for sub, v in pairs for p, r in _references(sub, v).items()}
+
+
+def run_from_environment(step: Step, config: Config, redact: Redactor) -> int:
+    """
+    Serve the contract: make the attempt that the environment asks for, leave the receipt, return the exit code.
+
+    :raises ContractBroken: the environment holds no call or no place for the receipt.
+    """
+    call = Call.from_environment()
+    receipt_path = os.environ.get(ENV_RECEIPT)
+    if not receipt_path:
+        raise ContractBroken(f"{ENV_RECEIPT} is not set", "start steps through an operator or `airloop run STEP`")
+    receipt, error = execute(step, call, config, redact)
+    if error is not None:
+        report_error(error, redact)
+    if not point("receipt"):
+        _write_receipt(Path(receipt_path), receipt)
+    return int(error.exit_code if error is not None else Exit.DONE)
+
+
+def report_error(error: AirloopError, redact: Redactor) -> None:
+    """Log an error: expected ones in one line, a bug with its traceback."""
+    if error.exit_code == 1:
+        log.error("%s", redact(str(error)), exc_info=error.__cause__ or error)
+    else:
+        log.error("%s: %s", type(error).__name__, redact(str(error)))
+
+
+def _write_receipt(path: Path, receipt: Receipt) -> None:
+    # A container's termination message is a mounted file: it can be written, not replaced by rename.
+    path.write_text(receipt.to_json())
+
+
+def _as_airloop_error(caught: BaseException, redact: Redactor) -> AirloopError:
+    known = classify(caught)
+    if known is caught and isinstance(caught, AirloopError):
+        return caught
+    error = known or AirloopError(redact(f"{type(caught).__name__}: {caught}"))
+    error.__cause__ = caught
+    return error
+
+
+def _status(error: AirloopError) -> str:
+    if isinstance(error, StepSkipped):
+        return "skipped"
+    return {int(Exit.REJECTED): "rejected", int(Exit.TRY_AGAIN): "try_again"}.get(error.exit_code, "failed")
+
+
+def _with_attempt(call: Call) -> Call:
+    attempt = attempt_id(call.run, os.getpid(), time.time_ns())
+    return Call(call.step, call.arguments, attempt, call.run, call.interval, call.force)
+
+
+def _run_info(call: Call) -> dict[str, Any]:
+    run = call.run
+    return {
+        "dag_id": run.dag_id,
+        "run_id": run.run_id,
+        "task_id": run.task_id,
+        "map_index": run.map_index,
+        "try_number": run.try_number,
+    }
+
+
+def _locked(config: Config, key: str) -> Any:
+    from filelock import FileLock
+
+    return FileLock(_folder(config.home / "locks" / "steps") / f"{key[:16]}.lock")
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _resources() -> dict[str, float | int]:
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {
+        "cpu_s": round(own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime, 3),
+        "peak_rss_bytes": max(own.ru_maxrss, children.ru_maxrss) * 1024,
+    }
+
+
+class _Clock:
+    """Wall seconds by phase."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    def mark(self, phase: str) -> None:
+        now = time.perf_counter()
+        self._seconds[phase] = round(self._seconds.get(phase, 0.0) + now - self._last, 4)
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        return dict(self._seconds)

@@ -1,0 +1,104 @@
+"""
+Manifests: the truth about what a step made, and records of every attempt at it.
+
+``steps/STEP/KE/KEY/manifest.json`` is written last, by rename; if it is there, the step is done.
+``attempts/AT/ATTEMPT.json`` says how one attempt ended and which manifest it relies on; a scheduler finds it without
+knowing the key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from airloop.contract import Receipt, attempt_record_path
+from airloop.errors import ContractBroken, NotFound
+from airloop.frame.logs import Redactor
+from airloop.frame.step import manifest_folder
+from airloop.reference import Reference, Scope
+from airloop.warehouse.artifacts import ArtifactStore, sha256
+
+MANIFEST_FORMAT = 1
+
+
+def manifest_name(step_name: str, key: str) -> str:
+    return f"{manifest_folder(step_name, key)}/manifest.json"
+
+
+def read_manifest(store: ArtifactStore, step_name: str, key: str) -> dict[str, Any] | None:
+    """The complete manifest under a key, or None. :raises ContractBroken: there is one that cannot be read."""
+    try:
+        content = store.read_bytes(manifest_name(step_name, key))
+    except NotFound:
+        return None
+    try:
+        manifest: dict[str, Any] = json.loads(content)
+        if manifest["format"] != MANIFEST_FORMAT:
+            raise ValueError(f"format {manifest['format']}")
+    except (ValueError, KeyError, TypeError) as cause:
+        raise ContractBroken(
+            f"manifest {store.uri(manifest_name(step_name, key))} cannot be read: {cause}",
+            "remove the file to have the step done again",
+        ) from cause
+    return manifest
+
+
+def publish_manifest(
+    store: ArtifactStore, step_name: str, key: str, manifest: Mapping[str, Any], redact: Redactor
+) -> tuple[str, str]:
+    """Publish; returns address and SHA-256 of the bytes."""
+    content = encode({"format": MANIFEST_FORMAT, **manifest}, redact)
+    name = manifest_name(step_name, key)
+    store.publish_bytes(name, content)
+    return store.uri(name), sha256(content)
+
+
+def publish_attempt(store: ArtifactStore, receipt: Receipt, record: Mapping[str, Any], redact: Redactor) -> str:
+    """Publish how one attempt ended; returns the record's address."""
+    name = attempt_record_path(receipt.attempt)
+    document = {
+        "format": MANIFEST_FORMAT,
+        "attempt": receipt.attempt,
+        "status": receipt.status,
+        "key": receipt.key,
+        "manifest": receipt.manifest,
+        "digest": receipt.digest,
+        **record,
+    }
+    store.publish_bytes(name, encode(document, redact))
+    return store.uri(name)
+
+
+def encode(document: Mapping[str, Any], redact: Redactor) -> bytes:
+    """Readable JSON without secrets. :raises ValueError: a figure is NaN or infinite."""
+    return redact(json.dumps(document, indent=1, allow_nan=False, default=str)).encode() + b"\n"
+
+
+def describe_outputs(outputs: Mapping[str, Reference | str]) -> dict[str, dict[str, str]]:
+    """Outputs as the manifest keeps them: the reference and, if it is one that can be checked, its kind."""
+    return {
+        role: {"kind": value.kind if isinstance(value, Reference) else "", "reference": str(value)}
+        for role, value in outputs.items()
+    }
+
+
+def outputs_exist(manifest: Mapping[str, Any], scope: Scope) -> str:
+    """Reference of the first output that is gone; empty if all are there."""
+    for output in manifest["outputs"].values():
+        reference = _reference(output["kind"], output["reference"])
+        if reference is not None and not reference.exists(scope):
+            return str(output["reference"])
+    return ""
+
+
+def _reference(kind: str, text: str) -> Reference | None:
+    if kind == "table":
+        from airloop.warehouse.refs import TableRef
+
+        return TableRef.parse(text)
+    if kind == "model":
+        from airloop.registry.refs import ModelRef
+
+        return ModelRef.parse(text)
+    return None

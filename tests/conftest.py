@@ -1,0 +1,95 @@
+"""Fixtures that every kind of test shares: a configuration below a temporary folder, and steps run for real."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airloop.config import Config
+from airloop.contract import Call, Interval, RunInfo
+from airloop.frame import Step, StepContext
+from airloop.frame.execute import execute
+from airloop.frame.logs import Redactor
+from airloop.warehouse.artifacts import ArtifactStore
+
+if TYPE_CHECKING:
+    from airloop.warehouse.catalog import Warehouse
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees a developer's own settings."""
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("AIRLOOP_") and not name.startswith("AIRLOOP_TEST_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """All state below the test's own folder."""
+    return Config.from_environment({"AIRLOOP_HOME": str(tmp_path / "home"), "AIRLOOP_MEMORY_MB": "512"})
+
+
+@pytest.fixture
+def warehouse(config: Config) -> Iterator[Warehouse]:
+    from airloop.warehouse.catalog import Warehouse
+
+    yield Warehouse.open(config)
+
+
+@pytest.fixture
+def interval() -> Interval:
+    """January 2013 in New York."""
+    return Interval(datetime(2013, 1, 1, 5, tzinfo=UTC), datetime(2013, 2, 1, 5, tzinfo=UTC))
+
+
+@pytest.fixture
+def make_context(config: Config, tmp_path: Path) -> Callable[..., StepContext]:
+    """Build the context that a step's function gets, to call the function alone."""
+
+    def make(step_name: str, *, interval: Interval | None = None, key: str = "ab" * 32) -> StepContext:
+        workdir = tmp_path / "work"
+        workdir.mkdir(exist_ok=True)
+        call = Call(step_name, {}, "0123456789abcdef", RunInfo(), interval)
+        return StepContext(config, call, key, ArtifactStore(config.artifacts), workdir, logging.getLogger("airloop"))
+
+    return make
+
+
+@pytest.fixture
+def run_step(config: Config) -> Callable[..., dict[str, Any]]:
+    """Run a step through the frame; returns its manifest plus ``status``, raises the step's error."""
+
+    def run(
+        step: Step | str,
+        *,
+        interval: Interval | None = None,
+        run: RunInfo | None = None,
+        force: bool = False,
+        config: Config = config,
+        **arguments: Any,
+    ) -> dict[str, Any]:
+        if isinstance(step, str):
+            from airloop.steps import load
+
+            step = load(step)
+        call = Call(step.name, arguments, "", run or RunInfo("test", "run", step.name), interval, force)
+        receipt, error = execute(step, call, config, Redactor([]))
+        if error is not None:
+            raise error
+        store = ArtifactStore(config.artifacts)
+        name = receipt.manifest.removeprefix(store.root.as_uri() + "/")
+        manifest: dict[str, Any] = json.loads(store.read_bytes(name))
+        return {**manifest, "status": receipt.status}
+
+    return run
