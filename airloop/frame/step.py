@@ -150,6 +150,8 @@ class Step:
     """Given the manifest of an earlier run: is the effect outside the warehouse still there?"""
     version: int
     """Raised by the author to redo everything that earlier versions made."""
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    """Given the bound arguments, those that count: drops what this call does not depend on, such as an interval."""
 
     @property
     def module(self) -> str:
@@ -215,7 +217,7 @@ class Step:
                     for fault in cause.errors(include_url=False)
                 )
                 raise BadArgument(f"step {self.name}: {faults}", f"expected {parameter.type_name}") from cause
-        return bound
+        return self.prepare(bound) if self.prepare is not None else bound
 
     def _usage(self) -> str:
         return ", ".join(
@@ -229,6 +231,7 @@ def step(
     libraries: tuple[str, ...] = (),
     still_there: Callable[[StepContext, Mapping[str, Any]], bool] | None = None,
     version: int = 1,
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> Callable[[Callable[..., StepResult]], Step]:
     """
     Make a function a step.
@@ -238,10 +241,12 @@ def step(
     :param still_there: given the context and the manifest of an earlier run, whether an effect outside the warehouse
         (online store, registry) is still there; without it only the tables named by the outputs are checked.
     :param version: raise it to redo everything that earlier versions made.
+    :param prepare: given the bound arguments, returns those that the key and the function see. A step that ignores
+        its interval in this call returns ``interval`` as None, so that a run of another interval reuses the result.
     """
 
     def wrap(function: Callable[..., StepResult]) -> Step:
-        return Step(name or function.__name__, function, libraries, still_there, version)
+        return Step(name or function.__name__, function, libraries, still_there, version, prepare)
 
     return wrap
 
