@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def execute(step: Step, call: Call, config: Config, redact: Redactor) -> tuple[R
     clock = _Clock()
     record: dict[str, Any] = {
         "step": step.name,
-        "run": _run_info(call),
+        "run": asdict(call.run),
         "interval": call.interval.as_json() if call.interval else None,
         "host": socket.gethostname(),
         "started_at": _now(),
@@ -126,7 +127,7 @@ def _attempt(
             clock.mark("run")
             if not isinstance(result, StepResult):
                 raise BadArgument(f"step {step.name} returned {type(result).__name__}, not a StepResult")
-            manifest = _manifest(step, call, key, arguments, code, result, started_at, clock, scope)
+            manifest = _manifest(step, call, key, arguments, code, result, started_at, clock)
             if point("manifest"):
                 return Receipt(call.attempt, "done", key)
             uri, digest = publish_manifest(store, step.name, key, manifest, redact)
@@ -162,14 +163,13 @@ def _manifest(
     result: StepResult,
     started_at: str,
     clock: _Clock,
-    scope: Scope,
 ) -> dict[str, Any]:
     return {
         "step": step.name,
         "key": key,
         "attempt": call.attempt,
-        "run": _run_info(call),
-        "interval": scope.interval.as_json() if scope.interval else None,
+        "run": asdict(call.run),
+        "interval": canonical(arguments.get("interval")),
         "arguments": {name: canonical(value) for name, value in arguments.items()},
         "inputs": {
             path: {"kind": ref.kind, "reference": str(ref)} for path, ref in _references("", dict(arguments)).items()
@@ -251,17 +251,6 @@ def _status(error: AirloopError) -> str:
 def _with_attempt(call: Call) -> Call:
     attempt = attempt_id(call.run, os.getpid(), time.time_ns())
     return Call(call.step, call.arguments, attempt, call.run, call.interval, call.force)
-
-
-def _run_info(call: Call) -> dict[str, Any]:
-    run = call.run
-    return {
-        "dag_id": run.dag_id,
-        "run_id": run.run_id,
-        "task_id": run.task_id,
-        "map_index": run.map_index,
-        "try_number": run.try_number,
-    }
 
 
 def _locked(config: Config, key: str) -> Any:

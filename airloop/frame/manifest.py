@@ -3,7 +3,7 @@ Manifests: the truth about what a step made, and records of every attempt at it.
 
 ``steps/STEP/KE/KEY/manifest.json`` is written last, by rename; if it is there, the step is done.
 ``attempts/AT/ATTEMPT.json`` says how one attempt ended and which manifest it relies on; a scheduler finds it without
-knowing the key.
+knowing the key. ``runs/DAG/RUN/TASK.json`` is the record of a task's newest attempt.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
-from airloop.contract import Receipt, attempt_record_path
+from airloop.contract import Receipt, RunInfo, attempt_record_path
 from airloop.errors import ContractBroken, NotFound
 from airloop.frame.logs import Redactor
 from airloop.frame.step import manifest_folder
@@ -57,7 +58,7 @@ def publish_manifest(
 def publish_attempt(store: ArtifactStore, receipt: Receipt, record: Mapping[str, Any], redact: Redactor) -> str:
     """Publish how one attempt ended; returns the record's address."""
     name = attempt_record_path(receipt.attempt)
-    document = {
+    document: dict[str, Any] = {
         "format": MANIFEST_FORMAT,
         "attempt": receipt.attempt,
         "status": receipt.status,
@@ -66,8 +67,30 @@ def publish_attempt(store: ArtifactStore, receipt: Receipt, record: Mapping[str,
         "digest": receipt.digest,
         **record,
     }
-    store.publish_bytes(name, encode(document, redact))
+    content = encode(document, redact)
+    store.publish_bytes(name, content)
+    run = RunInfo(**record["run"])
+    if run.dag_id:
+        # The newest attempt of each task, found by run: what pages and reports list.
+        store.publish_bytes(run_record_name(run), content)
     return store.uri(name)
+
+
+def run_record_name(run: RunInfo) -> str:
+    """Where the newest attempt's record of a task in a run is kept."""
+    index = f".{run.map_index}" if run.map_index >= 0 else ""
+    return f"{run_folder(run.dag_id, run.run_id)}/{_safe(run.task_id)}{index}.json"
+
+
+def run_folder(dag_id: str, run_id: str = "") -> str:
+    """Folder of the records of a loop, or of one run of it."""
+    return f"runs/{_safe(dag_id)}/{_safe(run_id)}" if run_id else f"runs/{_safe(dag_id)}"
+
+
+def _safe(text: str) -> str:
+    """One path component that stands for any text and can be read back (percent-encoding; a leading dot too)."""
+    name = quote(text, safe="+:@ ,=")
+    return "%2E" + name[1:] if name.startswith(".") else name
 
 
 def encode(document: Mapping[str, Any], redact: Redactor) -> bytes:

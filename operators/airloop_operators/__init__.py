@@ -1,0 +1,56 @@
+"""
+Airflow operators of Airloop.
+
+Importing this package costs what ``airflow.sdk`` costs: no data or ML library is imported, here or when a DAG file is
+parsed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airloop_operators.base import StepOperator
+    from airloop_operators.operators import (
+        BatchScoreOperator,
+        BuildLabelsOperator,
+        BuildTrainingSetOperator,
+        DetectDriftOperator,
+        EvaluateOperator,
+        ExtractOperator,
+        MaterializeFeaturesOperator,
+        RegisterModelOperator,
+        ReportOperator,
+        SqlOperator,
+        TrainOperator,
+        ValidateOperator,
+    )
+
+__all__ = [
+    "BatchScoreOperator",
+    "BuildLabelsOperator",
+    "BuildTrainingSetOperator",
+    "DetectDriftOperator",
+    "EvaluateOperator",
+    "ExtractOperator",
+    "MaterializeFeaturesOperator",
+    "RegisterModelOperator",
+    "ReportOperator",
+    "SqlOperator",
+    "StepOperator",
+    "TrainOperator",
+    "ValidateOperator",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Airflow imports this package to read provider_info, before airflow.sdk can be imported.
+    if name == "StepOperator":
+        from airloop_operators.base import StepOperator
+
+        return StepOperator
+    if name in __all__:
+        from airloop_operators import operators
+
+        return getattr(operators, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,107 @@
+"""What has run: loops, their runs, and how each task of a run ended. Read-only; used by pages, reports and the CLI."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from airloop.contract import Interval
+from airloop.errors import BadArgument
+from airloop.frame.manifest import run_folder
+from airloop.warehouse.artifacts import ArtifactStore
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """The newest attempt of one task in one run."""
+
+    task_id: str
+    map_index: int
+    record: dict[str, Any]
+    """The attempt's record: status, key, manifest, seconds, resources, error."""
+
+    @property
+    def status(self) -> str:
+        return str(self.record["status"])
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds between the payload's start of work and its end."""
+        return float(sum(self.record.get("seconds", {}).values()))
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One run of a loop."""
+
+    dag_id: str
+    run_id: str
+    tasks: dict[str, TaskRecord]
+    """By task id, with ``[index]`` for mapped tasks, in the order in which they started."""
+
+    @property
+    def interval(self) -> Interval | None:
+        for task in self.tasks.values():
+            if task.record.get("interval"):
+                return Interval.parse(task.record["interval"])
+        return None
+
+    @property
+    def started_at(self) -> str:
+        return min((t.record["started_at"] for t in self.tasks.values()), default="")
+
+
+def loops(store: ArtifactStore) -> list[str]:
+    """DAG ids of everything that has run, sorted."""
+    return _children(store, "runs")
+
+
+def run_ids(store: ArtifactStore, dag_id: str) -> list[str]:
+    """Run ids of a loop, sorted."""
+    return _children(store, run_folder(dag_id))
+
+
+def run(store: ArtifactStore, dag_id: str, run_id: str) -> RunRecord:
+    """One run; without tasks if nothing of it has ended yet."""
+    found = []
+    for name in store.names(run_folder(dag_id, run_id)):
+        record = json.loads(store.read_bytes(name))
+        info = record["run"]
+        found.append(TaskRecord(info["task_id"], info["map_index"], record))
+    found.sort(key=lambda t: (t.record["started_at"], t.task_id, t.map_index))
+    tasks = {t.task_id if t.map_index < 0 else f"{t.task_id}[{t.map_index}]": t for t in found}
+    return RunRecord(dag_id, run_id, tasks)
+
+
+def runs(store: ArtifactStore, dag_id: str, *, last: int | None = None) -> list[RunRecord]:
+    """
+    Runs of a loop in the order of their data intervals, then of their start.
+
+    :param last: only so many of the newest.
+    """
+    found = [run(store, dag_id, run_id) for run_id in run_ids(store, dag_id)]
+    found.sort(key=lambda r: (r.interval.start.isoformat() if r.interval else "", r.started_at))
+    return found[-last:] if last else found
+
+
+def manifest_of(store: ArtifactStore, task: TaskRecord) -> dict[str, Any] | None:
+    """
+    The manifest that a done or reused task relies on; None for any other.
+
+    :raises BadArgument: the record names a manifest outside this store.
+    """
+    if task.status not in ("done", "reused"):
+        return None
+    address = str(task.record["manifest"])
+    root = store.root.as_uri() + "/"
+    if not address.startswith(root):
+        raise BadArgument(f"manifest {address} is not in {store.root}")
+    manifest: dict[str, Any] = json.loads(store.read_bytes(address.removeprefix(root)))
+    return manifest
+
+
+def _children(store: ArtifactStore, folder: str) -> list[str]:
+    path = store.path(folder)
+    return sorted(unquote(p.name) for p in path.iterdir() if p.is_dir()) if path.is_dir() else []

@@ -1,0 +1,197 @@
+"""
+The base of all operators: it turns its arguments into a call, hands it to a runner, and tells Airflow what came back.
+
+It neither knows how a step works nor where it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from airflow.sdk import Asset, AssetAlias, BaseOperator
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
+from airloop.contract import Call, RunInfo, attempt_id
+from airloop.errors import (
+    AirloopError,
+    BadArgument,
+    InfrastructureFailure,
+    OutOfMemory,
+    Rejected,
+    StepSkipped,
+    TimedOut,
+)
+from airloop_operators.intervals import interval_of
+from airloop_operators.links import ManifestLink, MlflowRunLink, ReportLink
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airloop_operators.runners.base import Runner, RunOutcome
+    from airloop_operators.settings import Settings
+
+
+class StepOperator(BaseOperator):
+    """
+    Run a step of the catalogue, or one of your own.
+
+    Operators for the built-in steps are thin classes over this one. All of them return a small dictionary of
+    references and counts, which can be passed wherever an argument names a table, a model or a decision::
+
+        rows = ExtractOperator(task_id="extract", source="flights.yaml", files="flights.csv")
+        checked = ValidateOperator(task_id="validate", table=rows.output, suite="flights.json")
+
+    :param step: name in the catalogue (``airloop steps``) or ``package.module:function``. (templated)
+    :param arguments: the step's arguments, JSON values. (templated)
+    :param interval: ``start/end``, ISO 8601 with offsets, instead of the run's own interval. (templated)
+    :param force: do the work even if a complete manifest under the same key exists.
+    :param runner: where to run: ``local``; default ``[airloop] runner``.
+    :param memory_mb: memory limit, MiB; default ``[airloop] memory_mb``; over it the step is ended and OOM is named.
+    :param cpus: processors that the step may use; default all.
+    :param environment: more environment variables for the step. (templated)
+    :param secrets: environment variable by ``connection_id.field`` (``password``, ``login``, ``uri`` or
+        ``extra.NAME``). Fetched when the task runs; masked in logs; never rendered, never in a manifest.
+    :param python: interpreter of another virtual environment that has airloop installed.
+    :param infrastructure_retries: how often a step that was ended by its surroundings (not by memory or time limits)
+        is started again before the task itself fails; apart from the task's ``retries``.
+    :param announces: asset whose event is emitted only when the step made something new, with the step's key and
+        interval in its extra. (A plain outlet fires again when a reused task is cleared.)
+    """
+
+    template_fields: Sequence[str] = ("step", "arguments", "interval", "environment")
+    operator_extra_links = (ManifestLink(), ReportLink(), MlflowRunLink())
+    ui_color = "#e3f0ec"
+
+    step_name: ClassVar[str] = ""
+    """Step of a built-in operator."""
+    step_arguments: ClassVar[tuple[str, ...]] = ()
+    """Attributes of a built-in operator that are arguments of its step; None means: not given."""
+
+    def __init__(
+        self,
+        *,
+        step: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        interval: str | Mapping[str, str] | None = None,
+        force: bool = False,
+        runner: Literal["local"] | None = None,
+        memory_mb: int | None = None,
+        cpus: float | None = None,
+        environment: Mapping[str, str] | None = None,
+        secrets: Mapping[str, str] | None = None,
+        python: str | None = None,
+        infrastructure_retries: int = 1,
+        announces: Asset | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if announces is not None:
+            kwargs["outlets"] = [*(kwargs.get("outlets") or []), AssetAlias(announces.name)]
+        super().__init__(**kwargs)
+        self.step = step
+        self.arguments = arguments
+        self.interval = interval
+        self.force = force
+        self.runner = runner
+        self.memory_mb = memory_mb
+        self.cpus = cpus
+        self.environment = environment
+        self.secrets = secrets
+        self.python = python
+        self.infrastructure_retries = infrastructure_retries
+        self.announces = announces
+
+    def call_arguments(self) -> dict[str, Any]:
+        """Arguments of the call: what was given, and nothing that was not."""
+        given = dict(self.arguments or {})
+        for name in self.step_arguments:
+            value = getattr(self, name)
+            if value is not None:
+                given[name] = value
+        return given
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Run the step; returns its references and counts."""
+        from airloop_operators.results import links_of, result_of
+        from airloop_operators.runners import get_runner
+        from airloop_operators.settings import Settings
+
+        settings = Settings.read()
+        self._running: Runner = get_runner(self.runner or settings.runner, settings)
+        try:
+            outcome = self._run(context, settings)
+        except AirloopError as error:
+            raise _for_airflow(error) from error
+        self.step_links = links_of(outcome, settings)
+        if outcome.error is not None:
+            raise _for_airflow(outcome.error) from outcome.error
+        result = result_of(outcome)
+        if self.announces is not None:
+            self._announce(context, outcome, result)
+        return result
+
+    def on_kill(self) -> None:
+        """End the step and everything that it started."""
+        running = getattr(self, "_running", None)
+        if running is not None:
+            running.on_kill()
+
+    def _run(self, context: Context, settings: Settings) -> RunOutcome:
+        from airloop_operators.runners.base import RunRequest
+        from airloop_operators.secrets import fetch_secrets
+
+        step = self.step or self.step_name
+        if not step:
+            raise BadArgument(f"task {self.task_id} names no step", "pass step='extract' or 'package.module:function'")
+        ti = context["ti"]
+        run = RunInfo(ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index, ti.try_number)
+        interval = interval_of(context, self.interval)
+        secrets = fetch_secrets(self.secrets or {})
+        for attempt in range(self.infrastructure_retries + 1):
+            call = Call(
+                step=step,
+                arguments=self.call_arguments(),
+                attempt=attempt_id(getattr(ti, "id", run), run, attempt),
+                run=run,
+                interval=interval,
+                force=self.force,
+            )
+            request = RunRequest(
+                call=call,
+                environment={**settings.environment, **(self.environment or {})},
+                secrets=secrets,
+                artifacts=settings.artifacts,
+                memory_mb=self.memory_mb or settings.memory_mb or None,
+                cpus=self.cpus,
+                python=self.python,
+            )
+            outcome = self._running.run(request)
+            error = outcome.error
+            # A limit that was hit once will be hit again: that is for a person, or the task's own retries.
+            if not isinstance(error, InfrastructureFailure) or isinstance(error, OutOfMemory | TimedOut):
+                break
+            if attempt < self.infrastructure_retries:
+                self.log.warning("%s: %s; starting the step again", type(error).__name__, error)
+        return outcome
+
+    def _announce(self, context: Context, outcome: RunOutcome, result: Mapping[str, Any]) -> None:
+        manifest = outcome.manifest or {}
+        if result["status"] != "done" or not manifest.get("changed", True) or self.announces is None:
+            return
+        if "event" in manifest and manifest["event"] is None and self.event_only:
+            return
+        extra = {"key": result["key"], "interval": result["interval"], **(manifest.get("event") or {})}
+        context["outlet_events"][AssetAlias(self.announces.name)].add(self.announces, extra=extra)
+
+    event_only: ClassVar[bool] = False
+    """True: the step itself decides whether there is something to announce."""
+
+
+def _for_airflow(error: AirloopError) -> AirflowException:
+    """The exception whose type tells Airflow whether to retry."""
+    text = f"{type(error).__name__}: {error}" if type(error) is not AirloopError else str(error)
+    if isinstance(error, Rejected):
+        return AirflowFailException(text)
+    if isinstance(error, StepSkipped):
+        return AirflowSkipException(text)
+    return AirflowException(text)

@@ -1,0 +1,81 @@
+"""
+Which interval of time a task works on.
+
+In this order: the task's own ``interval`` argument; the run's data interval, if it has one that is not empty; the
+run's partition key; the newest triggering asset event that carries an interval. Else there is none, and a step that
+needs one says so. (``{{ ds }}`` does not exist in a run whose logical date is null.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Any
+
+from airloop.contract import Interval
+from airloop.errors import BadInterval
+
+
+def interval_of(context: Mapping[str, Any], explicit: object = None) -> Interval | None:
+    """
+    Interval of the task that runs in ``context``.
+
+    :param explicit: the task's own argument: ``start/end``, a mapping, or None.
+    :raises BadInterval: the explicit argument or the partition key cannot be read.
+    """
+    if explicit is not None:
+        return Interval.parse(explicit)  # type: ignore[arg-type]
+    start, end = context.get("data_interval_start"), context.get("data_interval_end")
+    if start is not None and end is not None and start < end:
+        return Interval(start, end)
+    run = context.get("dag_run")
+    key = getattr(run, "partition_key", None) or context.get("partition_key")
+    if key:
+        zone = getattr(context.get("dag"), "timezone", None) or UTC
+        return partition_interval(key, zone)
+    return _interval_of_events(context.get("triggering_asset_events") or {})
+
+
+def partition_interval(key: str, zone: tzinfo) -> Interval:
+    """
+    Interval that a partition key stands for: ``2013``, ``2013-01``, ``2013-01-31``, ``2013-01-31T05`` or ``start/end``.
+
+    :param zone: time zone of keys that name none.
+    :raises BadInterval: the key is none of these.
+    """
+    if "/" in key:
+        return Interval.parse(key)
+    match = re.fullmatch(r"(\d{4})(?:-(\d\d)(?:-(\d\d)(?:T(\d\d)(?::?00){0,2})?)?)?", key)
+    if not match:
+        raise BadInterval(
+            f"partition key {key!r} is not a time", "use 2013, 2013-01, 2013-01-31, 2013-01-31T05, or pass interval="
+        )
+    year, month, day, hour = (int(part) if part else None for part in match.groups())
+    try:
+        start = datetime(year or 1, month or 1, day or 1, hour or 0)
+    except ValueError as cause:
+        raise BadInterval(f"partition key {key!r} is no date: {cause}") from cause
+    if month is None:
+        end = start.replace(year=start.year + 1)
+    elif day is None:
+        end = start.replace(year=start.year + start.month // 12, month=start.month % 12 + 1)
+    elif hour is None:
+        end = start + timedelta(days=1)
+    else:
+        begin = start.replace(tzinfo=zone).astimezone(UTC)
+        return Interval(begin, begin + timedelta(hours=1))
+    # Wall-clock midnights: a day in New York has 23 or 25 hours twice a year.
+    return Interval(start.replace(tzinfo=zone), end.replace(tzinfo=zone))
+
+
+def _interval_of_events(events: Mapping[Any, Iterable[Any]]) -> Interval | None:
+    newest: Interval | None = None
+    for group in events.values():
+        for event in group:
+            found = (getattr(event, "extra", None) or {}).get("interval")
+            if found:
+                interval = Interval.parse(found)
+                if newest is None or interval.end > newest.end:
+                    newest = interval
+    return newest

@@ -1,0 +1,50 @@
+"""What Airflow is told about this provider. Standard library only: Airflow reads it at every start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# option: (type, description, default, example)
+OPTIONS: dict[str, tuple[str, str, str | None, str | None]] = {
+    "runner": ("string", "Where steps run unless a task says otherwise. `local`: a subprocess.", "local", None),
+    "home": ("string", "Folder of all state; a local file system. Default: AIRLOOP_HOME.", None, "/srv/airloop"),
+    "warehouse": ("string", "Folder of the Iceberg tables' files, if not below home.", None, None),
+    "catalog": ("string", "SQLAlchemy address of the Iceberg catalog.", None, "sqlite:////srv/airloop/catalog.db"),
+    "artifacts": ("string", "Folder of manifests, attempts' records and reports, if not below home.", None, None),
+    "mlflow": ("string", "MLflow tracking and registry address.", None, "http://127.0.0.1:5000"),
+    "mlflow_ui": ("string", "Address of the MLflow UI for links in the Airflow UI.", None, "http://127.0.0.1:5000"),
+    "feature_repo": ("string", "Folder of the Feast definitions.", None, "/srv/loops/feature_repo"),
+    "warm": ("boolean", "Start local steps from a warm process that has imported the large libraries.", "True", None),
+    "preload": ("string", "Comma-separated modules that the warm process imports.", None, "pandas,mlflow"),
+    "memory_mb": ("integer", "Default memory limit of a local step, MiB; 0: none.", "0", "4096"),
+}
+
+SENSITIVE = frozenset({"catalog", "mlflow"})
+
+LINKS = ("ManifestLink", "ReportLink", "MlflowRunLink")
+
+
+def get_provider_info() -> dict[str, Any]:
+    """The entry point ``apache_airflow_provider``."""
+    return {
+        "package-name": "airloop",
+        "name": "Airloop",
+        "description": "Retraining loops: from raw rows and labels to a gated, registered and monitored model.",
+        "extra-links": [f"airloop_operators.links.{name}" for name in LINKS],
+        "config": {
+            "airloop": {
+                "description": "Where steps of Airloop run and keep their state.",
+                "options": {
+                    name: {
+                        "description": text,
+                        "type": kind,
+                        "default": default,
+                        "example": example,
+                        "version_added": "0.1.0",
+                        "sensitive": name in SENSITIVE,
+                    }
+                    for name, (kind, text, default, example) in OPTIONS.items()
+                },
+            }
+        },
+    }
