@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Compile the pinned, hashed requirement files. One file serves Python 3.11 and 3.12; none names an index.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+uv=${1:-uv}
+compile() { "$uv" pip compile --quiet --universal --no-emit-index-url --no-emit-find-links --generate-hashes \
+  --python-version 3.11 --custom-compile-command "make requirements" "$@"; }
+printf 'uv\n' | compile - -o requirements/uv.txt
+compile pyproject.toml -o requirements/payload.txt
+compile pyproject.toml --extra airflow --extra demo -o requirements/demo.txt
+# What tests need on top is resolved together with what they test.
+compile pyproject.toml --all-extras --group test --group lint --group docs -o requirements/dev.txt -c requirements/demo.txt
