@@ -32,15 +32,15 @@ from airloop.features.source import IcebergSource
 from airloop.warehouse.refs import TableRef
 
 if TYPE_CHECKING:
-    from airloop.warehouse.catalog import Warehouse
-
     from feast.infra.registry.base_registry import BaseRegistry
     from feast.saved_dataset import SavedDatasetStorage
+
+    from airloop.warehouse.catalog import Warehouse
 
 ROW = "__airloop_row"
 """Number of the entity row, so that they come back in their order."""
 
-_snapshots: ContextVar[Mapping[str, int]] = ContextVar("airloop_feature_snapshots", default={})
+_snapshots: ContextVar[Mapping[str, int]] = ContextVar("airloop_feature_snapshots")
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def snapshots(chosen: Mapping[str, int]) -> Iterator[None]:
 
     :param chosen: snapshot id by ``namespace.table``; 0 is the empty table.
     """
-    token = _snapshots.set({**_snapshots.get(), **chosen})
+    token = _snapshots.set({**_snapshots.get({}), **chosen})
     try:
         yield
     finally:
@@ -77,7 +77,7 @@ def warehouse_of(config: RepoConfig) -> Warehouse:
 
 def table_ref(warehouse: Warehouse, table: str) -> TableRef:
     """The snapshot of a table that is to be read here and now."""
-    chosen = _snapshots.get()
+    chosen = _snapshots.get({})
     return TableRef(table, chosen[table] if table in chosen else warehouse.head(table))
 
 
@@ -285,10 +285,8 @@ def _entity_rows(entity_df: pd.DataFrame | pa.Table) -> tuple[pa.Table, str]:
     :raises BadInput: a column mixes types, or the times cannot be read as times.
     """
     try:
-        if isinstance(entity_df, pa.Table):
-            rows = entity_df
-        else:
-            rows = pa.Table.from_pandas(entity_df, preserve_index=False)
+        given = isinstance(entity_df, pa.Table)
+        rows = entity_df if given else pa.Table.from_pandas(entity_df, preserve_index=False)
         name = _time_column(rows.schema)
         column = rows[name]
         if not pa.types.is_timestamp(column.type):
