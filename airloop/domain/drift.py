@@ -1,0 +1,226 @@
+"""
+Drift: whether a column is still distributed as in the data that a model was trained on.
+
+A column is compared by its counts in the reference's bins (quantiles for numbers, values for categories, one more for
+missing). With many rows every real column differs *significantly*, with few rows a large difference happens by
+chance: a column has drifted only if its effect is large (population stability index) **and** chance is ruled out (p of
+the chi-square test of homogeneity, or of Kolmogorov and Smirnov, under Holm's correction over all columns together).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airloop.domain.bootstrap import holm
+from airloop.domain.distributions import chi_square_sf, kolmogorov_sf
+from airloop.domain.metrics import Floats
+
+Counts = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnDrift:
+    """How one column moved."""
+
+    column: str
+    kind: str
+    """``number``, ``boolean``, ``category`` or ``score``."""
+    rows: int
+    reference_rows: int
+    psi: float
+    js: float
+    """Jensen-Shannon distance, 0 … 1 (base 2)."""
+    ks: float | None
+    """Kolmogorov-Smirnov distance at the bins' edges; None for categories."""
+    p: float
+    missing: float
+    """Share of missing values now."""
+    reference_missing: float
+    p_adjusted: float = 1.0
+    outcome: Literal["ok", "drifted", "too few"] = "ok"
+    why: str = ""
+    bins: tuple[dict[str, Any], ...] = ()
+    """Shares by bin, for charts."""
+
+
+def population_stability_index(reference: Counts, current: Counts) -> float:
+    """
+    Population stability index of two sets of counts in the same bins; 0 is no shift, unbounded above.
+
+    Half a row is added to every bin, so that an empty one does not make it infinite.
+
+    Source: Siddiqi, Credit Risk Scorecards, 2006, ch. 8.
+    """
+    p, q = _smooth(reference), _smooth(current)
+    return float(((q - p) * np.log(q / p)).sum())
+
+
+def jensen_shannon_distance(reference: Counts, current: Counts) -> float:
+    """Square root of the Jensen-Shannon divergence, base 2: 0 is the same, 1 is nothing in common."""
+    p, q = reference / reference.sum(), current / current.sum()
+    m = (p + q) / 2
+
+    def against(x: Counts) -> float:
+        there = x > 0
+        return float((x[there] * np.log2(x[there] / m[there])).sum())
+
+    return math.sqrt(max(0.0, (against(p) + against(q)) / 2))
+
+
+def chi_square_homogeneity(reference: Counts, current: Counts) -> tuple[float, float]:
+    """
+    Chi-square statistic and p-value of "both counts come from one distribution"; bins empty in both are left out.
+
+    Bins with an expected count below 5 are joined to one first, since the approximation needs them.
+    """
+    both = np.stack([reference, current]).astype(np.float64)
+    both = both[:, both.sum(axis=0) > 0]
+    rows = both.sum(axis=1, keepdims=True)
+    small = (rows * both.sum(axis=0) / both.sum()).min(axis=0) < 5
+    if small.any():
+        both = np.column_stack([both[:, ~small], both[:, small].sum(axis=1)])
+    if both.shape[1] < 2:
+        return 0.0, 1.0
+    expected = rows * both.sum(axis=0) / both.sum()
+    statistic = float(((both - expected) ** 2 / expected).sum())
+    return statistic, chi_square_sf(statistic, both.shape[1] - 1)
+
+
+def kolmogorov_smirnov(reference: Floats, current: Floats) -> tuple[float, float]:
+    """Two-sample Kolmogorov-Smirnov distance and its asymptotic p-value, of samples without NaN."""
+    values = np.concatenate([reference, current])
+    there = np.searchsorted(np.sort(reference), values, side="right") / len(reference)
+    here = np.searchsorted(np.sort(current), values, side="right") / len(current)
+    distance = float(np.abs(there - here).max())
+    return distance, _ks_p(distance, len(reference), len(current))
+
+
+def binned_kolmogorov_smirnov(reference: Counts, current: Counts) -> tuple[float, float]:
+    """
+    The same from counts in ordered bins: the distance at the bins' edges.
+
+    It is never above the exact distance, so its p-value errs on the side of no alarm.
+    """
+    n, m = reference.sum(), current.sum()
+    distance = float(np.abs(np.cumsum(reference) / n - np.cumsum(current) / m).max())
+    return distance, _ks_p(distance, n, m)
+
+
+def column_drift(
+    column: str, reference: Mapping[str, Any], values: NDArray[Any], *, min_rows: int = 200, kind: str = ""
+) -> ColumnDrift:
+    """
+    Compare a column with the reference that its model keeps.
+
+    :param reference: ``{"kind": "number"|"boolean", "edges": […], "counts": […], "missing": n}``, bin of x being
+        ``searchsorted(edges, x, side="right")``, or ``{"kind": "category", "counts": {value: n}, "other": n,
+        "missing": n}``.
+    :param values: floats with NaN for missing, or objects with None for missing.
+    :param min_rows: fewer present rows on either side are not judged.
+    """
+    kind = kind or str(reference["kind"])
+    if reference.get("kind") == "category":
+        names, there, here, missing = _category_counts(reference, values)
+    else:
+        names, there, here, missing = _number_counts(reference, values)
+    gone = float(reference.get("missing", 0))
+    rows, reference_rows = len(values), int(there.sum() + gone)
+    share, reference_share = (missing / rows if rows else 0.0), (gone / reference_rows if reference_rows else 0.0)
+    if min(rows, reference_rows) < min_rows:
+        why = f"{rows:,} rows against {reference_rows:,}, at least {min_rows:,} are needed on both sides"
+        return ColumnDrift(
+            column, kind, rows, reference_rows, 0.0, 0.0, None, 1.0, share, reference_share, outcome="too few", why=why
+        )
+    ordered_there, ordered_here = there, here
+    # Missing is one more bin, unless neither side has any: a column that stops arriving has drifted.
+    if gone or missing:
+        names, there, here = [*names, "(missing)"], np.append(there, gone), np.append(here, missing)
+    used = there + here > 0
+    names, there, here = [n for n, u in zip(names, used, strict=True) if u], there[used], here[used]
+    p = chi_square_homogeneity(there, here)[1]
+    ks = None
+    if reference.get("kind") != "category" and ordered_there.sum() and ordered_here.sum():
+        ks, p_ks = binned_kolmogorov_smirnov(ordered_there, ordered_here)
+        p = min(1.0, 2 * min(p, p_ks))  # two tests of one column
+    bins = tuple(
+        {"bin": name, "reference": float(a), "current": float(b)}
+        for name, a, b in zip(names, there / there.sum(), here / here.sum(), strict=True)
+    )
+    return ColumnDrift(
+        column,
+        kind,
+        rows,
+        reference_rows,
+        population_stability_index(there, here),
+        jensen_shannon_distance(there, here),
+        ks,
+        p,
+        share,
+        reference_share,
+        bins=bins,
+    )
+
+
+def judge(columns: Sequence[ColumnDrift], *, psi_limit: float = 0.2, alpha: float = 0.01) -> list[ColumnDrift]:
+    """
+    The same columns with those marked that have drifted: index at least ``psi_limit`` and adjusted p at most ``alpha``.
+    """
+    tested = [i for i, c in enumerate(columns) if c.outcome != "too few"]
+    judged = list(columns)
+    for i, p in zip(tested, holm([columns[i].p for i in tested]), strict=True):
+        c = columns[i]
+        large, sure = c.psi >= psi_limit, p <= alpha
+        why = {
+            (True, True): f"index {c.psi:.3f} is over {psi_limit:g} (adjusted p {p:.2g})",
+            (True, False): f"index {c.psi:.3f} is over {psi_limit:g}, but may be chance (adjusted p {p:.2g})",
+        }.get((large, sure), "")
+        judged[i] = replace(c, p_adjusted=p, outcome="drifted" if large and sure else "ok", why=why)
+    return judged
+
+
+def _number_counts(reference: Mapping[str, Any], values: NDArray[Any]) -> tuple[list[str], Counts, Counts, int]:
+    edges = np.asarray(reference["edges"], dtype=np.float64)
+    there = np.asarray(reference["counts"], dtype=np.float64)
+    if len(there) != len(edges) + 1:
+        raise ValueError(f"{len(edges)} edges and {len(there)} counts")
+    numbers = np.asarray(values, dtype=np.float64)
+    present = numbers[~np.isnan(numbers)]
+    here = np.bincount(np.searchsorted(edges, present, side="right"), minlength=len(there)).astype(np.float64)
+    if not len(edges):
+        names = ["all"]
+    else:
+        names = [
+            f"< {edges[0]:g}",
+            *(f"{a:g} … {b:g}" for a, b in pairwise(edges)),
+            f"≥ {edges[-1]:g}",
+        ]
+    return names, there, here, len(numbers) - len(present)
+
+
+def _category_counts(reference: Mapping[str, Any], values: NDArray[Any]) -> tuple[list[str], Counts, Counts, int]:
+    names = list(reference["counts"])
+    there = np.array([*(reference["counts"][n] for n in names), reference.get("other", 0)], dtype=np.float64)
+    # NaN is the one value that differs from itself: pandas and Arrow may give it for a missing text.
+    found = Counter(str(v) for v in values if v is not None and v == v)
+    here = np.array([float(found.pop(n, 0)) for n in names] + [0.0])
+    here[-1] = sum(found.values())
+    return [*names, "(other)"], there, here, len(values) - int(here.sum())
+
+
+def _smooth(counts: Counts) -> Counts:
+    shares: Counts = (counts + 0.5) / (counts + 0.5).sum()
+    return shares
+
+
+def _ks_p(distance: float, n: float, m: float) -> float:
+    size = math.sqrt(n * m / (n + m))
+    # Stephens' correction makes the asymptotic value good from about four rows on.
+    return kolmogorov_sf((size + 0.12 + 0.11 / size) * distance)

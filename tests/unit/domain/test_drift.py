@@ -1,0 +1,161 @@
+"""Drift statistics agree with SciPy, and alarm neither by chance nor by mere size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.spatial.distance import jensenshannon
+
+from airloop.domain.drift import (
+    binned_kolmogorov_smirnov,
+    chi_square_homogeneity,
+    column_drift,
+    jensen_shannon_distance,
+    judge,
+    kolmogorov_smirnov,
+    population_stability_index,
+)
+
+
+def reference_of(values: np.ndarray, bins: int = 10) -> dict[str, Any]:
+    present = values[~np.isnan(values)]
+    edges = np.unique(np.quantile(present, np.linspace(0, 1, bins + 1)[1:-1]))
+    counts = np.bincount(np.searchsorted(edges, present, side="right"), minlength=len(edges) + 1)
+    return {
+        "kind": "number",
+        "edges": edges.tolist(),
+        "counts": counts.tolist(),
+        "missing": int(np.isnan(values).sum()),
+    }
+
+
+def test_same_as_scipy() -> None:
+    generator = np.random.default_rng(0)
+    a, b = generator.integers(20, 90, (2, 8)).astype(float)
+    statistic, p = chi_square_homogeneity(a, b)
+    expected = stats.chi2_contingency([a, b], correction=False)
+    assert (statistic, p) == pytest.approx((expected.statistic, expected.pvalue))
+    assert jensen_shannon_distance(a, b) == pytest.approx(jensenshannon(a, b, base=2))
+    x, y = generator.standard_normal(900), 0.1 + generator.standard_normal(700)
+    distance, p = kolmogorov_smirnov(x, y)
+    exact = stats.ks_2samp(x, y)
+    assert distance == pytest.approx(exact.statistic)
+    assert p == pytest.approx(exact.pvalue, rel=0.1)
+
+
+def test_psi_by_hand() -> None:
+    there, here = np.array([5000.0, 5000]), np.array([2500.0, 7500])
+    assert population_stability_index(there, there) == 0
+    expected = (0.25 - 0.5) * np.log(0.5) + (0.75 - 0.5) * np.log(1.5)
+    assert population_stability_index(there, here) == pytest.approx(expected, rel=1e-3)
+    assert np.isfinite(population_stability_index(np.array([10.0, 0]), np.array([0.0, 10])))
+
+
+def test_rare_bins_are_joined() -> None:
+    there, here = np.array([1000.0, 1, 0, 2]), np.array([1000.0, 0, 1, 2])
+    assert chi_square_homogeneity(there, here)[1] > 0.5
+    assert chi_square_homogeneity(np.array([7.0]), np.array([9.0])) == (0.0, 1.0)
+
+
+def test_binned_distance_is_never_above_the_exact() -> None:
+    generator = np.random.default_rng(3)
+    for shift in (0, 0.05, 0.5):
+        x, y = generator.standard_normal(2000), shift + generator.standard_normal(1500)
+        reference = reference_of(x)
+        here = np.bincount(np.searchsorted(reference["edges"], y, side="right"), minlength=10).astype(float)
+        binned = binned_kolmogorov_smirnov(np.array(reference["counts"], dtype=float), here)[0]
+        assert binned <= kolmogorov_smirnov(x, y)[0] + 1e-12
+
+
+def test_shift_of_a_number() -> None:
+    generator = np.random.default_rng(1)
+    reference = reference_of(generator.standard_normal(5000))
+    same, moved = judge(
+        [
+            column_drift("same", reference, generator.standard_normal(4000)),
+            column_drift("moved", reference, 1 + generator.standard_normal(4000)),
+        ]
+    )
+    assert (same.outcome, moved.outcome) == ("ok", "drifted")
+    assert moved.psi > 0.2 > same.psi
+    assert moved.ks is not None
+    assert moved.ks > 0.3
+    assert moved.why.startswith("index 0.")
+    assert sum(b["current"] for b in moved.bins) == pytest.approx(1)
+    assert moved.bins[0]["bin"].startswith("< -1.2")
+
+
+def test_values_that_stop_arriving() -> None:
+    generator = np.random.default_rng(1)
+    reference = reference_of(generator.standard_normal(5000))
+    values = generator.standard_normal(1000)
+    values[:500] = np.nan
+    (gone,) = judge([column_drift("x", reference, values)])
+    assert gone.outcome == "drifted"
+    assert (gone.missing, gone.reference_missing) == (0.5, 0)
+    (all_gone,) = judge([column_drift("x", reference, np.full(1000, np.nan))])
+    assert all_gone.outcome == "drifted"
+    assert all_gone.ks is None
+
+
+def test_categories() -> None:
+    reference = {"kind": "category", "counts": {"EWR": 4000, "JFK": 3000, "LGA": 3000}, "other": 0, "missing": 0}
+    same = np.array(["EWR"] * 400 + ["JFK"] * 310 + ["LGA"] * 290, dtype=object)
+    unseen = np.array(["EWR"] * 400 + ["SWF"] * 310 + [None] * 200 + [float("nan")] * 90, dtype=object)
+    ok, drifted = judge([column_drift("origin", reference, same), column_drift("origin", reference, unseen)])
+    assert (ok.outcome, drifted.outcome) == ("ok", "drifted")
+    assert ok.ks is None
+    assert drifted.missing == pytest.approx(0.29)
+    assert {b["bin"]: b["current"] for b in drifted.bins}["(other)"] == pytest.approx(0.31)
+    assert {b["bin"] for b in ok.bins} == {"EWR", "JFK", "LGA"}
+
+
+def test_constant_and_boolean_columns() -> None:
+    constant = {"kind": "number", "edges": [], "counts": [5000], "missing": 0}
+    (same,) = judge([column_drift("c", constant, np.zeros(1000))])
+    assert (same.outcome, same.psi, same.p) == ("ok", 0, 1)
+    boolean = {"kind": "boolean", "edges": [0.5], "counts": [4000, 1000], "missing": 0}
+    (flipped,) = judge([column_drift("b", boolean, np.array([True] * 700 + [False] * 300))])
+    assert flipped.outcome == "drifted"
+
+
+def test_few_rows_are_not_judged() -> None:
+    reference = reference_of(np.random.default_rng(0).standard_normal(5000))
+    (few,) = judge([column_drift("x", reference, np.full(50, 9.0))])
+    assert few.outcome == "too few"
+    assert few.why == "50 rows against 5,000, at least 200 are needed on both sides"
+    (none,) = judge([column_drift("x", reference, np.empty(0))])
+    assert none.outcome == "too few"
+
+
+def test_size_alone_is_no_alarm() -> None:
+    """A million rows make a shift of 0.05 significant; it is still no drift."""
+    generator = np.random.default_rng(4)
+    reference = reference_of(generator.standard_normal(500_000))
+    (found,) = judge([column_drift("x", reference, 0.05 + generator.standard_normal(500_000))])
+    assert found.p_adjusted < 1e-10
+    assert found.outcome == "ok"
+
+
+def test_chance_alone_is_no_alarm() -> None:
+    """Forty columns without drift, 100 times, 200 rows each: at most 1% of the rounds alarm, give or take chance."""
+    alarms = 0
+    for seed in range(100):
+        generator = np.random.default_rng(seed)
+        columns = [
+            column_drift(str(i), reference_of(generator.standard_normal(200)), generator.standard_normal(200))
+            for i in range(40)
+        ]
+        alarms += any(c.outcome == "drifted" for c in judge(columns, psi_limit=0.05))
+    assert alarms <= 4
+
+
+def test_an_effect_that_may_be_chance_says_so() -> None:
+    generator = np.random.default_rng(0)
+    reference = reference_of(generator.standard_normal(200))
+    (found,) = judge([column_drift("x", reference, generator.standard_normal(200))], psi_limit=0.001)
+    assert found.outcome == "ok"
+    assert "may be chance" in found.why
