@@ -19,6 +19,7 @@ Errors of Airloop. Each says what was found, what was expected and what to do; i
     ├── TryAgain                   exit 75: something outside may recover
     │   ├── Unreachable            (ConnectionError)
     │   ├── CommitConflict                        another writer kept winning
+    │   │   └── NotDescendant                     `main` moved: the audited snapshot does not build on it
     │   ├── StoreBusy              (TimeoutError) a lock was not had in time
     │   ├── StoreFull              (OSError)
     │   └── InfrastructureFailure                 what ended the process, not what it did
@@ -112,6 +113,10 @@ class Unreachable(TryAgain, ConnectionError):
 
 class CommitConflict(TryAgain):
     """Other writers kept winning the commit."""
+
+
+class NotDescendant(CommitConflict):
+    """``main`` moved, and the snapshot to publish does not build on it: rebase and validate again."""
 
 
 class StoreBusy(TryAgain, TimeoutError):

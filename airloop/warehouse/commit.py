@@ -1,0 +1,188 @@
+"""
+Commit exactly once: one Iceberg snapshot that carries the step's key, or none.
+
+PyIceberg's own retry re-applies without looking and would double rows, so nothing here goes through it. The loop
+loads the table afresh, looks for the key in every snapshot, works the change out against the branch's head of that
+moment, and commits on condition that the head is still the same; if not, all of it is done again.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyiceberg.exceptions import CommitFailedException, ValidationException
+from pyiceberg.table import Table, Transaction
+from pyiceberg.table.metadata import TableMetadata
+from pyiceberg.table.snapshots import Snapshot
+from pyiceberg.table.update import (
+    AssertRefSnapshotId,
+    AssertTableUUID,
+    SetSnapshotRefUpdate,
+    TableRequirement,
+    TableUpdate,
+)
+
+from airloop.errors import CommitConflict
+from airloop.faults import point
+from airloop.warehouse.plan import Plan
+from airloop.warehouse.refs import MAIN, TableRef
+from airloop.warehouse.store import file_lock
+
+KEY = "airloop.key"
+"""Snapshot property: the key of the step that made the snapshot."""
+ADDED, UPDATED, DELETED = "airloop.rows-added", "airloop.rows-updated", "airloop.rows-deleted"
+TRIES = 20
+LOCK_WAIT_S = 10.0
+"""Seconds to wait for our turn; correctness does not depend on getting it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What became of a commit."""
+
+    table: str
+    snapshot: int
+    """The snapshot that holds the rows: a new one, an adopted one, or the head if nothing had to change."""
+    changed: bool
+    """Whether this call made the snapshot."""
+    adopted: bool
+    """Whether an earlier attempt with the same key had made it."""
+    added: int
+    """Rows that are new."""
+    updated: int
+    """Rows that took the place of one with the same key."""
+    deleted: int
+    """Rows that went without a successor of the same key."""
+
+    @property
+    def ref(self) -> TableRef:
+        return TableRef(self.table, self.snapshot)
+
+
+class RefIs(AssertRefSnapshotId):
+    """``ref`` is at ``snapshot_id``; None: it does not exist. Unlike its base it lets an empty table have branches."""
+
+    def validate(self, base_metadata: TableMetadata | None) -> None:  # type: ignore[override]
+        ref = base_metadata.refs.get(self.ref) if base_metadata else None
+        found = ref.snapshot_id if ref else None
+        if found != self.snapshot_id:
+            raise CommitFailedException(f"{self.ref} is at {found}, not at {self.snapshot_id}")
+
+
+def head(table: Table, branch: str) -> int:
+    """Snapshot id of a branch's head; 0 if the branch has none."""
+    ref = table.metadata.refs.get(branch)
+    return ref.snapshot_id if ref else 0
+
+
+def find_key(table: Table, key: str) -> Snapshot | None:
+    """The snapshot, on whichever branch or none, that a step with this key made."""
+    for snapshot in reversed(table.metadata.snapshots):
+        if snapshot.summary is not None and snapshot.summary.additional_properties.get(KEY) == key:
+            return snapshot
+    return None
+
+
+def commit(
+    name: str,
+    load: Callable[[], Table],
+    locks: Path,
+    *,
+    key: str,
+    branch: str,
+    properties: Mapping[str, str],
+    plan: Callable[[Table, int], Plan],
+) -> Commit:
+    """
+    Commit what ``plan`` works out, once.
+
+    :param load: gives the table with metadata fresh from the catalog.
+    :param locks: folder of the lock files by which writers on one machine take turns.
+    :param plan: works out the change against a table and a snapshot; called again after every conflict.
+    :raises CommitConflict: other writers kept winning.
+    """
+    for attempt in range(TRIES):
+        with file_lock(locks / f"{name}.lock", timeout_s=LOCK_WAIT_S):
+            table = load()
+            found = find_key(table, key)
+            if found is not None:
+                return adopted(name, found)
+            # A branch that does not exist starts at main's head.
+            base = head(table, branch) or head(table, MAIN)
+            planned = plan(table, base)
+            if not planned.changes:
+                return Commit(name, base, False, False, 0, 0, 0)
+            try:
+                snapshot = _commit_once(table, key, branch, properties, planned)
+                return Commit(name, snapshot, True, False, planned.added, planned.updated, planned.deleted)
+            except CommitFailedException:
+                planned.sent = False
+            finally:
+                # Of what was sent we may never hear that it was done: only the key tells, so the files stay.
+                if not planned.sent and planned.rewritten is not None:
+                    planned.rewritten.abort()
+        time.sleep(random.uniform(0.0, 0.02 * 2 ** min(attempt, 6)))
+    raise CommitConflict(
+        f"{name}: other writers won {TRIES} times", "run the task again, with fewer tasks at once that write this table"
+    )
+
+
+def adopted(name: str, snapshot: Snapshot) -> Commit:
+    """The commit that an earlier attempt made."""
+    summary = snapshot.summary.additional_properties if snapshot.summary else {}
+    added, updated, deleted = (int(summary.get(p, 0)) for p in (ADDED, UPDATED, DELETED))
+    return Commit(name, snapshot.snapshot_id, False, True, added, updated, deleted)
+
+
+def _commit_once(table: Table, key: str, branch: str, properties: Mapping[str, str], plan: Plan) -> int:
+    transaction = Transaction(table)
+    on_branch, on_main = head(table, branch), head(table, MAIN)
+    if not on_branch and on_main:
+        transaction._stage((_set_ref(branch, on_main),))
+    update = transaction.update_snapshot(
+        snapshot_properties={
+            **properties,
+            KEY: key,
+            ADDED: str(plan.added),
+            UPDATED: str(plan.updated),
+            DELETED: str(plan.deleted),
+        },
+        branch=branch,
+    )
+    producer: Any = update.overwrite() if plan.remove else update.merge_append()
+    for file in plan.add:
+        producer.append_data_file(file)
+    for file in plan.remove:
+        producer.delete_data_file(file)
+    try:
+        # What follows is what PyIceberg's commit does, without its retry.
+        updates, _ = producer._commit()
+        requirements = (RefIs(ref=branch, snapshot_id=on_branch or None),)
+        point("commit:before")
+        plan.sent = True
+        send(table, (*transaction._updates, *updates), requirements)
+        point("commit:after")
+    except (CommitFailedException, ValidationException) as cause:
+        producer._clean_all_uncommitted()
+        if isinstance(cause, ValidationException):
+            raise CommitFailedException(str(cause)) from cause
+        raise
+    return int(producer.snapshot_id)
+
+
+def _set_ref(branch: str, snapshot: int) -> SetSnapshotRefUpdate:
+    return SetSnapshotRefUpdate(ref_name=branch, type="branch", snapshot_id=snapshot)
+
+
+def send(table: Table, updates: tuple[TableUpdate, ...], requirements: tuple[TableRequirement, ...]) -> None:
+    """
+    Change a table's metadata in one compare-and-set, if the requirements hold on what the catalog has now.
+
+    :raises CommitFailedException: they do not, or another writer was first; nothing has changed.
+    """
+    table._do_commit(updates, (AssertTableUUID(uuid=table.metadata.table_uuid), *requirements))

@@ -1,0 +1,156 @@
+"""Open the catalog and give the errors of its surroundings a name."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from airloop.config import Config
+from airloop.errors import AirloopError, BadConfiguration, OutOfMemory, StoreFull, StoreReadOnly, classify
+from airloop.warehouse.mounts import file_system, is_network
+
+if TYPE_CHECKING:
+    from pyiceberg.catalog.sql import SqlCatalog
+
+BUSY_S = 30
+"""Seconds that a writer waits for another one's SQLite transaction."""
+
+
+def sqlite_path(address: str) -> Path | None:
+    """The file of a SQLite address, or None for another engine."""
+    prefix = "sqlite:///"
+    return Path(address.removeprefix(prefix)) if address.startswith(prefix) else None
+
+
+def open_catalog(config: Config) -> SqlCatalog:
+    """
+    The Iceberg catalog that a configuration names; its folders and tables are created at first use.
+
+    :raises BadConfiguration: SQLite on a network file system, or an address that cannot be used.
+    :raises StoreReadOnly: the folders cannot be made or written.
+    """
+    file = sqlite_path(config.catalog)
+    address = config.catalog
+    with storing("opening the catalog"):
+        for folder in (config.warehouse, config.home / "spill", config.home / "locks" / "tables"):
+            folder.mkdir(parents=True, exist_ok=True)
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if is_network(file):
+                raise BadConfiguration(
+                    f"the catalog {file} is on {file_system(file)}, where SQLite's locks do not hold",
+                    "put AIRLOOP_HOME on a local disk, or use a PostgreSQL catalog",
+                )
+            address = f"{config.catalog}?timeout={BUSY_S}"
+        from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+        try:
+            if file is None or _is_ready(file):
+                return _catalog(config, address)
+            # The first processes come at once: only one of them creates.
+            with file_lock(config.home / "locks" / "catalog.lock"):
+                _prepare(file)
+                return _catalog(config, address)
+        except (ArgumentError, NoSuchModuleError) as cause:
+            raise BadConfiguration("AIRLOOP_CATALOG is not an address that SQLAlchemy can use", str(cause)) from cause
+
+
+def _catalog(config: Config, address: str) -> SqlCatalog:
+    from pyiceberg.catalog.sql import SqlCatalog
+
+    return SqlCatalog(
+        "airloop",
+        **{
+            "uri": address,
+            "warehouse": f"file://{config.warehouse}",
+            "py-io-impl": "airloop.warehouse.localio.LocalFileIO",
+        },
+    )
+
+
+def _is_ready(file: Path) -> bool:
+    """Whether the file is a catalog in WAL mode already."""
+    if not file.exists() or not file.stat().st_size:
+        return False
+    connection = sqlite3.connect(f"file:{_quoted(file)}?mode=ro", uri=True, timeout=BUSY_S)
+    try:
+        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
+        wal = connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+        return wal and {"iceberg_tables", "iceberg_namespace_properties"} <= tables
+    finally:
+        connection.close()
+
+
+def _prepare(file: Path) -> None:
+    connection = sqlite3.connect(file, timeout=BUSY_S)
+    try:
+        # Readers go on while a writer writes; the mode stays with the file.
+        connection.execute("PRAGMA journal_mode=WAL")
+    finally:
+        connection.close()
+
+
+def _quoted(file: Path) -> str:
+    from urllib.parse import quote
+
+    return quote(str(file))
+
+
+@contextmanager
+def file_lock(path: Path, *, timeout_s: float = BUSY_S) -> Iterator[bool]:
+    """
+    Hold a lock between processes of this machine while the block runs; the kernel frees it if we die.
+
+    :returns: False if it was not had in time: the block runs all the same, for what it guards must be right without
+        the lock and only waits less with it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    until = time.monotonic() + timeout_s
+    held = False
+    try:
+        while not held:
+            with suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = True
+            if not held:
+                if time.monotonic() > until:
+                    break
+                time.sleep(0.01)
+        yield held
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def storing(doing: str) -> Iterator[None]:
+    """Let the block's foreign errors come out as Airloop's where they have a known meaning."""
+    try:
+        yield
+    except AirloopError:
+        raise
+    except Exception as cause:
+        known = _of_duckdb(cause) or classify(cause)
+        if known is None:
+            raise
+        raise type(known)(f"{doing}: {known.found}", known.advice) from cause
+
+
+def _of_duckdb(cause: Exception) -> AirloopError | None:
+    # DuckDB's errors carry no errno, only text.
+    if not type(cause).__module__.startswith(("duckdb", "_duckdb")):
+        return None
+    text = str(cause)
+    if "No space left" in text or "max_temp_directory_size" in text:
+        return StoreFull(f"DuckDB: {text}", "free space or move AIRLOOP_HOME, then run the task again")
+    if "Read-only file system" in text or "Permission denied" in text:
+        return StoreReadOnly(f"DuckDB: {text}", "give the worker's user write access to AIRLOOP_HOME")
+    if type(cause).__name__ == "OutOfMemoryException":
+        return OutOfMemory(f"DuckDB: {text}", "raise AIRLOOP_MEMORY_MB or lower AIRLOOP_ROWS_PER_CHUNK")
+    return None
