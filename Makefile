@@ -38,11 +38,11 @@ install: $(VENV)/.demo ## Install what running needs
 
 .PHONY: demo
 demo: $(VENV)/.demo ## Run the offline loop over three months of flights, in Airflow
-	@$(BIN)/python scripts/demo.py
+	@$(BIN)/python scripts/demo.py $(ARGS)
 
 .PHONY: test
 test: $(VENV)/.dev ## Install what tests need and run them all but the cluster's
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: up
 up: $(VENV)/.demo ## Start Airflow (with UI) and MLflow on free loopback ports

@@ -236,7 +236,7 @@ class TrainOperator(StepOperator):
 
     :param examples: the result of a training-set task. (templated)
     :param trainer: ``xgboost``, ``lightgbm``, or the import path of a scikit-learn-compatible classifier. (templated)
-    :param params: the trainer's parameters; unknown ones are refused. (templated)
+    :param hyperparameters: the trainer's parameters; unknown ones are refused. (templated)
     :param features: columns to train on; default all that the training set names. (templated)
     :param experiment: MLflow experiment; default the training set's table. (templated)
     :param seed: seed of every random choice. (templated)
@@ -248,20 +248,21 @@ class TrainOperator(StepOperator):
     step_arguments: ClassVar[tuple[str, ...]] = (
         "examples",
         "trainer",
+        "hyperparameters",
         "features",
         "experiment",
         "seed",
         "early_stopping_rounds",
         "imbalance",
     )
-    template_fields = (*StepOperator.template_fields, *step_arguments, "trainer_params")
+    template_fields = (*StepOperator.template_fields, *step_arguments)
 
     def __init__(
         self,
         *,
         examples: Result,
         trainer: str | None = None,
-        trainer_params: Mapping[str, Any] | None = None,
+        hyperparameters: Mapping[str, Any] | None = None,
         features: Sequence[str] | None = None,
         experiment: str | None = None,
         seed: int | None = None,
@@ -272,9 +273,214 @@ class TrainOperator(StepOperator):
         super().__init__(**kwargs)
         self.examples = examples
         self.trainer = trainer
-        self.trainer_params = trainer_params
+        self.hyperparameters = hyperparameters
         self.features = features
         self.experiment = experiment
         self.seed = seed
         self.early_stopping_rounds = early_stopping_rounds
         self.imbalance = imbalance
+
+
+class EvaluateOperator(StepOperator):
+    """
+    Compare challenger and champion on the same held-out rows; the decision, with its reasons, is data.
+
+    :param challenger: the result of a train task. (templated)
+    :param champion: ``delay@champion``: who was champion as of the interval's start. (templated)
+    :param examples: the result of the training-set task; its hold-out is what both are measured on. (templated)
+    :param metric: ``roc_auc``, ``average_precision``, ``log_loss``, ``brier`` or ``accuracy``. (templated)
+    :param confidence: confidence of the paired bootstrap interval, 0 to 1. (templated)
+    :param min_gain: the interval's lower end must be above this gain of the metric. (templated)
+    :param slices: columns by whose values the models are compared too. (templated)
+    :param slice_tolerance: loss of the metric that a slice may take. (templated)
+    :param floors: least value by metric that a challenger must reach at all. (templated)
+    :param max_calibration_error: largest expected calibration error, 0 to 1. (templated)
+    :param min_rows: fewer held-out rows decide nothing. (templated)
+    :param min_slice_rows: smaller slices are reported as too few, never as fine. (templated)
+    :param cluster: rows that are resampled together: ``day``, ``hour``, a column, or empty for single rows. (templated)
+    :param resamples: bootstrap resamples. (templated)
+    :param on_reject: ``keep`` the champion, or ``fail`` the task when the challenger breaks a floor. (templated)
+    """
+
+    step_name: ClassVar[str] = "evaluate"
+    step_arguments: ClassVar[tuple[str, ...]] = (
+        "challenger",
+        "champion",
+        "examples",
+        "metric",
+        "confidence",
+        "min_gain",
+        "slices",
+        "slice_tolerance",
+        "floors",
+        "max_calibration_error",
+        "min_rows",
+        "min_slice_rows",
+        "cluster",
+        "resamples",
+        "seed",
+        "on_reject",
+    )
+    template_fields = (*StepOperator.template_fields, *step_arguments)
+
+    def __init__(
+        self,
+        *,
+        challenger: Result,
+        champion: Result,
+        examples: Result,
+        metric: str | None = None,
+        confidence: float | None = None,
+        min_gain: float | None = None,
+        slices: Sequence[str] | None = None,
+        slice_tolerance: float | None = None,
+        floors: Mapping[str, float] | None = None,
+        max_calibration_error: float | None = None,
+        min_rows: int | None = None,
+        min_slice_rows: int | None = None,
+        cluster: str | None = None,
+        resamples: int | None = None,
+        seed: int | None = None,
+        on_reject: Literal["keep", "fail"] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.challenger = challenger
+        self.champion = champion
+        self.examples = examples
+        self.metric = metric
+        self.confidence = confidence
+        self.min_gain = min_gain
+        self.slices = slices
+        self.slice_tolerance = slice_tolerance
+        self.floors = floors
+        self.max_calibration_error = max_calibration_error
+        self.min_rows = min_rows
+        self.min_slice_rows = min_slice_rows
+        self.cluster = cluster
+        self.resamples = resamples
+        self.seed = seed
+        self.on_reject = on_reject
+
+
+class RegisterModelOperator(StepOperator):
+    """
+    Register the challenger and, if the gate says so, make it champion; every change stands in the ledger.
+
+    :param gate: the result of an evaluate task: its decision, and the model it was made on. (templated)
+    :param name: registered model. (templated)
+    :param alias: alias that a promotion moves. (templated)
+    :param model: the model, if not the gate's own. (templated)
+    """
+
+    step_name: ClassVar[str] = "register"
+    step_arguments: ClassVar[tuple[str, ...]] = ("gate", "name", "alias", "model")
+    template_fields = (*StepOperator.template_fields, "gate", "name", "alias", "model")
+    event_only: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        gate: Result,
+        name: str,
+        alias: str | None = None,
+        model: Result = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.gate = gate
+        self.name = name
+        self.alias = alias
+        self.model = model
+
+    def call_arguments(self) -> dict[str, Any]:
+        """The gate's result names both the decision and the model that it was made on."""
+        given = super().call_arguments()
+        given.setdefault("model", given["gate"])
+        return given
+
+
+class DetectDriftOperator(StepOperator):
+    """
+    Hold an interval's features and predictions against the model's training data; measure quality as labels arrive.
+
+    :param model: whose training data is the reference: ``delay@champion``. (templated)
+    :param current: table with the interval's features. (templated)
+    :param predictions: the result of a batch-score task. (templated)
+    :param labels: the result of a labels task. (templated)
+    :param watch: tables whose freshness is reported. (templated)
+    :param table: ``namespace.table`` of the drift figures. (templated)
+    :param quality_table: ``namespace.table`` of the quality figures. (templated)
+    :param psi_limit: population stability index that counts as a shift, if it is significant too. (templated)
+    :param alpha: rate of false alarms over all features together, 0 to 1. (templated)
+    :param min_rows: fewer rows decide nothing. (templated)
+    :param max_quality_drop: loss of the metric against training that raises an alarm. (templated)
+    :param max_age: how old the newest row of a watched table may be at the interval's end: ``2d``. (templated)
+    """
+
+    step_name: ClassVar[str] = "detect_drift"
+    step_arguments: ClassVar[tuple[str, ...]] = (
+        "model",
+        "current",
+        "predictions",
+        "labels",
+        "watch",
+        "table",
+        "quality_table",
+        "psi_limit",
+        "alpha",
+        "min_rows",
+        "max_quality_drop",
+        "max_age",
+    )
+    template_fields = (*StepOperator.template_fields, *step_arguments)
+    event_only: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        model: Result,
+        current: Result,
+        predictions: Result = None,
+        labels: Result = None,
+        watch: Sequence[Result] | None = None,
+        table: str | None = None,
+        quality_table: str | None = None,
+        psi_limit: float | None = None,
+        alpha: float | None = None,
+        min_rows: int | None = None,
+        max_quality_drop: float | None = None,
+        max_age: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.model = model
+        self.current = current
+        self.predictions = predictions
+        self.labels = labels
+        self.watch = watch
+        self.table = table
+        self.quality_table = quality_table
+        self.psi_limit = psi_limit
+        self.alpha = alpha
+        self.min_rows = min_rows
+        self.max_quality_drop = max_quality_drop
+        self.max_age = max_age
+
+
+class ReportOperator(StepOperator):
+    """
+    Write the run's page: one self-contained HTML file from the manifests of its tasks, and the loop's index.
+
+    :param tasks: results by task id; a task that was skipped may be None. (templated)
+    :param title: heading; default the DAG's id. (templated)
+    """
+
+    step_name: ClassVar[str] = "report"
+    step_arguments: ClassVar[tuple[str, ...]] = ("tasks", "title")
+    template_fields = (*StepOperator.template_fields, *step_arguments)
+
+    def __init__(self, *, tasks: Mapping[str, Result], title: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.tasks = tasks
+        self.title = title

@@ -1,0 +1,167 @@
+"""``airloop doctor``: what is installed, configured and reachable, and how to mend what is not."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from airloop.cli.output import Output
+from airloop.config import Config, without_password
+from airloop.errors import AirloopError
+
+LIBRARIES = ("pyarrow", "pyiceberg", "duckdb", "great-expectations", "feast", "mlflow", "scikit-learn", "skops")
+XGBOOST = ("xgboost-cpu", "xgboost")
+OPTIONAL = {"apache-airflow": "to schedule loops: pip install 'airloop[airflow]'", "lightgbm": "trainer=lightgbm"}
+LOW_DISK_BYTES = 2 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    state: Literal["ok", "note", "bad"]
+    found: str
+    mend: str = ""
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("doctor", help="what is installed, configured, reachable, and how to mend it")
+    parser.set_defaults(run=show)
+
+
+def show(arguments: argparse.Namespace, config: Config, output: Output) -> int:
+    findings = [f for check in CHECKS for f in check(config)]
+    output.data([asdict(f) for f in findings])
+    colours = {"ok": "green", "note": "yellow", "bad": "red"}
+    width = max(len(f.what) for f in findings)
+    for f in findings:
+        output.say(f"{output.paint(f'{f.state:4}', colours[f.state])}  {f.what:{width}}  {f.found}")
+        if f.mend:
+            output.say(f"{'':{width + 8}}→ {f.mend}")
+    bad = sum(f.state == "bad" for f in findings)
+    output.say()
+    output.say(f"{bad} to mend." if bad else "Nothing to mend.")
+    return 65 if bad else 0
+
+
+def _python(config: Config) -> Iterator[Finding]:
+    text = f"{sys.version.split()[0]} at {sys.executable}"
+    if (3, 11) <= sys.version_info[:2] < (3, 13):
+        yield Finding("Python", "ok", text)
+    else:
+        yield Finding("Python", "bad", text, "use Python 3.11 or 3.12")
+
+
+def _libraries(config: Config) -> Iterator[Finding]:
+    for name in LIBRARIES:
+        found = _version(name)
+        yield Finding(name, "ok" if found else "bad", found or "not installed", "" if found else f"pip install {name}")
+    boosters = {name: v for name in XGBOOST if (v := _version(name))}
+    if len(boosters) == 2:
+        yield Finding("xgboost", "bad", "xgboost and xgboost-cpu are both installed", "uninstall both, install one")
+    elif not boosters:
+        yield Finding("xgboost", "bad", "not installed", "pip install xgboost-cpu")
+    else:
+        yield Finding("xgboost", "ok", " ".join(f"{n} {v}" for n, v in boosters.items()))
+    for name, use in OPTIONAL.items():
+        found = _version(name)
+        yield Finding(name, "ok" if found else "note", found or "not installed", "" if found else use)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _home(config: Config) -> Iterator[Finding]:
+    for name, folder in {"home": config.home, "warehouse": config.warehouse, "artifacts": config.artifacts}.items():
+        existing = next(p for p in (folder, *folder.parents) if p.exists())
+        try:
+            with tempfile.TemporaryFile(dir=existing):
+                pass
+        except OSError as error:
+            yield Finding(name, "bad", f"{folder}: cannot write: {error.strerror}", "give your user write access to it")
+            continue
+        free = shutil.disk_usage(existing).free
+        text = f"{folder} ({free / 2**30:,.1f} GiB free)" + ("" if folder.exists() else ", made at first use")
+        if free < LOW_DISK_BYTES:
+            yield Finding(name, "bad", text, "free some space, or set AIRLOOP_HOME to a larger disk")
+        else:
+            yield Finding(name, "ok", text)
+
+
+def _sqlite(config: Config) -> Iterator[Finding]:
+    from airloop.warehouse.mounts import file_system, is_network
+
+    for name, address in {"catalog": config.catalog, "MLflow store": config.mlflow}.items():
+        if address.startswith("sqlite:///"):
+            path = Path(address.removeprefix("sqlite:///"))
+            if is_network(path):
+                mend = "SQLite loses data there: set AIRLOOP_HOME to a local disk, or use PostgreSQL"
+                yield Finding(name, "bad", f"{path} is on {file_system(path)}", mend)
+            else:
+                yield Finding(name, "ok", str(path))
+        else:
+            yield _reachable(name, address)
+
+
+def _reachable(name: str, address: str) -> Finding:
+    parts = urlsplit(address)
+    port = parts.port or {"http": 80, "https": 443, "postgresql": 5432, "redis": 6379}.get(parts.scheme.split("+")[0])
+    shown = without_password(address)
+    if not parts.hostname or not port:
+        return Finding(name, "note", f"{shown}: nothing to reach")
+    try:
+        with socket.create_connection((parts.hostname, port), timeout=3):
+            return Finding(name, "ok", f"{shown} answers")
+    except OSError as error:
+        return Finding(name, "bad", f"{shown} does not answer: {error}", "start it, or correct the address")
+
+
+def _warehouse(config: Config) -> Iterator[Finding]:
+    if not config.home.exists():
+        yield Finding("tables", "note", "none yet", "`make demo` or a first run makes some")
+        return
+    from airloop.warehouse.catalog import Warehouse
+
+    try:
+        yield Finding("tables", "ok", f"{len(Warehouse.open(config).tables())} in the catalog")
+    except AirloopError as error:
+        yield Finding("tables", "bad", error.found, error.advice)
+
+
+def _features(config: Config) -> Iterator[Finding]:
+    if config.feature_repo is None:
+        yield Finding("feature repo", "note", "not set", "set AIRLOOP_FEATURE_REPO to use features")
+    elif not (config.feature_repo / "feature_store.yaml").is_file():
+        yield Finding("feature repo", "bad", f"{config.feature_repo} has no feature_store.yaml", "correct AIRLOOP_FEATURE_REPO")
+    else:
+        yield Finding("feature repo", "ok", str(config.feature_repo))
+
+
+def _machine(config: Config) -> Iterator[Finding]:
+    yield Finding("processors", "ok", f"{len(os.sched_getaffinity(0))}")
+
+
+CHECKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (
+    _python,
+    _machine,
+    _libraries,
+    _home,
+    _sqlite,
+    _warehouse,
+    _features,
+)

@@ -1,0 +1,95 @@
+"""``airloop models``, ``airloop live`` and ``airloop promote``."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from airloop.cli.output import Output
+from airloop.config import Config
+from airloop.errors import BadArgument
+
+if TYPE_CHECKING:
+    from airloop.registry.ledger import Entry
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    models = commands.add_parser("models", help="registered models with their versions, or the ledger of one")
+    models.add_argument("model", nargs="?", help="registered model: its promotions, oldest first")
+    models.set_defaults(run=show_models)
+
+    live = commands.add_parser("live", help="what was champion at a time, and on what evidence")
+    live.add_argument("--at", metavar="TIME", help="ISO 8601 with an offset; default now")
+    live.add_argument(
+        "--clock",
+        choices=["wall", "data"],
+        default="wall",
+        help="wall: when it was promoted; data: by the end of the interval whose run promoted it",
+    )
+    live.set_defaults(run=show_live)
+
+    promote = commands.add_parser("promote", help="make a version champion by hand, e.g. to roll back")
+    promote.add_argument("model", help="registered model")
+    promote.add_argument("version", type=int)
+    promote.add_argument("--reason", required=True, help="why; kept in the ledger")
+    promote.set_defaults(run=promote_version)
+
+
+def show_models(arguments: argparse.Namespace, config: Config, output: Output) -> None:
+    from airloop.registry.ledger import Ledger
+    from airloop.warehouse.catalog import Warehouse
+
+    entries = Ledger(Warehouse.open(config)).entries(arguments.model)
+    if arguments.model:
+        output.rows([_row(e) for e in entries], empty=f"Nothing was ever promoted of {arguments.model}.")
+        return
+    newest: dict[tuple[str, str], Entry] = {}
+    for entry in entries:
+        newest[(entry.model, entry.alias)] = entry
+    output.rows([_row(e) for e in newest.values()], empty="No models yet; a first run of a loop registers one.")
+
+
+def show_live(arguments: argparse.Namespace, config: Config, output: Output) -> None:
+    from airloop.registry.ledger import Ledger
+    from airloop.warehouse.catalog import Warehouse
+
+    at = _time(arguments.at)
+    entries = Ledger(Warehouse.open(config)).live(at, clock=arguments.clock)
+    when = at.isoformat(timespec="seconds") if at else "now"
+    output.rows([_row(e) for e in entries], empty=f"Nothing was champion {'at ' if at else ''}{when}.")
+
+
+def promote_version(arguments: argparse.Namespace, config: Config, output: Output) -> None:
+    from airloop.registry.models import promote
+
+    entry = promote(config, arguments.model, arguments.version, reason=arguments.reason, by=getpass.getuser())
+    output.data(_row(entry))
+    output.say(f"{entry.model} version {entry.version} is {entry.alias} now.")
+
+
+def _time(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError as cause:
+        raise BadArgument(f"--at {text!r} is not a time", "write 2013-02-01T00:00+00:00") from cause
+    if at.tzinfo is None:
+        raise BadArgument(f"--at {text} has no time zone", "add an offset, e.g. +00:00")
+    return at.astimezone(UTC)
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    return {
+        "model": entry.model,
+        "alias": entry.alias,
+        "version": entry.version,
+        "replaced": entry.previous_version,
+        "outcome": entry.outcome,
+        "promoted at": entry.recorded_at.isoformat(timespec="seconds"),
+        "data until": entry.effective_at.isoformat(timespec="seconds"),
+        "by": entry.run_id or entry.by,
+        "why": entry.reason,
+    }
