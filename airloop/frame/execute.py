@@ -70,7 +70,8 @@ def execute(step: Step, call: Call, config: Config, redact: Redactor) -> tuple[R
         receipt = Receipt(call.attempt, _status(error), key=record.get("key", ""))
     record |= {"finished_at": _now(), "seconds": clock.seconds(), "resources": _resources()}
     if error is not None:
-        record["error"] = {"type": type(error.__cause__ or error).__name__, "message": str(error)}
+        kind, cause = type(error).__name__, type(error.__cause__ or error).__name__
+        record["error"] = {"class": kind, "type": cause, "message": str(error)}
     try:
         uri = publish_attempt(store, receipt, record, redact)
         if error is not None:
