@@ -12,7 +12,7 @@ from pyiceberg.table.update import RemoveSnapshotRefUpdate, TableRequirement, Ta
 
 from airloop.errors import BadArgument, CommitConflict, NotDescendant, NotFound
 from airloop.faults import point
-from airloop.warehouse.commit import TRIES, RefIs, _set_ref, head, send
+from airloop.warehouse.commit import TRIES, head, ref_is, send, set_ref
 from airloop.warehouse.refs import MAIN
 
 Change = tuple[tuple[TableUpdate, ...], tuple[TableRequirement, ...]]
@@ -43,7 +43,7 @@ def create(name: str, load: Callable[[], Table], branch: str, at: int | None) ->
             return 0
         if table.metadata.snapshot_by_id(start) is None:
             raise NotFound(f"{name} has no snapshot {start}", "see `airloop tables`")
-        return (_set_ref(branch, start),), (RefIs(ref=branch, snapshot_id=None),)
+        return (set_ref(branch, start),), (ref_is(branch, 0),)
 
     return _until_committed(name, load, change, lambda table: head(table, branch))
 
@@ -62,13 +62,13 @@ def publish(name: str, load: Callable[[], Table], snapshot: int, drop_branch: st
                     f"{name}: main moved to {main}, which snapshot {snapshot} does not build on",
                     "apply the rows to the new main and validate them again",
                 )
-            updates = (_set_ref(MAIN, snapshot),)
+            updates = (set_ref(MAIN, snapshot),)
         if drop_branch in table.metadata.refs:
-            updates += (RemoveSnapshotRefUpdate(ref_name=drop_branch),)
+            updates += (_remove_ref(drop_branch),)
         if not updates:
             return main
         point("publish:before")
-        return updates, (RefIs(ref=MAIN, snapshot_id=main or None),)
+        return updates, (ref_is(MAIN, main),)
 
     if drop_branch == MAIN:
         raise BadArgument("main cannot be dropped")
@@ -84,9 +84,13 @@ def drop(name: str, load: Callable[[], Table], branch: str) -> None:
     def change(table: Table) -> Change | int:
         if branch not in table.metadata.refs:
             return 0
-        return (RemoveSnapshotRefUpdate(ref_name=branch),), (RefIs(ref=branch, snapshot_id=head(table, branch)),)
+        return (_remove_ref(branch),), (ref_is(branch, head(table, branch)),)
 
     _until_committed(name, load, change, lambda table: 0)
+
+
+def _remove_ref(branch: str) -> RemoveSnapshotRefUpdate:
+    return RemoveSnapshotRefUpdate.model_validate({"ref-name": branch})
 
 
 def _until_committed(

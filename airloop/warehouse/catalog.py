@@ -7,7 +7,7 @@ What it does not do: row-level deletes by delete files, transactions over severa
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -324,7 +324,7 @@ class Warehouse:
         conform = Conform(".".join(table.name()), to_arrow(table.schema()), optional=optional)
         writer = DataFileWriter(table, rows_per_file=self.config.rows_per_chunk)
         try:
-            conformed = map(conform, chunks(rows, rows_per_chunk=self.config.rows_per_chunk))
+            conformed: Iterator[pa.Table] = map(conform, chunks(rows, rows_per_chunk=self.config.rows_per_chunk))
             if sort_by:
                 conformed = in_order(self.config, conformed, to_arrow(table.schema()), sort_by)
             for chunk in conformed:

@@ -143,7 +143,7 @@ def _commit_once(table: Table, key: str, branch: str, properties: Mapping[str, s
     transaction = Transaction(table)
     on_branch, on_main = head(table, branch), head(table, MAIN)
     if not on_branch and on_main:
-        transaction._stage((_set_ref(branch, on_main),))
+        transaction._stage((set_ref(branch, on_main),))
     update = transaction.update_snapshot(
         snapshot_properties={
             **properties,
@@ -162,7 +162,7 @@ def _commit_once(table: Table, key: str, branch: str, properties: Mapping[str, s
     try:
         # What follows is what PyIceberg's commit does, without its retry.
         updates, _ = producer._commit()
-        requirements = (RefIs(ref=branch, snapshot_id=on_branch or None),)
+        requirements = (ref_is(branch, on_branch),)
         point("commit:before")
         plan.sent = True
         send(table, (*transaction._updates, *updates), requirements)
@@ -175,8 +175,14 @@ def _commit_once(table: Table, key: str, branch: str, properties: Mapping[str, s
     return int(producer.snapshot_id)
 
 
-def _set_ref(branch: str, snapshot: int) -> SetSnapshotRefUpdate:
-    return SetSnapshotRefUpdate(ref_name=branch, type="branch", snapshot_id=snapshot)
+def set_ref(branch: str, snapshot: int) -> SetSnapshotRefUpdate:
+    """Let a branch point at a snapshot."""
+    return SetSnapshotRefUpdate.model_validate({"ref-name": branch, "type": "branch", "snapshot-id": snapshot})
+
+
+def ref_is(branch: str, snapshot: int) -> RefIs:
+    """Require that a branch points at a snapshot; 0: that it does not exist."""
+    return RefIs.model_validate({"ref": branch, "snapshot-id": snapshot or None})
 
 
 def send(table: Table, updates: tuple[TableUpdate, ...], requirements: tuple[TableRequirement, ...]) -> None:

@@ -6,6 +6,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import pyarrow as pa
 from pyiceberg.catalog.sql import SqlCatalog
@@ -72,11 +73,10 @@ def _create(
     optional: Sequence[str],
 ) -> None:
     namespace = name.partition(".")[0]
-    try:
+    # Another process may make it at the same time.
+    with suppress(NamespaceAlreadyExistsError, IntegrityError):
         if not catalog.namespace_exists(namespace):
             catalog.create_namespace(namespace)
-    except (NamespaceAlreadyExistsError, IntegrityError):
-        pass  # another process made it at the same time
     schema = to_iceberg(declared)
     properties = {
         # Its retry re-applies without looking for the key, and doubles rows.
@@ -91,10 +91,9 @@ def _create(
         properties[OPTIONAL] = ",".join(optional)
     if description:
         properties["comment"] = description
-    try:
+    # Another process may make it at the same time; the two are compared next.
+    with suppress(TableAlreadyExistsError):
         catalog.create_table(name, schema, partition_spec=partition_spec(partition_by, schema), properties=properties)
-    except TableAlreadyExistsError:
-        pass  # another process made it at the same time; it is compared next
 
 
 def _evolve(

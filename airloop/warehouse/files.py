@@ -10,7 +10,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +39,7 @@ OPEN_FILES = 32
 BOUND_LENGTH = 16
 """Characters or bytes of a text's bounds in the statistics."""
 
-Rows = pa.Table | pa.RecordBatchReader | Iterable[pa.RecordBatch] | Iterable[pa.Table]
+Rows: TypeAlias = pa.Table | pa.RecordBatchReader | Iterable[pa.RecordBatch] | Iterable[pa.Table]
 
 
 def chunks(rows: Rows, *, rows_per_chunk: int) -> Iterator[pa.Table]:

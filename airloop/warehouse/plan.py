@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import duckdb
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pyiceberg import types as ice
 from pyiceberg.manifest import DataFile
 from pyiceberg.schema import Schema
@@ -23,7 +24,7 @@ from airloop.errors import BadInput
 from airloop.warehouse.files import DataFileWriter
 from airloop.warehouse.localio import local_path
 from airloop.warehouse.read import LiveFile, as_schema, execute, live_files, select, source
-from airloop.warehouse.schema import to_arrow
+from airloop.warehouse.schema import quoted, to_arrow
 
 
 @dataclass
@@ -143,11 +144,18 @@ def plan_replace(
     staged: Staged,
     where: str | None,
 ) -> Plan:
-    """Put staged rows in the place of all rows, or of those that ``where`` holds for."""
+    """
+    Put staged rows in the place of all rows, or of those that ``where`` holds for.
+
+    If both are the same rows, whatever their order, nothing changes: who reads the table need not run again.
+    """
     schema = table.schema()
     plan = Plan(added=staged.rows)
+    files = live_files(table, snapshot)
     if where is None:
-        for file in live_files(table, snapshot):
+        if _same_rows(connection, schema, files, staged, where):
+            return Plan()
+        for file in files:
             plan.remove.append(file.data_file)
             plan.deleted += file.rows
         plan.add = list(staged.files)
@@ -162,7 +170,9 @@ def plan_replace(
                 f"WHERE {where}",
                 "a second run would leave them and add them again; widen the condition or drop these rows",
             )
-    _remove_where(connection, config, table, snapshot, where, plan)
+    if _same_rows(connection, schema, files, staged, where):
+        return Plan()
+    _remove_where(connection, config, table, files, where, plan)
     plan.add += staged.files
     return plan
 
@@ -170,15 +180,44 @@ def plan_replace(
 def plan_delete(connection: duckdb.DuckDBPyConnection, config: Config, table: Table, snapshot: int, where: str) -> Plan:
     """Remove the rows that ``where`` holds for."""
     plan = Plan()
-    _remove_where(connection, config, table, snapshot, where, plan)
+    _remove_where(connection, config, table, live_files(table, snapshot), where, plan)
     return plan
 
 
+def _same_rows(
+    connection: duckdb.DuckDBPyConnection,
+    schema: Schema,
+    files: Sequence[LiveFile],
+    staged: Staged,
+    where: str | None,
+) -> bool:
+    """Whether staged rows are those to replace, but for columns with a leading underscore."""
+    condition = f"WHERE ({where})" if where is not None else ""
+    compared = [quoted(f.name) for f in schema.fields if not f.name.startswith("_")]
+    if not compared:
+        return False
+    old = f"(SELECT {', '.join(compared)} FROM ({select(files, schema)}) {condition})"
+    new = f"(SELECT {', '.join(compared)} FROM ({select(staged.paths, schema)}))"
+    found = execute(connection, f"SELECT count(*) FROM {old}").fetchone()
+    if found is None or found[0] != staged.rows:
+        return False
+    # A sum of hashes tells most differences in one cheap pass; only rows themselves prove that there is none.
+    total = f"SELECT sum(hash({', '.join(compared)})::HUGEINT) FROM"
+    if execute(connection, f"{total} {old}").fetchone() != execute(connection, f"{total} {new}").fetchone():
+        return False
+    found = execute(connection, f"SELECT count(*) FROM (FROM {new} EXCEPT ALL FROM {old})").fetchone()
+    return found is not None and not found[0]
+
+
 def _remove_where(
-    connection: duckdb.DuckDBPyConnection, config: Config, table: Table, snapshot: int, where: str, plan: Plan
+    connection: duckdb.DuckDBPyConnection,
+    config: Config,
+    table: Table,
+    files: Sequence[LiveFile],
+    where: str,
+    plan: Plan,
 ) -> None:
     schema = table.schema()
-    files = live_files(table, snapshot)
     # Bind the condition even if there is no row to test: wrong SQL is wrong on an empty table too.
     counted = execute(
         connection,
@@ -273,13 +312,13 @@ def _match(
     )
 
 
-def _positions(connection: duckdb.DuckDBPyConnection, query: str, *parameters: str) -> np.ndarray:
+def _positions(connection: duckdb.DuckDBPyConnection, query: str, *parameters: str) -> NDArray[np.int64]:
     found = execute(connection, query, parameters).fetchnumpy()
     return np.sort(np.asarray(next(iter(found.values())), dtype=np.int64))
 
 
 def _rewrite(
-    connection: duckdb.DuckDBPyConnection, schema: Schema, file: LiveFile, gone: np.ndarray, plan: Plan
+    connection: duckdb.DuckDBPyConnection, schema: Schema, file: LiveFile, gone: NDArray[np.int64], plan: Plan
 ) -> None:
     """Put a file's rows, but for those at the positions ``gone``, into new files."""
     if not len(gone):
@@ -292,7 +331,7 @@ def _rewrite(
 
 
 def _rows_without(
-    connection: duckdb.DuckDBPyConnection, schema: Schema, path: str, gone: np.ndarray
+    connection: duckdb.DuckDBPyConnection, schema: Schema, path: str, gone: NDArray[np.int64]
 ) -> Iterator[pa.Table]:
     """A file's rows in their order, without those at the positions ``gone``."""
     arrow = to_arrow(schema)

@@ -274,20 +274,20 @@ def _covers(target: pa.DataType, given: pa.DataType) -> bool:
     if types.is_dictionary(given):
         return _covers(target, given.value_type)
     if types.is_integer(target):
-        return types.is_integer(given) or (types.is_decimal(given) and given.scale == 0)
+        return bool(types.is_integer(given) or (types.is_decimal(given) and given.scale == 0))
     if types.is_floating(target):
         narrower = not (types.is_float32(target) and types.is_float64(given))
-        return (types.is_floating(given) and narrower) or types.is_integer(given) or types.is_decimal(given)
+        return bool((types.is_floating(given) and narrower) or types.is_integer(given) or types.is_decimal(given))
     if types.is_timestamp(target):
-        return types.is_timestamp(given) and given.tz is not None
+        return bool(types.is_timestamp(given) and given.tz is not None)
     if types.is_list(target):
         if not (types.is_list(given) or types.is_large_list(given) or types.is_fixed_size_list(given)):
             return False
         return _covers(target.value_type, given.value_type)
     if types.is_struct(target):
-        return types.is_struct(given) and _bare(given) == _bare(target)
+        return bool(types.is_struct(given) and _bare(given) == _bare(target))
     if types.is_decimal(target):
-        return types.is_decimal(given) or types.is_integer(given)
+        return bool(types.is_decimal(given) or types.is_integer(given))
     try:
         return bool(normal_type("", given) == target)
     except SchemaMismatch:

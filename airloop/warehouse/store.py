@@ -47,6 +47,13 @@ def open_catalog(config: Config) -> SqlCatalog:
                     f"the catalog {file} is on {file_system(file)}, where SQLite's locks do not hold",
                     "put AIRLOOP_HOME on a local disk, or use a PostgreSQL catalog",
                 )
+            for place in (file.parent, file):
+                # Even to read, SQLite has to write beside its file.
+                if place.exists() and not os.access(place, os.W_OK):
+                    raise StoreReadOnly(
+                        f"the catalog's {place} cannot be written",
+                        "give the worker's user write access to AIRLOOP_HOME",
+                    )
             address = f"{config.catalog}?timeout={BUSY_S}"
         from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
