@@ -1,0 +1,373 @@
+"""
+MLflow, with bounded waiting, one safe creation of its database, and errors that say whether a retry helps.
+
+Runs are found again by the tag ``airloop.key``: an attempt that finds a finished run with its key adopts it, a run
+that a killed attempt left behind is marked as killed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import socket
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from airloop.config import Config, without_password
+from airloop.errors import AirloopError, BadConfiguration, NotFound, StoreBusy, Unreachable, classify
+from airloop.faults import point
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+log = logging.getLogger("airloop.training")
+
+KEY_TAG = "airloop.key"
+BUNDLE_TAG = "airloop.bundle"
+MODEL_NAME = "model"
+"""Name of the logged model of a training run."""
+CONNECT_TIMEOUT_S = 5.0
+LOCK_TIMEOUT_S = 120.0
+
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    # Its defaults retry for minutes; the scheduler's own retries are better at waiting.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    # MLflow looks for a git repository around the process by starting git.
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+"""Settings of MLflow that hold unless the environment says otherwise; set before it is imported."""
+
+_clients: dict[str, MlflowClient] = {}
+"""By address: a client opens its database once."""
+
+
+def prepare_environment() -> None:
+    """Set :data:`ENVIRONMENT` where nothing is set; before MLflow is imported."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def client(config: Config) -> MlflowClient:
+    """
+    A client of the configured MLflow. An SQLite database is created at first use, by one process at a time.
+
+    :raises Unreachable: the server does not answer, or a database does not.
+    :raises BadConfiguration: the address is none that MLflow knows, or the server refuses us.
+    """
+    address = config.mlflow
+    if address in _clients:
+        return _clients[address]
+    prepare_environment()
+    if is_server(address):
+        _knock(address)
+    with guarded(config):
+        from mlflow import MlflowClient
+
+        if is_server(address):
+            return _clients.setdefault(address, MlflowClient(address, address))
+        # Imported outside the lock: it takes most of the time.
+        with _quiet():
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+        with _locked(config), _quiet():
+            file = _sqlite_file(address)
+            if file is not None and (not file.exists() or not file.stat().st_size):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                # MlflowClient would give its default experiment a folder below the current one.
+                SqlAlchemyStore(address, _artifact_root(config))
+            made = MlflowClient(address, address)
+            # Makes the registry look at the database too, while nobody else does.
+            made.search_registered_models(max_results=1)
+            return _clients.setdefault(address, made)
+
+
+@contextmanager
+def guarded(config: Config) -> Iterator[None]:
+    """
+    Turn errors of MLflow into ours.
+
+    :raises Unreachable: no answer in time, or the server failed.
+    :raises StoreBusy: its SQLite database stayed locked.
+    :raises NotFound: what was asked for is not there.
+    :raises BadConfiguration: the server refuses our credentials, or the address is not understood.
+    """
+    try:
+        with _quiet():
+            yield
+    except AirloopError:
+        raise
+    except Exception as cause:
+        error = _translate(cause, config)
+        if error is None:
+            raise
+        # The cause's text may hold the address with its password.
+        raise error from (cause if without_password(config.mlflow) == config.mlflow else None)
+
+
+def is_server(address: str) -> bool:
+    return urlsplit(address).scheme in ("http", "https")
+
+
+def experiment_id(config: Config, name: str) -> str:
+    """
+    Id of an experiment, which is created if need be.
+
+    :raises BadConfiguration: it was deleted in MLflow.
+    """
+    mlflow = client(config)
+    with guarded(config):
+        found = mlflow.get_experiment_by_name(name)
+        if found is None:
+            from mlflow.exceptions import MlflowException
+
+            folder = None
+            if not is_server(config.mlflow):
+                folder = f"{_artifact_root(config)}/{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}"
+            try:
+                return str(mlflow.create_experiment(name, artifact_location=folder))
+            except MlflowException as cause:
+                if cause.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = mlflow.get_experiment_by_name(name)
+                if found is None:
+                    raise
+    if found.lifecycle_stage != "active":
+        raise BadConfiguration(
+            f"MLflow experiment {name!r} is deleted", "restore it with `mlflow experiments restore` or use another name"
+        )
+    return str(found.experiment_id)
+
+
+def finished_run(config: Config, experiment: str, key: str) -> Run | None:
+    """The latest finished run of a key, if there is one."""
+    mlflow = client(config)
+    with guarded(config):
+        found = mlflow.search_runs(
+            [experiment],
+            f"tags.`{KEY_TAG}` = '{key}' and attributes.status = 'FINISHED'",
+            max_results=1,
+            order_by=["attributes.start_time DESC"],
+        )
+    return found[0] if found else None
+
+
+def end_leftovers(config: Config, experiment: str, key: str) -> int:
+    """
+    Mark runs that killed attempts at this key left running as killed; the frame lets one attempt run at a time.
+
+    :returns: how many there were.
+    """
+    mlflow = client(config)
+    with guarded(config):
+        left = mlflow.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}' and attributes.status = 'RUNNING'")
+        for run in left:
+            mlflow.set_terminated(run.info.run_id, "KILLED")
+    return len(left)
+
+
+def log_run(
+    config: Config,
+    *,
+    experiment: str,
+    name: str,
+    tags: Mapping[str, str],
+    parameters: Mapping[str, Any],
+    curves: Mapping[str, Mapping[str, Sequence[float]]],
+    metrics: Mapping[str, float],
+    datasets: Sequence[Mapping[str, str]],
+    model: Path,
+) -> tuple[str, str]:
+    """
+    Log a finished training as one run with one logged model.
+
+    :param experiment: its id.
+    :param tags: with :data:`KEY_TAG`.
+    :param curves: ``{split: {metric: [value by step]}}``; logged as ``split_metric``.
+    :param datasets: ``name``, ``digest``, ``source``, ``schema``, ``profile`` and ``context`` of each.
+    :param model: folder in MLflow's model format.
+    :returns: ids of the run and of the logged model.
+    """
+    mlflow = client(config)
+    from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, LoggedModelStatus, Metric, Param
+
+    with guarded(config):
+        run_id: str = mlflow.create_run(experiment, tags=dict(tags), run_name=name).info.run_id
+        point("mlflow:run")
+        now = time.time_ns() // 1_000_000
+        points = [
+            Metric(f"{split}_{metric}", value, now, step)
+            for split, by_metric in curves.items()
+            for metric, values in by_metric.items()
+            for step, value in enumerate(values, start=1)
+        ]
+        points += [Metric(metric, value, now, 0) for metric, value in metrics.items()]
+        params = [Param(str(k), v if isinstance(v, str) else json.dumps(v)) for k, v in parameters.items()]
+        for start in range(0, max(len(params), 1), 100):
+            mlflow.log_batch(run_id, params=params[start : start + 100])
+        for start in range(0, len(points), 1000):
+            mlflow.log_batch(run_id, metrics=points[start : start + 1000])
+        mlflow.log_inputs(
+            run_id,
+            datasets=[
+                DatasetInput(
+                    Dataset(d["name"], d["digest"], "iceberg", d["source"], d["schema"], d["profile"]),
+                    [InputTag("mlflow.data.context", d["context"])],
+                )
+                for d in datasets
+            ],
+        )
+        logged = mlflow.create_logged_model(experiment, name=MODEL_NAME, source_run_id=run_id, tags=dict(tags))
+        mlflow.log_model_artifacts(logged.model_id, str(model))
+        mlflow.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        mlflow.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+        point("mlflow:logged")
+        mlflow.set_terminated(run_id, "FINISHED")
+    return run_id, str(logged.model_id)
+
+
+def logged_model_id(config: Config, run_id: str) -> str:
+    """
+    Id of the model that a training run logged.
+
+    :raises NotFound: there is no such run, or it logged no model.
+    """
+    mlflow = client(config)
+    with guarded(config):
+        run = mlflow.get_run(run_id)
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if not outputs or run.info.lifecycle_stage != "active":
+        raise NotFound(f"MLflow run {run_id} has no logged model or is deleted", "train again")
+    return str(outputs[0].model_id)
+
+
+def logged_model_uri(config: Config, run_id: str) -> str:
+    """Address of the model that a training run logged, as the source of a registered version."""
+    return f"models:/{logged_model_id(config, run_id)}"
+
+
+def download_model(config: Config, model_id: str, into: Path) -> Path:
+    """
+    Folder with the files of a logged model; those on a local disk are left where they are.
+
+    :param into: an empty folder for those that have to be fetched.
+    :raises NotFound: the model or its files are gone.
+    """
+    mlflow = client(config)
+    with guarded(config):
+        location = mlflow.get_logged_model(model_id).artifact_location
+        parts = urlsplit(location)
+        if parts.scheme in ("", "file"):
+            folder = Path(parts.path)
+        else:
+            from mlflow.artifacts import download_artifacts
+
+            folder = Path(download_artifacts(f"models:/{model_id}", dst_path=str(into), tracking_uri=config.mlflow))
+    if not folder.is_dir():
+        raise NotFound(f"the files of MLflow model {model_id} are gone from {folder}", "train it again with force")
+    return folder
+
+
+def has_model(config: Config, run_id: str) -> bool:
+    """Whether a run and the files of its model are still there."""
+    mlflow = client(config)
+    try:
+        with guarded(config):
+            model = mlflow.get_logged_model(logged_model_id(config, run_id))
+    except NotFound:
+        return False
+    parts = urlsplit(model.artifact_location)
+    return parts.scheme not in ("", "file") or (Path(parts.path) / "MLmodel").is_file()
+
+
+def run_address(config: Config, experiment: str, run_id: str) -> str:
+    """Address of a run for people: a page of the server, or the path within any MLflow UI on this database."""
+    base = without_password(config.mlflow).rstrip("/") if is_server(config.mlflow) else ""
+    return f"{base}/#/experiments/{experiment}/runs/{run_id}"
+
+
+def _translate(cause: Exception, config: Config) -> AirloopError | None:
+    address = without_password(config.mlflow)
+    known = classify(cause)
+    if isinstance(known, Unreachable) or type(cause).__module__.startswith("requests."):
+        return _unreachable(address, type(cause).__name__)
+    if known is not None:
+        return type(known)(f"MLflow at {address}: {known.found}", known.advice)
+    if type(cause).__module__.startswith("sqlalchemy."):
+        return _unreachable(address, type(cause).__name__)
+    from mlflow.exceptions import MlflowException
+
+    if not isinstance(cause, MlflowException):
+        return None
+    code = cause.error_code
+    text = str(cause.message).replace(config.mlflow, address).splitlines()[0][:500]
+    if code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"):
+        return NotFound(f"MLflow at {address}: {text}")
+    if code in ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
+        return BadConfiguration(f"MLflow at {address} refuses: {text}", "check the credentials in AIRLOOP_MLFLOW")
+    if code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"):
+        return _unreachable(address, text)
+    return None
+
+
+def _unreachable(address: str, why: str) -> Unreachable:
+    return Unreachable(f"MLflow at {address} does not answer ({why})", "is it running? see `airloop doctor`")
+
+
+def _knock(address: str) -> None:
+    """A refused or silent host is known after seconds; MLflow's own client would retry first."""
+    parts = urlsplit(address)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as cause:
+        raise _unreachable(without_password(address), str(cause)) from cause
+
+
+def _locked(config: Config) -> Any:
+    from filelock import FileLock, Timeout
+
+    @contextmanager
+    def hold() -> Iterator[None]:
+        folder = config.home / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "mlflow.lock", timeout=LOCK_TIMEOUT_S)
+        try:
+            lock.acquire()
+        except Timeout as cause:
+            raise StoreBusy(f"{lock.lock_file} was held for {LOCK_TIMEOUT_S:.0f} s", "run the task again") from cause
+        try:
+            yield
+        finally:
+            lock.release()
+
+    return hold()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """MLflow's own code uses what its libraries have deprecated; nobody here can mend that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(mlflow|alembic|pydantic)\b")
+        warnings.filterwarnings("ignore", message=".*noload.*")
+        yield
+
+
+def _sqlite_file(address: str) -> Path | None:
+    return Path(address.removeprefix("sqlite:///")) if address.startswith("sqlite:///") else None
+
+
+def _artifact_root(config: Config) -> str:
+    root = config.mlflow_artifacts.rstrip("/")
+    return root if urlsplit(root).scheme else Path(root).resolve().as_uri()
