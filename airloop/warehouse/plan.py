@@ -209,6 +209,10 @@ def _same_rows(
     return found is not None and not found[0]
 
 
+_FILE, _POSITION = '"#file"', '"#position"'
+"""Names that no column of a table has; raw tables have a ``_row`` of their own."""
+
+
 def _remove_where(
     connection: duckdb.DuckDBPyConnection,
     config: Config,
@@ -221,8 +225,8 @@ def _remove_where(
     # Bind the condition even if there is no row to test: wrong SQL is wrong on an empty table too.
     counted = execute(
         connection,
-        f"SELECT _file, count(*) FROM ({select(files, schema, extra='filename AS _file')}) "
-        f"WHERE ({where}) GROUP BY _file",
+        f"SELECT {_FILE}, count(*) FROM ({select(files, schema, extra=f'filename AS {_FILE}')}) "
+        f"WHERE ({where}) GROUP BY {_FILE}",
     ).fetchall()
     affected = dict(counted)
     writer = plan.rewritten = DataFileWriter(table, rows_per_file=config.rows_per_chunk)
@@ -233,7 +237,8 @@ def _remove_where(
             if count == file.rows:
                 plan.remove.append(file.data_file)
             elif count:
-                query = f"SELECT _row FROM ({select([file], schema, extra='file_row_number AS _row')}) WHERE ({where})"
+                numbered = select([file], schema, extra=f"file_row_number AS {_POSITION}")
+                query = f"SELECT {_POSITION} FROM ({numbered}) WHERE ({where})"
                 _rewrite(connection, schema, file, _positions(connection, query), plan)
         plan.add += writer.close()
     except BaseException:
