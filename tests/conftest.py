@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
-from collections.abc import Callable, Iterator
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Airflow reads its configuration when it is first imported, so its home is set before anything else.
+AIRFLOW_HOME = Path(tempfile.mkdtemp(prefix="airloop-airflow-"))
+atexit.register(shutil.rmtree, AIRFLOW_HOME, ignore_errors=True)
+(AIRFLOW_HOME / "dags").mkdir()
+os.environ |= {
+    "AIRFLOW_HOME": str(AIRFLOW_HOME),
+    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{AIRFLOW_HOME / 'airflow.db'}",
+    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    # Empty: tests bring their own DAGs, and dag.test() reads the whole folder each time.
+    "AIRFLOW__CORE__DAGS_FOLDER": str(AIRFLOW_HOME / "dags"),
+    "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "plugins"),
+    "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+}
 
 from airloop.config import Config
 from airloop.contract import Call, Interval, RunInfo
@@ -21,14 +43,10 @@ from airloop.warehouse.artifacts import ArtifactStore
 if TYPE_CHECKING:
     from airloop.warehouse.catalog import Warehouse
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees a developer's own settings."""
-    import os
-
     for name in list(os.environ):
         if name.startswith("AIRLOOP_") and not name.startswith("AIRLOOP_TEST_"):
             monkeypatch.delenv(name)
@@ -41,10 +59,10 @@ def config(tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def warehouse(config: Config) -> Iterator[Warehouse]:
+def warehouse(config: Config) -> Warehouse:
     from airloop.warehouse.catalog import Warehouse
 
-    yield Warehouse.open(config)
+    return Warehouse.open(config)
 
 
 @pytest.fixture
@@ -91,5 +109,38 @@ def run_step(config: Config) -> Callable[..., dict[str, Any]]:
         name = receipt.manifest.removeprefix(store.root.as_uri() + "/")
         manifest: dict[str, Any] = json.loads(store.read_bytes(name))
         return {**manifest, "status": receipt.status}
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def airflow_database() -> Path:
+    """Airflow's metadata database, migrated once; returns Airflow's home."""
+    done = subprocess.run(
+        [sys.executable, "-m", "airflow", "db", "migrate"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return AIRFLOW_HOME
+
+
+@pytest.fixture
+def test_dag(airflow_database: Path) -> Callable[..., Any]:
+    """``dag.test()`` for a DAG that is in no file: it is written to the metadata database first."""
+
+    def run(dag: Any, **kwargs: Any) -> Any:
+        from airflow.models.dagbundle import DagBundleModel
+        from airflow.models.serialized_dag import SerializedDagModel
+        from airflow.serialization.definitions.dag import SerializedDAG
+        from airflow.serialization.serialized_objects import DagSerialization, LazyDeserializedDAG
+        from airflow.utils.session import create_session
+
+        with create_session() as session:
+            if session.get(DagBundleModel, "tests") is None:
+                session.add(DagBundleModel(name="tests"))
+                session.commit()
+            lazy = LazyDeserializedDAG(data=DagSerialization.to_dict(dag))
+            SerializedDAG.bulk_write_to_db("tests", None, [lazy], session=session)
+            SerializedDagModel.write_dag(lazy, bundle_name="tests", session=session)
+        return dag.test(**kwargs)
 
     return run

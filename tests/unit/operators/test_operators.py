@@ -1,0 +1,74 @@
+"""Every operator against its step: the same arguments, documented, templated; and nothing heavy imported."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+
+import pytest
+
+import airloop_operators
+from airloop.steps import BUILT_IN, load
+from airloop_operators.base import StepOperator
+
+OPERATORS = [
+    found
+    for name in airloop_operators.__all__
+    if (found := getattr(airloop_operators, name)) is not StepOperator
+]
+HEAVY = ("pandas", "numpy", "pyspark", "feast", "mlflow", "great_expectations", "kubernetes", "torch", "sklearn",
+         "pyarrow", "duckdb", "pyiceberg", "xgboost", "lightgbm")  # fmt: skip
+
+
+def _own_parameters(operator: type[StepOperator]) -> list[str]:
+    return [p.name for p in inspect.signature(operator.__init__).parameters.values() if p.name not in ("self", "kwargs")]
+
+
+def _documented(operator: type[StepOperator]) -> dict[str, str]:
+    return dict(re.findall(r":param (\w+):\s*(.*?)(?=\n\s*:param|\Z)", inspect.getdoc(operator) or "", re.S))
+
+
+def test_every_built_in_step_has_an_operator() -> None:
+    assert {operator.step_name for operator in OPERATORS} == set(BUILT_IN)
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda o: o.__name__)
+def test_an_operator_takes_what_its_step_takes(operator: type[StepOperator]) -> None:
+    parameters = load(operator.step_name).parameters
+    assert set(operator.step_arguments) <= set(parameters), "arguments that the step does not have"
+    assert {n for n, p in parameters.items() if p.required} - {"interval"} <= set(operator.step_arguments)
+    required = {
+        p.name
+        for p in inspect.signature(operator.__init__).parameters.values()
+        if p.default is inspect.Parameter.empty and p.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    assert required <= {n for n, p in parameters.items() if p.required}, "demands what the step does not"
+
+
+@pytest.mark.parametrize("operator", [*OPERATORS, StepOperator], ids=lambda o: o.__name__)
+def test_parameters_docstring_and_template_fields_agree(operator: type[StepOperator]) -> None:
+    documented = _documented(operator)
+    own = inspect.signature(operator.__dict__.get("__init__", StepOperator.__init__)).parameters
+    names = [n for n in own if n not in ("self", "kwargs")]
+    if "__init__" not in operator.__dict__:
+        names = [n for n in _own_parameters(operator.__mro__[1]) if n in operator.step_arguments]
+    assert set(documented) >= set(names)
+    for name in names:
+        assert ("(templated)" in documented[name]) == (name in operator.template_fields), name
+
+
+@pytest.mark.parametrize("operator", [*OPERATORS, StepOperator], ids=lambda o: o.__name__)
+def test_all_parameters_are_keywords(operator: type[StepOperator]) -> None:
+    kinds = {p.kind for p in inspect.signature(operator.__init__).parameters.values() if p.name not in ("self", "kwargs")}
+    assert kinds <= {inspect.Parameter.KEYWORD_ONLY}
+
+
+def test_importing_operators_imports_no_heavy_library() -> None:
+    code = (
+        "import sys, airloop_operators; [getattr(airloop_operators, n) for n in airloop_operators.__all__];"
+        f"print([m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().splitlines()[-1] == "[]"

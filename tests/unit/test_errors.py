@@ -1,0 +1,56 @@
+"""The error tree: what a foreign error means, and what an error says."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import sqlite3
+
+import pytest
+
+from airloop import errors
+from airloop.errors import AirloopError, Rejected, TryAgain, classify
+
+
+@pytest.mark.parametrize(
+    ("foreign", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), errors.StoreFull),
+        (OSError(errno.EROFS, "Read-only file system"), errors.StoreReadOnly),
+        (PermissionError(errno.EACCES, "Permission denied"), errors.StoreReadOnly),
+        (sqlite3.OperationalError("database is locked"), errors.StoreBusy),
+        (sqlite3.OperationalError("attempt to write a readonly database"), errors.StoreReadOnly),
+        (sqlite3.OperationalError("database or disk is full"), errors.StoreFull),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), errors.Unreachable),
+        (MemoryError(), errors.OutOfMemory),
+        (ValueError("a bug"), None),
+        (sqlite3.OperationalError("no such table: x"), None),
+    ],
+)
+def test_only_faults_of_the_surroundings_are_classified(foreign: Exception, expected: type | None) -> None:
+    known = classify(foreign)
+    assert known is None if expected is None else type(known) is expected
+
+
+def test_a_cause_is_classified_through_wrappers() -> None:
+    try:
+        try:
+            raise OSError(errno.ENOSPC, "full")
+        except OSError as cause:
+            raise RuntimeError("wrapped") from cause
+    except RuntimeError as wrapped:
+        assert isinstance(classify(wrapped), errors.StoreFull)
+
+
+def test_the_tree_at_the_top_is_the_tree() -> None:
+    drawn = errors.__doc__ or ""
+    for name, found in inspect.getmembers(errors, inspect.isclass):
+        if issubclass(found, AirloopError):
+            assert name in drawn, f"{name} is not drawn"
+            if found not in (AirloopError, errors.StepSkipped):
+                assert issubclass(found, Rejected | TryAgain)
+
+
+def test_an_error_says_what_was_found_and_what_to_do() -> None:
+    assert str(errors.NotFound("table x is not there.", "make it")) == "table x is not there; make it"
+    assert str(errors.NotFound("table x is not there")) == "table x is not there"
