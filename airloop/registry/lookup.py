@@ -1,0 +1,87 @@
+"""
+Is a model still there? Asked before every reuse, so it must not cost the seconds that importing MLflow takes.
+
+An SQLite registry is read directly, read-only; where its tables are not those of the MLflow versions that we know,
+and for any other store, MLflow's own client answers.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+from airloop.config import Config
+from airloop.errors import NotFound
+
+_VERSION = "SELECT run_id FROM model_versions WHERE name = ? AND version = ? AND current_stage <> 'Deleted_Internal'"
+_RUN = """
+SELECT m.artifact_location FROM runs AS r LEFT JOIN logged_models AS m
+    ON m.source_run_id = r.run_uuid AND m.lifecycle_stage = 'active'
+WHERE r.run_uuid = ? AND r.lifecycle_stage = 'active'
+"""
+
+
+def version_run(config: Config, name: str, version: int) -> str | None:
+    """The training run of a registered version; None if the version is not there or was deleted."""
+    try:
+        rows = _query(config, _VERSION, (name, version))
+    except _NotReadable:
+        from airloop.training import tracking
+
+        client = tracking.client(config)
+        try:
+            with tracking.guarded(config):
+                return str(client.get_model_version(name, str(version)).run_id or "")
+        except NotFound:
+            return None
+    return str(rows[0][0] or "") if rows else None
+
+
+def run_exists(config: Config, run_id: str) -> bool:
+    """Whether a training run is there, not deleted, and so are its model's files as far as they are local."""
+    try:
+        rows = _query(config, _RUN, (run_id,))
+    except _NotReadable:
+        from airloop.training import tracking
+
+        client = tracking.client(config)
+        try:
+            with tracking.guarded(config):
+                run = client.get_run(run_id)
+                if run.info.lifecycle_stage != "active":
+                    return False
+                outputs = run.outputs.model_outputs if run.outputs else []
+                places = [client.get_logged_model(o.model_id).artifact_location for o in outputs]
+        except NotFound:
+            return False
+        return all(_files_there(place) for place in places)
+    return bool(rows) and all(place is None or _files_there(place) for (place,) in rows)
+
+
+class _NotReadable(Exception):
+    """The store is not an SQLite file with the tables that we know."""
+
+
+def _query(config: Config, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    if not config.mlflow.startswith("sqlite:///"):
+        raise _NotReadable
+    file = Path(config.mlflow.removeprefix("sqlite:///").partition("?")[0])
+    if not file.is_file() or not file.stat().st_size:
+        return []
+    with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True, timeout=30)) as connection:
+        try:
+            return connection.execute(sql, values).fetchall()
+        except sqlite3.OperationalError as cause:
+            if "no such" in str(cause):
+                raise _NotReadable from cause
+            raise
+
+
+def _files_there(place: str) -> bool:
+    parts = urlsplit(place)
+    if parts.scheme not in ("", "file"):
+        return True
+    return Path(unquote(parts.path) if parts.scheme else place).is_dir()
