@@ -12,6 +12,7 @@ import json
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
@@ -106,7 +107,10 @@ class RunOutcome:
     record: Mapping[str, Any] | None = None
     """How the payload itself says that the attempt ended."""
     resources: Mapping[str, float | int | str] = field(default_factory=dict)
-    """What the attempt used: ``wall_s``, ``cpu_s``, ``peak_memory_bytes``, ``start_s`` …, as far as it is known."""
+    """
+    What the attempt used, as far as it is known: ``wall_s``, ``cpu_s``, ``peak_memory_bytes``, ``peak_rss_bytes``,
+    ``start`` (``cold`` or ``warm``) and ``start_s``, the time until the step's own frame began.
+    """
     note: str = ""
     """Something odd about a success, for the log."""
 
@@ -142,12 +146,14 @@ def conclude(
     *,
     before: bytes | None = None,
     resources: Mapping[str, float | int | str] | None = None,
+    started_at: float | None = None,
 ) -> RunOutcome:
     """
     Judge an attempt by what it left.
 
     :param receipt_text: what was found where the receipt should be; empty if nothing.
     :param before: the attempt's record as it was before the payload started, which proves nothing.
+    :param started_at: Unix time at which the payload was asked for.
     """
     content = read_record(request)
     record = _parse_record(content, request.call) if content != before else None
@@ -163,13 +169,16 @@ def conclude(
         error = _error(request, ending, record, doubt)
     elif exit_code != Exit.DONE:
         note = f"its process ended with {ending} after its manifest was published: the step is done"
+    used = dict(resources or {})
+    if started_at is not None and record is not None:
+        used["start_s"] = round(datetime.fromisoformat(record["started_at"]).timestamp() - started_at, 3)
     return RunOutcome(
         receipt=receipt,
         exit_code=exit_code,
         error=error,
         manifest=manifest if error is None else None,
         record=record,
-        resources=resources or {},
+        resources=used,
         note=note,
     )
 

@@ -1,45 +1,15 @@
-"""Where limits can be kept on this machine: the folder for locks and sockets, and a cgroup that we may divide."""
+"""Where limits can be kept on this machine, and what libraries are told of them."""
 
 from __future__ import annotations
 
 import math
 import os
-import stat
 from collections.abc import Mapping
-from pathlib import Path
 
 from airloop.errors import BadConfiguration
 
 ENV_CGROUP = "AIRLOOP_CGROUP"
 """A cgroup v2 folder that is delegated to this user, with the memory (and cpu) controller on; default: looked for."""
-
-
-def runtime_folder(environment: Mapping[str, str]) -> Path:
-    """
-    The folder of sockets and locks, of this user alone.
-
-    ``$XDG_RUNTIME_DIR/airloop``, else ``run`` below ``AIRLOOP_HOME``.
-
-    :raises BadConfiguration: it is somebody else's, or others may enter it.
-    """
-    base = environment.get("XDG_RUNTIME_DIR")
-    if base and os.path.isdir(base) and os.stat(base).st_uid == os.geteuid() and os.access(base, os.W_OK):
-        folder = Path(base) / "airloop"
-    else:
-        folder = Path(environment.get("AIRLOOP_HOME") or Path.home() / ".airloop").expanduser() / "run"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        pass
-    found = os.lstat(folder)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise BadConfiguration(f"{folder} is not a folder of this user", "remove it, or set AIRLOOP_HOME")
-    if stat.S_IMODE(found.st_mode) & 0o077:
-        raise BadConfiguration(
-            f"{folder} is open to others (mode {stat.S_IMODE(found.st_mode):o})", f"chmod 700 {folder}"
-        )
-    return folder
 
 
 def delegated_cgroup(environment: Mapping[str, str] = os.environ) -> str:

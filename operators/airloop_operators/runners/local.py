@@ -13,18 +13,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 
 import airloop
 from airloop.contract import ENV_CALL, ENV_LOG_FORMAT, ENV_RECEIPT, ENV_SECRETS, RECEIPT_LIMIT
-from airloop.errors import BadArgument, BadConfiguration
+from airloop.errors import AirloopError, BadArgument, BadConfiguration
+from airloop.minder.folder import runtime_folder
 from airloop.minder.wire import Report, Request, receive, send
 from airloop_operators.runners.base import Ending, RunOutcome, RunRequest, conclude, read_record
-from airloop_operators.runners.limits import delegated_cgroup, limit_environment, runtime_folder
+from airloop_operators.runners.limits import delegated_cgroup, limit_environment
 from airloop_operators.runners.logs import LogStream, Masker
+from airloop_operators.runners.warm import WarmServer
 
 log = logging.getLogger("airloop.runner")
 
@@ -42,12 +43,21 @@ class LocalRunner:
     :param warm: use the warm server where it is up, and start it where it is not.
     :param preload: modules that the warm server imports; None: its own list.
     :param grace_s: seconds between asking a payload to end and killing it.
+    :param idle_s: seconds without a step after which the warm server exits; None: its own default.
     """
 
-    def __init__(self, *, warm: bool = True, preload: tuple[str, ...] | None = None, grace_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        *,
+        warm: bool = True,
+        preload: tuple[str, ...] | None = None,
+        grace_s: float = 10.0,
+        idle_s: float | None = None,
+    ) -> None:
         self._warm = warm
         self._preload = preload
         self._grace_s = grace_s
+        self._idle_s = idle_s
         self._attempts: set[_Attempt] = set()
 
     def run(self, request: RunRequest) -> RunOutcome:
@@ -60,12 +70,28 @@ class LocalRunner:
             raise BadArgument(f"ranks={request.ranks}", "the local runner starts one process per step")
         if not request.call.attempt:
             raise BadArgument(f"the call of step {request.call.step} has no attempt", "see airloop.contract.attempt_id")
-        attempt = _Attempt(request, self._grace_s)
+        attempt = _Attempt(request, self._grace_s, self._server)
         self._attempts.add(attempt)
         try:
             return attempt.run()
         finally:
             self._attempts.discard(attempt)
+
+    def _server(self, request: RunRequest, environment: Mapping[str, str]) -> WarmServer | None:
+        """The warm server that fits; None if it is not wanted or there is no safe place for its socket."""
+        if not self._warm:
+            return None
+        try:
+            return WarmServer(
+                request.python or sys.executable,
+                environment,
+                preload=self._preload,
+                secrets=request.secrets,
+                idle_s=self._idle_s,
+            )
+        except (AirloopError, OSError) as error:
+            log.warning("no warm server: %s", error)
+            return None
 
     def on_kill(self) -> None:
         """End everything that runs; returns when it is gone."""
@@ -76,14 +102,21 @@ class LocalRunner:
 class _Attempt:
     """One payload from start to end."""
 
-    def __init__(self, request: RunRequest, grace_s: float) -> None:
+    def __init__(
+        self,
+        request: RunRequest,
+        grace_s: float,
+        server: Callable[[RunRequest, Mapping[str, str]], WarmServer | None],
+    ) -> None:
         self._request = request
+        self._find_server = server
         self._grace_s = grace_s
         self._mask = Masker(request.secrets.values(), request.environment)
         logger = logging.getLogger("airloop.payload")
         self._streams = {"out": LogStream(logger, self._mask), "err": LogStream(logger, self._mask)}
         self._connection: socket.socket | None = None
-        self._minder: subprocess.Popen[bytes] | None = None
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._from = "cold"
         self._asked = False
         self._stopped = False
         self._pid = 0
@@ -119,11 +152,14 @@ class _Attempt:
         )
         if report.killed_leftovers:
             log.warning("ended %d processes that the step had left running", report.killed_leftovers)
-        outcome = conclude(request, ending, text, before=before, resources=_resources(report, started_at))
-        begun = (outcome.record or {}).get("started_at")
-        if begun:
-            start_s = round(datetime.fromisoformat(begun).timestamp() - started_at, 3)
-            outcome.resources["start_s"] = start_s  # type: ignore[index]
+        resources: dict[str, float | int | str] = {
+            "start": self._from,
+            "wall_s": round(time.time() - started_at, 3),
+            "cpu_s": report.cpu_s,
+            "peak_memory_bytes": report.peak_memory_bytes,
+            "peak_rss_bytes": report.peak_rss_bytes,
+        }
+        outcome = conclude(request, ending, text, before=before, resources=resources, started_at=started_at)
         if outcome.note:
             log.warning("step %s: %s", request.call.step, outcome.note)
         return outcome
@@ -155,7 +191,12 @@ class _Attempt:
             pipes[read] = name
             writing.append(write)
         try:
-            self._connection = self._cold(writing[1])
+            server = self._find_server(request, environment)
+            if server is not None:
+                self._connection, why = server.connect()
+                self._from = "cold" if self._connection is None else "warm"
+            if self._connection is None:
+                self._connection = self._cold(writing[1])
             asked = Request(
                 argv=[python, "-m", "airloop", "run", request.call.step],
                 environment=environment,
@@ -165,10 +206,16 @@ class _Attempt:
                 cpus=request.cpus,
                 grace_s=self._grace_s,
                 cgroup=delegated_cgroup(environment) if request.memory_mb or request.cpus else "",
-                slots=str(runtime_folder(environment)) if request.cpus else "",
+                slots=_slots(environment) if request.cpus else "",
             )
             send(self._connection, asdict(asked), writing)
             self._asked = True
+            if server is not None and self._from == "cold":
+                # After the payload, which need not wait for it.
+                starting = server.start()
+                log.debug("a new interpreter; the warm server: %s%s", why, ", starting it" if starting else "")
+                if starting is not None:
+                    self._children.append(starting)
         finally:
             for descriptor in writing:
                 os.close(descriptor)
@@ -180,7 +227,7 @@ class _Attempt:
         with theirs:
             root = str(Path(airloop.__file__).parents[1])
             own = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-            self._minder = subprocess.Popen(
+            minder = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", _MINDER, str(theirs.fileno()), root],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -189,6 +236,7 @@ class _Attempt:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
+            self._children.append(minder)
         return ours
 
     def _pump(self, pipes: Mapping[int, str], until: float | None = None) -> None:
@@ -251,13 +299,13 @@ class _Attempt:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        if self._minder is not None:
-            # It exits right after its report, or when the closed connection has made it end its payload.
+        for child in self._children:
+            # A minder exits right after its report, or when the closed connection has made it end its payload.
             try:
-                self._minder.wait(self._grace_s)
+                child.wait(self._grace_s)
             except subprocess.TimeoutExpired:
-                self._minder.kill()
-                self._minder.wait()
+                child.kill()
+                child.wait()
 
 
 def payload_environment(request: RunRequest, receipt: Path) -> dict[str, str]:
@@ -285,11 +333,9 @@ def _read_receipt(path: Path) -> str:
         return ""
 
 
-def _resources(report: Report, started_at: float) -> dict[str, float | int | str]:
-    return {
-        "wall_s": round(time.time() - started_at, 3),
-        "cpu_s": report.cpu_s,
-        "peak_memory_bytes": report.peak_memory_bytes,
-        "peak_rss_bytes": report.peak_rss_bytes,
-        "start": "cold",
-    }
+def _slots(environment: Mapping[str, str]) -> str:
+    try:
+        return str(runtime_folder(environment))
+    except (AirloopError, OSError) as error:
+        log.warning("limited steps may share processors: %s", error)
+        return ""
