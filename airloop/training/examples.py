@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from airloop.warehouse.refs import TableRef
 
 SPLIT = "split"
-"""Column that says what a row is for: ``train``, ``validation`` or ``holdout``; the last is the gate's, never read here."""
+"""Column that says what a row is for: ``train``, ``validation`` or ``holdout``. The last is the gate's: not read here."""
 FEATURES_PROPERTY = "airloop.features"
 """Snapshot summary property: the features in the model's order, as JSON."""
 
@@ -44,6 +44,7 @@ def feature_names(warehouse: Warehouse, ref: TableRef, *, target: str, named: Se
     Never guessed: a column that is there by chance may hold the answer.
 
     :raises BadArgument: a column is not there or nothing that a model can use, or nobody says which ones to use.
+    :raises BadInput: the table is empty and so records nothing.
     :raises SchemaMismatch: the table has no target or split column.
     """
     schema = warehouse.schema(ref)
@@ -55,6 +56,8 @@ def feature_names(warehouse: Warehouse, ref: TableRef, *, target: str, named: Se
             raise BadArgument(f"the target {target} is among the features", "a model must not see its answer")
         names = list(named)
     else:
+        if not ref.snapshot:
+            raise BadInput(f"{ref.name} has no training rows: nothing was ever written", "did any label arrive yet?")
         names = _recorded(warehouse, ref)
         if not names:
             raise BadArgument(

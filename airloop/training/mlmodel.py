@@ -8,6 +8,7 @@ in its environment. The native flavour points at the library's own file, which t
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -18,12 +19,23 @@ import numpy as np
 import pyarrow as pa
 
 from airloop.training.models import Model, load_bundle
+from airloop.training.tracking import quiet
 from airloop.training.trainers import LightGBMTrainer, XGBoostTrainer
 
 if TYPE_CHECKING:
     from airloop.warehouse.refs import TableRef
 
-COLUMN_TYPES = {"number": "double", "boolean": "boolean", "category": "string"}
+
+def column_types(model: Model) -> list[tuple[str, str]]:
+    """
+    MLflow's type of each feature. A whole number is ``long`` unless training had gaps in it: pandas makes a float
+    column of one with gaps, and MLflow lets neither stand for the other.
+    """
+    types = {"number": "double", "boolean": "boolean", "category": "string"}
+    return [
+        (f.name, "long" if "int" in f.type and not model.reference["features"][f.name]["missing"] else types[f.kind])
+        for f in model.features
+    ]
 
 
 def requirements(distributions: Sequence[str]) -> list[str]:
@@ -37,24 +49,22 @@ def write_mlmodel(folder: Path, bundle: Path, model: Model) -> None:
 
     :param folder: does not exist yet.
     """
-    from mlflow import pyfunc
-    from mlflow.models import Model as MLModel
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema
+    with quiet():
+        from mlflow.models import Model as MLModel
+        from mlflow.models import ModelSignature
+        from mlflow.pyfunc import add_to_model
+        from mlflow.types import ColSpec, Schema
 
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(COLUMN_TYPES[f.kind], f.name, required=False) for f in model.features]),
-        outputs=Schema([ColSpec("double", "score")]),
+    shutil.copytree(bundle, folder / "data")
+    described = MLModel(
+        signature=ModelSignature(
+            inputs=Schema([ColSpec(type_, name, required=False) for name, type_ in column_types(model)]),
+            outputs=Schema([ColSpec("double", "score")]),
+        ),
+        metadata={"trainer": model.trainer, "target": model.target},
+        model_size_bytes=sum(p.stat().st_size for p in bundle.iterdir()),
     )
-    described = MLModel(signature=signature, metadata={"trainer": model.trainer, "target": model.target})
-    shutil.copytree(bundle, folder.parent / "data")
-    pyfunc.save_model(
-        str(folder),
-        loader_module="airloop.training.mlmodel",
-        data_path=str(folder.parent / "data"),
-        mlflow_model=described,
-        pip_requirements=list(model.bundle["requirements"]),
-    )
+    add_to_model(described, "airloop.training.mlmodel", data="data", python_env="python_env.yaml")
     native = {
         "xgboost": {
             "data": f"data/{XGBoostTrainer.file}",
@@ -64,9 +74,14 @@ def write_mlmodel(folder: Path, bundle: Path, model: Model) -> None:
         "lightgbm": {"data": f"data/{LightGBMTrainer.file}", "model_class": "lightgbm.basic.Booster"},
     }
     if model.flavor in native:
-        saved = MLModel.load(str(folder))
-        saved.add_flavor(model.flavor, code=None, **native[model.flavor])
-        saved.save(str(folder / "MLmodel"))
+        described.add_flavor(model.flavor, code=None, **native[model.flavor])
+    described.save(str(folder / "MLmodel"))
+    needs = [f"mlflow=={version('mlflow')}", *model.bundle["requirements"]]
+    (folder / "requirements.txt").write_text("\n".join(needs) + "\n")
+    (folder / "python_env.yaml").write_text(
+        f"python: {platform.python_version()}\nbuild_dependencies: [pip, setuptools, wheel]\n"
+        "dependencies: [-r requirements.txt]\n"
+    )
 
 
 def _load_pyfunc(path: str) -> _Scorer:
@@ -91,7 +106,7 @@ class _Scorer:
 
 def describe_dataset(table: TableRef, split: str, rows: int, model: Model) -> dict[str, str]:
     """One split of a training table as MLflow shows a data set: where from, which snapshot, which columns."""
-    columns = [{"name": f.name, "type": COLUMN_TYPES[f.kind], "required": False} for f in model.features]
+    columns = [{"name": name, "type": type_, "required": False} for name, type_ in column_types(model)]
     return {
         "name": f"{table.name} {split}",
         "digest": str(table.snapshot),

@@ -79,9 +79,9 @@ def client(config: Config) -> MlflowClient:
         if is_server(address):
             return _clients.setdefault(address, MlflowClient(address, address))
         # Imported outside the lock: it takes most of the time.
-        with _quiet():
+        with quiet():
             from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-        with _locked(config), _quiet():
+        with _locked(config), quiet():
             file = _sqlite_file(address)
             if file is not None and (not file.exists() or not file.stat().st_size):
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def guarded(config: Config) -> Iterator[None]:
     :raises BadConfiguration: the server refuses our credentials, or the address is not understood.
     """
     try:
-        with _quiet():
+        with quiet():
             yield
     except AirloopError:
         raise
@@ -279,18 +279,6 @@ def download_model(config: Config, model_id: str, into: Path) -> Path:
     return folder
 
 
-def has_model(config: Config, run_id: str) -> bool:
-    """Whether a run and the files of its model are still there."""
-    mlflow = client(config)
-    try:
-        with guarded(config):
-            model = mlflow.get_logged_model(logged_model_id(config, run_id))
-    except NotFound:
-        return False
-    parts = urlsplit(model.artifact_location)
-    return parts.scheme not in ("", "file") or (Path(parts.path) / "MLmodel").is_file()
-
-
 def run_address(config: Config, experiment: str, run_id: str) -> str:
     """Address of a run for people: a page of the server, or the path within any MLflow UI on this database."""
     base = without_password(config.mlflow).rstrip("/") if is_server(config.mlflow) else ""
@@ -356,11 +344,13 @@ def _locked(config: Config) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """MLflow's own code uses what its libraries have deprecated; nobody here can mend that."""
+def quiet() -> Iterator[None]:
+    """Silence the warnings that MLflow causes itself, when it is imported and when it opens a database."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(mlflow|alembic|pydantic)\b")
-        warnings.filterwarnings("ignore", message=".*noload.*")
+        # SQLAlchemy 2.1 deprecates a loader strategy that MLflow 3.17 uses.
+        warnings.filterwarnings("ignore", message=".*``noload`` loader strategy is deprecated")
+        # MLflow's own chat classes have fields without a type.
+        warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType")
         yield
 
 
