@@ -5,11 +5,10 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import itertools
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
@@ -204,27 +203,26 @@ def _values_from(data: Data, spec: SourceSpec, names: list[str], column: str, ro
     """Up to :data:`_SAMPLE` texts of a column from a data row on."""
     found: list[str | None] = []
     at = 1
-    with as_utf8(data, spec.csv.encoding) as stream:
-        # A ragged row further on ends the sample: what was found before it is enough.
-        with suppress(pa.ArrowInvalid):
-            for batch in _open(stream, spec, names, {column: pa.binary()}):
-                if at + batch.num_rows > row:
-                    skip = max(row - at, 0)
-                    texts = batch.column(0)[skip : skip + _SAMPLE - len(found)]
-                    found += [None if v is None else v.decode("utf-8", "replace") for v in texts.to_pylist()]
-                    if len(found) >= _SAMPLE:
-                        break
-                at += batch.num_rows
+    # A ragged row further on ends the sample: what was found before it is enough.
+    with as_utf8(data, spec.csv.encoding) as stream, suppress(pa.ArrowInvalid):
+        for batch in _open(stream, spec, names, {column: pa.binary()}):
+            if at + batch.num_rows > row:
+                skip = max(row - at, 0)
+                texts = batch.column(0)[skip : skip + _SAMPLE - len(found)]
+                found += [None if v is None else v.decode("utf-8", "replace") for v in texts.to_pylist()]
+                if len(found) >= _SAMPLE:
+                    break
+            at += batch.num_rows
     return pa.array(found, pa.string())
 
 
 def _not_utf8(data: Data, spec: SourceSpec, row: int, column: str) -> BadInput:
     """Where the first byte is that is no UTF-8."""
     with data.open() as raw:
-        recoded = Recoded(cast(BinaryIO, raw), data.label, "utf-8")
+        recoded = Recoded(raw, data.label, "utf-8")
         try:
-            for _ in itertools.takewhile(bool, iter(lambda: recoded.read(BLOCK), None)):
-                pass
+            while recoded.read(BLOCK):
+                continue
         except BadInput as found:
             return BadInput(f"{found.found} (row {row:,}, column {column})", found.advice)
     return BadInput(f"{data.label}: row {row:,}, column {column} is not {spec.csv.encoding}", "send it as UTF-8")

@@ -10,7 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from airloop.errors import BadArgument, BadInput
-from airloop.sources.localtime import add_macros
+from airloop.sources.localtime import add_functions
 from airloop.sources.spec import SourceSpec
 from airloop.sources.types import arrow_type, duckdb_type
 
@@ -26,7 +26,7 @@ class Deriver(AbstractContextManager["Deriver"]):
         self._connection = duckdb.connect(
             config={"memory_limit": f"{memory_mb}MB", "threads": threads, "enable_external_access": "false"}
         )
-        add_macros(self._connection)
+        add_functions(self._connection)
         self._names = [*spec.columns, *spec.derive, *added]
         self._local = [name for name, column in spec.columns.items() if column.zone]
         kinds = {name: column.kind for name, column in spec.columns.items()} | added
@@ -37,9 +37,10 @@ class Deriver(AbstractContextManager["Deriver"]):
         """Evaluate the expressions one after the other on no rows, so that an error names the column."""
         self._connection.register("chunk", empty)
         known = list(self._spec.columns)
-        for name, derived in self._spec.derive.items():
+        derived_names = list(self._spec.derive)
+        for position, (name, derived) in enumerate(self._spec.derive.items(), 1):
             try:
-                self._connection.execute(f"SELECT * FROM ({self._nested(known[len(self._spec.columns) :] + [name])})")
+                self._connection.execute(self._nested(derived_names[:position]))
             except duckdb.Error as cause:
                 raise BadArgument(
                     f"source {self._spec.name}: derived column {name} cannot be computed: {_first_line(cause)}",

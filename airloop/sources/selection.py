@@ -175,7 +175,10 @@ class _Window:
         if ahead is not None:
             # The clock decides only whether the file is refused, never what is made of it.
             bounds.append((datetime.now(UTC) + ahead, f"now by {spec.max_future} (max_future) or more"))
-        self._limit, self._limit_name = min(bounds, default=(None, ""))
+        self._limit: datetime | None = None
+        self._limit_name = ""
+        if bounds:
+            self._limit, self._limit_name = min(bounds)
 
     def mask(self, moments: pa.Array, counts: Counts, *, label: str, first_row: int) -> pa.Array:
         """
@@ -202,8 +205,8 @@ class _Window:
         if beyond.true_count:
             index = pc.index(beyond, pa.scalar(True)).as_py()
             raise BadInput(
-                f"{label}: row {first_row + index:,}: {self._spec.interval_column} {moments[index].as_py().isoformat()} "
-                f"is after {self._limit_name}; {beyond.true_count:,} rows near it are",
+                f"{label}: row {first_row + index:,}: {self._spec.interval_column} "
+                f"{moments[index].as_py().isoformat()} is after {self._limit_name}",
                 "correct the file, or the limit in the source if such dates are right",
             )
 
@@ -229,7 +232,11 @@ def _without_doubles(
     """
     key = ", ".join(f'"{name}"' for name in spec.key)
     content = ", ".join(f'"{name}"' for name in schema.names if not name.startswith("_"))
-    config = {"memory_limit": f"{memory_mb}MB", "threads": threads, "temp_directory": str(workdir / "spill")}
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": f"{memory_mb}MB",
+        "threads": threads,
+        "temp_directory": str(workdir / "spill"),
+    }
     with duckdb.connect(config=config) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         path = str(staged).replace("'", "''")

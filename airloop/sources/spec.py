@@ -308,12 +308,12 @@ def parse_yaml(text: str) -> Any:
         loader.flatten_mapping(node)
         found: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
+            key = loader.construct_object(key_node)
             if not isinstance(key, str):
                 raise ValueError(f"line {key_node.start_mark.line + 1}: {key!r} is not text; quote it")
             if key in found:
                 raise ValueError(f"line {key_node.start_mark.line + 1}: {key!r} is there twice")
-            found[key] = loader.construct_object(value_node, deep=True)  # type: ignore[no-untyped-call]
+            found[key] = loader.construct_object(value_node, deep=True)
         return found
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)

@@ -86,7 +86,7 @@ def data_of(file: SourceFile, spec: SourceSpec) -> list[Data]:
     def make(stack: ExitStack) -> BinaryIO:
         raw: IO[bytes] = stack.enter_context(file.path.open("rb"))
         if packed == "gzip":
-            raw = stack.enter_context(gzip.GzipFile(fileobj=raw))
+            raw = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=raw)))
             return cast(BinaryIO, Guarded(raw, file.name, file.size, spec.max_unpacked_bytes))
         return cast(BinaryIO, Guarded(raw, file.name))
 

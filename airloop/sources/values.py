@@ -32,7 +32,8 @@ def unparsable(label: str, row: int, column: str, value: object, kind: str) -> B
 def changed_type(label: str, row: int, column: str, value: object, kind: str, found: str) -> SchemaMismatch:
     """The error for a column that holds another type altogether."""
     return SchemaMismatch(
-        f"{label}: column {column} changed its type: declared {kind}, found {found}, e.g. {shown(value)} in row {row:,}",
+        f"{label}: column {column} changed its type: declared {kind}, found {found}, "
+        f"e.g. {shown(value)} in row {row:,}",
         "declare the new type under a new name, or have the file made as before",
     )
 
