@@ -50,7 +50,7 @@ KEYLESS = _Keyless()
 class StepResult:
     """What a step made: references and counts, never data."""
 
-    outputs: dict[str, str] = field(default_factory=dict)
+    outputs: Mapping[str, Reference | str] = field(default_factory=dict)
     """References by kind or role: ``{"table": "raw.flights@64…", "model": "model:/delay/3"}``."""
     counts: dict[str, int] = field(default_factory=dict)
     """Whole numbers worth a look: ``{"rows": 27004, "rows_quarantined": 3}``."""
