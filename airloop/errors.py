@@ -27,6 +27,7 @@ Errors of Airloop. Each says what was found, what was expected and what to do; i
     │       ├── TimedOut           (TimeoutError)
     │       ├── ProcessLost                       ended by a signal that nobody here sent
     │       └── ResultLost                        ended well, but its manifest is not there
+    ├── CheckNotEvaluated          (RuntimeError) exit 1: a check broke; it neither passed nor rejected
     └── StepSkipped                exit 99: the DAG's author asked for it
 """
 
@@ -145,6 +146,10 @@ class ProcessLost(InfrastructureFailure):
 
 class ResultLost(InfrastructureFailure):
     """The process ended with success, but its manifest is not there."""
+
+
+class CheckNotEvaluated(AirloopError, RuntimeError):
+    """A check could not be evaluated: the rows are neither accepted nor rejected."""
 
 
 class StepSkipped(AirloopError):

@@ -106,9 +106,7 @@ class Evaluation:
 
     def broken_ids(self) -> pa.Table:
         """Identity of the broken rows, each once, sorted."""
-        return self._connection.execute(
-            f"SELECT DISTINCT {self._ids()} FROM {_BROKEN} ORDER BY ALL"
-        ).to_arrow_table()
+        return self._connection.execute(f"SELECT DISTINCT {self._ids()} FROM {_BROKEN} ORDER BY ALL").to_arrow_table()
 
     def _ids(self) -> str:
         return ", ".join(quoted(c) for c in self.identity)
@@ -245,7 +243,12 @@ class _Run:
         writer.close()
 
     def _judge(
-        self, outcome: Outcome, check: Check, chunk: Mapping[str, pa.Array], place: str, writer: duckdb.DuckDBPyConnection
+        self,
+        outcome: Outcome,
+        check: Check,
+        chunk: Mapping[str, pa.Array],
+        place: str,
+        writer: duckdb.DuckDBPyConnection,
     ) -> None:
         considered, good = check(chunk)
         if place:
@@ -307,10 +310,17 @@ class _Run:
             figures = iter(self.totals.compute([sql for a in together.values() for sql in a.values()]))
             for number, aggregates in together.items():
                 self.metrics[number] = {metric: next(figures) for metric in aggregates}
-        except (duckdb.ConversionException, duckdb.OutOfRangeException, duckdb.BinderException, duckdb.InvalidInputException):
+        except (
+            duckdb.ConversionException,
+            duckdb.OutOfRangeException,
+            duckdb.BinderException,
+            duckdb.InvalidInputException,
+        ):
             # One of them fails: find out which.
             for number, aggregates in together.items():
-                values = self._guarded(self.outcomes[number], lambda o, a=aggregates: self.totals.compute([*a.values()]))
+                values = self._guarded(
+                    self.outcomes[number], lambda o, a=aggregates: self.totals.compute([*a.values()])
+                )
                 self.metrics[number] = dict(zip(aggregates, values or [], strict=False))
 
     # ---------------------------------------------------------------- verdicts

@@ -116,7 +116,7 @@ def fit(value: Any, kind: pa.DataType) -> pa.Scalar:
 
 
 def _moment(value: str | date, kind: pa.DataType) -> pa.Scalar:
-    from dateutil.parser import parse
+    from dateutil.parser import parse  # type: ignore[import-untyped]
 
     try:
         moment = parse(value) if isinstance(value, str) else value
@@ -302,7 +302,7 @@ def _json(rule: Rule, kind: pa.DataType) -> Callable[[pa.Array], pa.Array]:
 
 
 def _json_schema(rule: Rule, kind: pa.DataType) -> Callable[[pa.Array], pa.Array]:
-    import jsonschema
+    import jsonschema  # type: ignore[import-untyped]
 
     _need_text(kind)
     schema = rule.get("json_schema")

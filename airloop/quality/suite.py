@@ -88,8 +88,6 @@ REASONS: Mapping[str, str] = {
     "expect_column_type_to_be": "the types are declared in the source's schema and checked there",
 }
 
-SEVERITIES = ("critical", "warning", "info")
-
 
 @dataclass(frozen=True)
 class Rule:
@@ -202,8 +200,9 @@ def _document(suite: str | Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _rule(number: int, item: Any, names: Counter[str]) -> Rule:
-    from great_expectations.exceptions import GreatExpectationsError
+    from great_expectations.exceptions.exceptions import GreatExpectationsError
     from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+    from great_expectations.expectations.metadata_types import FailureSeverity
 
     if not isinstance(item, Mapping) or not isinstance(item.get("type"), str):
         raise _Fault("not a mapping with a type")
@@ -218,7 +217,7 @@ def _rule(number: int, item: Any, names: Counter[str]) -> Rule:
             meta=item.get("meta"),
             notes=item.get("notes"),
             description=item.get("description"),
-            severity=item.get("severity") or "critical",
+            severity=FailureSeverity(item.get("severity") or "critical"),
         )
         expectation = configuration.to_domain_obj()
     except (GreatExpectationsError, ValueError, TypeError, KeyError) as cause:
@@ -236,14 +235,12 @@ def _rule(number: int, item: Any, names: Counter[str]) -> Rule:
             "a row_condition as text depends on pandas; write it as Great Expectations serialises a condition, "
             'e.g. {"type": "nullity", "column": {"name": "dep_time"}, "is_null": false}'
         )
-    severity = str(getattr(expectation.severity, "value", expectation.severity))
-    if severity not in SEVERITIES:
-        raise _Fault(f"severity {severity!r} is none of {', '.join(SEVERITIES)}")
+    severity = str(FailureSeverity(expectation.severity).value)
     if getattr(expectation, "windows", None):
         raise _Fault("its windows look at other runs, which are not read here")
     columns = _columns(kind, kwargs)
     quarantine = _quarantine(item.get("meta"), kind, severity)
-    name = f"{kind}({', '.join(columns)})"
+    name = f"{kind}({', '.join(columns)})" if columns else kind
     names[name] += 1
     if names[name] > 1:
         name += f" #{names[name]}"
@@ -252,7 +249,11 @@ def _rule(number: int, item: Any, names: Counter[str]) -> Rule:
 
 def _quarantine(meta: Any, kind: str, severity: str) -> bool:
     ours = (meta or {}).get("airloop", {})
-    if not isinstance(ours, Mapping) or set(ours) - {"quarantine"} or not isinstance(ours.get("quarantine", False), bool):
+    if (
+        not isinstance(ours, Mapping)
+        or set(ours) - {"quarantine"}
+        or not isinstance(ours.get("quarantine", False), bool)
+    ):
         raise _Fault(f"meta.airloop is {ours!r}; it may hold quarantine: true or false")
     quarantine = bool(ours.get("quarantine", False))
     if quarantine and KINDS[kind] == TOTAL:

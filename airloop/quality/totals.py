@@ -116,9 +116,7 @@ class Totals:
             present = joint.join(f"{n} IS NOT NULL" for n in names) if joint else "TRUE"
         looked_at = f"({present})" + (f" AND {as_sql(rule.condition)}" if rule.condition else "")
         listed = ", ".join(names)
-        repeated = (
-            f"SELECT {listed} FROM {self._relation} WHERE {looked_at} GROUP BY {listed} HAVING count(*) > 1"
-        )
+        repeated = f"SELECT {listed} FROM {self._relation} WHERE {looked_at} GROUP BY {listed} HAVING count(*) > 1"
         return looked_at, repeated
 
     # ---------------------------------------------------------------- figures with a query of their own
@@ -144,13 +142,19 @@ class Totals:
         # A list as parameter: NOT IN over it has no NULL in it and is a hash probe.
         strange = f"FROM {self._relation} WHERE {where} AND NOT list_contains(?, {name})"
         if values:
-            found = set(self._column(f"SELECT DISTINCT {name} FROM {self._relation} WHERE {where} AND list_contains(?, {name})", values))
+            found = set(
+                self._column(
+                    f"SELECT DISTINCT {name} FROM {self._relation} WHERE {where} AND list_contains(?, {name})", values
+                )
+            )
             count = self._scalar(f"SELECT count(*) FROM (SELECT DISTINCT {name} {strange})", values)
             sample = self._column(f"SELECT DISTINCT {name} {strange} ORDER BY 1 LIMIT {SAMPLE}", values)
         else:
             found = set()
             count = self._distinct_count(rule, name, where, kind)["column.distinct_values.count"]
-            sample = self._column(f"SELECT DISTINCT {name} FROM {self._relation} WHERE {where} ORDER BY 1 LIMIT {SAMPLE}")
+            sample = self._column(
+                f"SELECT DISTINCT {name} FROM {self._relation} WHERE {where} ORDER BY 1 LIMIT {SAMPLE}"
+            )
         comparable = {v: v if v is None else fit(v, kind).as_py() for v in wanted}
         missing = sorted((v for v in comparable if comparable[v] not in found), key=lambda v: (v is None, v))
         return {
@@ -168,7 +172,9 @@ class Totals:
         first = "SELECT v FROM c WHERE n = (SELECT max(n) FROM c)"
         modes = self._column(f"{counted} {first} ORDER BY v LIMIT {MODES}")
         if values and len(modes) == MODES:
-            modes += [v for v in self._column(f"{counted} {first} AND list_contains(?, v)", values) if v not in set(modes)]
+            modes += [
+                v for v in self._column(f"{counted} {first} AND list_contains(?, v)", values) if v not in set(modes)
+            ]
         return {"column.most_common_value": modes}
 
     def _median(self, rule: Rule, name: str, where: str, kind: pa.DataType) -> dict[str, Any]:
@@ -246,7 +252,9 @@ def _sum(name: str, kind: pa.DataType) -> dict[str, str]:
         return {"column.sum": f"coalesce(sum({x}){{filter}}, 0)"}
     # The compensated sum does not depend on the order of rows and threads, but makes NaN of infinity.
     finite = f"fsum({x}) FILTER (WHERE isfinite({x}){{and}})"
-    return {"column.sum": f"coalesce(CASE WHEN bool_or(isinf({x})){{filter}} THEN sum({x}){{filter}} ELSE {finite} END, 0)"}
+    return {
+        "column.sum": f"coalesce(CASE WHEN bool_or(isinf({x})){{filter}} THEN sum({x}){{filter}} ELSE {finite} END, 0)"
+    }
 
 
 def _mean(name: str, kind: pa.DataType) -> dict[str, str]:
