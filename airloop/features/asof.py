@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from airloop.errors import BadArgument
@@ -60,6 +60,12 @@ def quote_path(name: str) -> str:
     return ".".join(quote(part) for part in name.split("."))
 
 
+def time_literal(time: datetime) -> str:
+    """A time in SQL; one without a zone is UTC."""
+    aware = time if time.tzinfo else time.replace(tzinfo=UTC)
+    return f"TIMESTAMPTZ '{aware.astimezone(UTC).isoformat(sep=' ')}'"
+
+
 def point_in_time_join(
     connection: duckdb.DuckDBPyConnection,
     spine: str,
@@ -78,8 +84,8 @@ def point_in_time_join(
     :param spine: table or view of entity rows; its columns all come out, first.
     :param time_column: timestamp column of the spine; a row where it is NULL gets no values.
     :param full_names: name columns ``<view>__<feature>``; otherwise ``<feature>``.
-    :param evidence: add per view ``<view>__event_time`` and ``<view>__arrival_time`` of the row that was chosen, NULL
-        where there was none. Without an arrival time column the second repeats the first.
+    :param evidence: add at the end, per view, ``<view>__event_time`` and ``<view>__arrival_time`` of the row that was
+        chosen, NULL where there was none. Without an arrival time column the second repeats the first.
     :param order_by: columns of the result.
     :raises BadArgument: a column is missing, or two columns would have the same name.
     """
@@ -88,6 +94,7 @@ def point_in_time_join(
     bounds = _time_range(connection, spine, time_column)
     outputs = [f"spine.{quote(c)}" for c in spine_columns]
     names = list(spine_columns)
+    proofs: list[str] = []
     joins: list[str] = []
     ctes: list[str] = []
     for number, view in enumerate(views):
@@ -99,13 +106,18 @@ def point_in_time_join(
         on = [f"spine.{quote(s)} = {alias}.k{i}" for i, s in enumerate(spine_keys)]
         on.append(f"spine.{quote(time_column)} >= {alias}.a")
         joins.append(f"ASOF LEFT JOIN {alias} ON {' AND '.join(on)}")
-        chosen = [(f"{view.name}__{f}" if full_names else f, f"{alias}.f{i}") for i, f in enumerate(view.features)]
-        if evidence:
-            chosen += [(f"{view.name}__event_time", f"{alias}.e"), (f"{view.name}__arrival_time", f"{alias}.r")]
         alive = f"{alias}.e >= spine.{quote(time_column)} - {_interval(view.ttl)}" if view.ttl else ""
-        for name, column in chosen:
-            outputs.append(f"{f'CASE WHEN {alive} THEN {column} END' if alive else column} AS {quote(name)}")
-            names.append(name)
+
+        def output(name: str, column: str, alive: str = alive) -> str:
+            return f"{f'CASE WHEN {alive} THEN {column} END' if alive else column} AS {quote(name)}"
+
+        for i, feature in enumerate(view.features):
+            names.append(f"{view.name}__{feature}" if full_names else feature)
+            outputs.append(output(names[-1], f"{alias}.f{i}"))
+        if evidence:
+            proof = {f"{view.name}__event_time": f"{alias}.e", f"{view.name}__arrival_time": f"{alias}.r"}
+            names += proof
+            proofs += [output(name, column) for name, column in proof.items()]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise BadArgument(
@@ -115,7 +127,7 @@ def point_in_time_join(
     ordered = f" ORDER BY {', '.join(quote(c) for c in order_by)}" if order_by else ""
     heading = f"WITH {', '.join(ctes)} " if ctes else ""
     return connection.sql(
-        f"{heading}SELECT {', '.join(outputs)} FROM {quote_path(spine)} AS spine {' '.join(joins)}{ordered}"
+        f"{heading}SELECT {', '.join(outputs + proofs)} FROM {quote_path(spine)} AS spine {' '.join(joins)}{ordered}"
     )
 
 

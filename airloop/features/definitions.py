@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any, Self
 
-from airloop.errors import BadArgument, NotFound
+from airloop.errors import NotFound
 from airloop.features.asof import ViewSpec
 
 
@@ -156,18 +156,3 @@ def _view(document: dict[str, Any]) -> ViewDefinition:
             "features": _fields(document["features"]),
         }
     )
-
-
-def refuse_unknown_arrival(service: ServiceDefinition, columns: dict[str, list[str]]) -> None:
-    """
-    A view that does not say when its values became known cannot be checked for leakage.
-
-    :param columns: columns of each table.
-    :raises BadArgument: such a view states neither an arrival time nor that its values are known at their event time.
-    """
-    for view in service.views:
-        if not view.arrival_time and not view.known_at_event and "arrival_time" not in columns[view.table]:
-            raise BadArgument(
-                f"feature view {view.name} has no arrival time, so that leakage cannot be ruled out",
-                "give its source a created_timestamp_column, or state tags={'known': 'at_event'} on the view",
-            )

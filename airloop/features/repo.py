@@ -175,7 +175,10 @@ def _apply(repo_config: RepoConfig, folder: Path, objects: list[Any]) -> None:
     )
     for source in {id(v.batch_source): v.batch_source for v in of(FeatureView)}.values():
         source.validate(repo_config)
-    changed, gone, _, _ = extract_objects_for_apply_delete(repo_config.project, store.registry, contents)
+    compared = extract_objects_for_apply_delete(  # type: ignore[no-untyped-call]
+        repo_config.project, store.registry, contents
+    )
+    changed, gone = compared[:2]
     store.apply(changed, objects_to_delete=gone, partial=False)
 
 
@@ -321,7 +324,7 @@ def _locked(config: Config) -> Any:
     from filelock import FileLock
 
     config.feast_registry.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(_beside(config, "lock"), thread_local=False, is_singleton=True)
+    return FileLock(_beside(config, "lock"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

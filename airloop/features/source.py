@@ -66,7 +66,8 @@ class IcebergSource(DataSource):
         self.table = table or f"features.{name}"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, IcebergSource) and bool(super().__eq__(other)) and self.table == other.table
+        same = super().__eq__(other)  # type: ignore[no-untyped-call]
+        return isinstance(other, IcebergSource) and bool(same) and self.table == other.table
 
     def __hash__(self) -> int:
         return hash((self.name, self.table))

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
@@ -27,7 +27,7 @@ from pydantic import Field
 
 from airloop.config import Config
 from airloop.errors import BadArgument, BadInput
-from airloop.features.asof import ViewSpec, point_in_time_join, quote, quote_path
+from airloop.features.asof import ViewSpec, point_in_time_join, quote, quote_path, time_literal
 from airloop.features.source import IcebergSource
 from airloop.warehouse.refs import TableRef
 
@@ -117,7 +117,8 @@ class IcebergRetrievalJob(RetrievalJob):
         return table
 
     def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
-        return self._to_arrow_internal(timeout).to_pandas()
+        frame: pd.DataFrame = self._to_arrow_internal(timeout).to_pandas()
+        return frame
 
     def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:
         raise NotImplementedError("training sets are saved by the step build_training_set, with their evidence")
@@ -199,7 +200,7 @@ class IcebergOfflineStore(OfflineStore):
         order = [f"{quote(c)} DESC" for c in (timestamp_field, *_some(created_timestamp_column))]
         order += [f"{quote(c)} DESC NULLS LAST" for c in feature_name_columns]
         known = _between(timestamp_field, start_date, end_date)
-        known += [f"{quote(c)} <= {_literal(end_date)}" for c in _some(created_timestamp_column)]
+        known += [f"{quote(c)} <= {time_literal(end_date)}" for c in _some(created_timestamp_column)]
         partition = f"PARTITION BY {', '.join(map(quote, join_key_columns))} " if join_key_columns else ""
         newest = f" QUALIFY row_number() OVER ({partition}ORDER BY {', '.join(order)}) = 1"
         return _pull(config, data_source, columns, known, newest)
@@ -224,14 +225,9 @@ def _some(column: str | None) -> tuple[str, ...]:
     return (column,) if column else ()
 
 
-def _literal(time: datetime) -> str:
-    aware = time if time.tzinfo else time.replace(tzinfo=UTC)
-    return f"TIMESTAMPTZ '{aware.astimezone(UTC).isoformat(sep=' ')}'"
-
-
 def _between(column: str, start: datetime | None, end: datetime | None) -> list[str]:
-    bounds = [f"{quote(column)} >= {_literal(start)}"] if start else []
-    return bounds + ([f"{quote(column)} <= {_literal(end)}"] if end else [])
+    bounds = [f"{quote(column)} >= {time_literal(start)}"] if start else []
+    return bounds + ([f"{quote(column)} <= {time_literal(end)}"] if end else [])
 
 
 def _pull(config: RepoConfig, source: DataSource, columns: list[str], conditions: list[str], tail: str) -> RetrievalJob:
@@ -274,8 +270,9 @@ def _spec(view: FeatureView, features: tuple[str, ...]) -> ViewSpec:
 
 def _features_of(view: FeatureView, feature_refs: Sequence[str]) -> tuple[str, ...]:
     """The features that are asked of a view, in the order of ``feature_refs``, each once."""
+    asked = view.projection.name_to_use()  # type: ignore[no-untyped-call]
     split = (ref.split(":", 1) for ref in feature_refs)
-    return tuple(dict.fromkeys(feature for name, feature in split if name == view.projection.name_to_use()))
+    return tuple(dict.fromkeys(feature for name, feature in split if name == asked))
 
 
 def _entity_rows(entity_df: pd.DataFrame | pa.Table) -> tuple[pa.Table, str]:
@@ -286,11 +283,11 @@ def _entity_rows(entity_df: pd.DataFrame | pa.Table) -> tuple[pa.Table, str]:
     """
     try:
         given = isinstance(entity_df, pa.Table)
-        rows = entity_df if given else pa.Table.from_pandas(entity_df, preserve_index=False)
+        rows: Any = entity_df if given else pa.Table.from_pandas(entity_df, preserve_index=False)
         name = _time_column(rows.schema)
         column = rows[name]
         if not pa.types.is_timestamp(column.type):
-            column = pa.array(pd.to_datetime(column.to_pandas(), utc=True))
+            column = pa.array(pd.to_datetime(column.to_pandas(), utc=True, format="ISO8601"))
         if column.type.tz is None:
             column = column.cast(pa.timestamp(column.type.unit, "UTC"), safe=True)
         # A time between two microseconds becomes the earlier one: nothing later can be seen.
@@ -316,4 +313,4 @@ def _time_column(schema: pa.Schema) -> str:
             f"the entity rows have {len(times)} time columns ({', '.join(times) or 'none'})",
             "name the time of prediction event_timestamp",
         )
-    return times[0]
+    return str(times[0])

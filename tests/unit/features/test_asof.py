@@ -19,7 +19,9 @@ from airloop.features.asof import ViewSpec, point_in_time_join
 T0 = datetime(2013, 1, 1, tzinfo=UTC)
 TIME = pa.timestamp("us", "UTC")
 SPINE = pa.schema([("n", pa.int64()), ("k", pa.string()), ("event_time", TIME)])
-VALUES = pa.schema([("k", pa.string()), ("x", pa.float64()), ("y", pa.int64()), ("event_time", TIME), ("arrival_time", TIME)])  # fmt: skip
+VALUES = pa.schema(
+    [("k", pa.string()), ("x", pa.float64()), ("y", pa.int64()), ("event_time", TIME), ("arrival_time", TIME)]
+)
 
 
 @pytest.fixture
