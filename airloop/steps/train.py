@@ -58,7 +58,9 @@ def is_installed(package: str) -> bool:
     import importlib.util
 
     spec = importlib.util.find_spec(package)
-    place = spec and (spec.origin or next(iter(spec.submodule_search_locations or ()), None))
+    if spec is None:
+        return False
+    place = spec.origin or next(iter(spec.submodule_search_locations or ()), None)
     homes = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")]
     return place is not None and any(Path(place).resolve().is_relative_to(home) for home in homes)
 

@@ -100,7 +100,8 @@ def train_bundle(
     predictor = load_predictor(fitted.flavor, folder, trainer=trainer.name, trusted=fitted.trusted, threads=threads)
     raw = {"train": predictor(examples.train.matrix), "validation": predictor(examples.validation.matrix)}
     bundle["odds_factor"] = odds_factor(raw["validation"], examples.validation.labels, weight)
-    metrics, scores = {}, {}
+    metrics: dict[str, float] = {}
+    scores = {}
     for name, split in (("train", examples.train), ("validation", examples.validation)):
         scores[name] = deflate(raw[name], bundle["odds_factor"])
         metrics |= measure(name, split, scores[name], trainer.name)

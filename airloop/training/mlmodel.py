@@ -64,7 +64,9 @@ def write_mlmodel(folder: Path, bundle: Path, model: Model) -> None:
         metadata={"trainer": model.trainer, "target": model.target},
         model_size_bytes=sum(p.stat().st_size for p in bundle.iterdir()),
     )
-    add_to_model(described, "airloop.training.mlmodel", data="data", python_env="python_env.yaml")
+    add_to_model(  # type: ignore[no-untyped-call]
+        described, "airloop.training.mlmodel", data="data", python_env="python_env.yaml"
+    )
     native = {
         "xgboost": {
             "data": f"data/{XGBoostTrainer.file}",

@@ -86,7 +86,7 @@ def client(config: Config) -> MlflowClient:
             if file is not None and (not file.exists() or not file.stat().st_size):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 # MlflowClient would give its default experiment a folder below the current one.
-                SqlAlchemyStore(address, _artifact_root(config))
+                SqlAlchemyStore(address, _artifact_root(config))  # type: ignore[no-untyped-call]
             made = MlflowClient(address, address)
             # Makes the registry look at the database too, while nobody else does.
             made.search_registered_models(max_results=1)

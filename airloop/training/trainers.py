@@ -9,6 +9,7 @@ while fitting, which multiplies the odds by about ``w``; :func:`deflate` brings 
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from abc import ABC, abstractmethod
@@ -162,7 +163,7 @@ class XGBoostTrainer(Trainer):
         }
         if any(monotone):
             settings["monotone_constraints"] = tuple(monotone)
-        described = {
+        described: dict[str, Any] = {
             "feature_names": plain_names(task.features),
             "feature_types": ["c" if f.kind == "category" else "q" for f in task.features],
             "enable_categorical": True,
@@ -241,8 +242,7 @@ class LightGBMTrainer(Trainer):
         return read_parameters(LightGBMParameters, given, trainer=self.name)
 
     def fit(self, task: Task) -> Fitted:
-        import lightgbm
-
+        lightgbm = import_lightgbm()
         chosen = dict(task.parameters)
         rounds, metric = chosen.pop("n_estimators"), chosen.pop("eval_metric")
         monotone = constraints(chosen.pop("monotone_constraints"), (f.name for f in task.features), trainer=self.name)
@@ -259,7 +259,7 @@ class LightGBMTrainer(Trainer):
         }
         if any(monotone):
             settings["monotone_constraints"] = monotone
-        described = {
+        described: dict[str, Any] = {
             "feature_name": plain_names(task.features),
             "categorical_feature": [i for i, f in enumerate(task.features) if f.kind == "category"],
             "params": {"verbosity": -1, "max_bin": chosen["max_bin"]},
@@ -306,10 +306,7 @@ class LightGBMTrainer(Trainer):
 
     @classmethod
     def load(cls, folder: Path, threads: int) -> Predictor:
-        installed("lightgbm", need="a model of trainer lightgbm", extra="lightgbm")
-        import lightgbm
-
-        booster = lightgbm.Booster(model_file=folder / cls.file)
+        booster = import_lightgbm().Booster(model_file=folder / cls.file)
 
         def predict(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
             if not len(matrix):
@@ -394,6 +391,12 @@ def import_xgboost() -> Any:
     import xgboost
 
     return xgboost
+
+
+def import_lightgbm() -> Any:
+    """LightGBM. :raises BadConfiguration: it is not installed."""
+    installed("lightgbm", need="trainer lightgbm", extra="lightgbm")
+    return importlib.import_module("lightgbm")
 
 
 def plain_names(features: Sequence[FeatureSpec]) -> list[str]:
