@@ -57,7 +57,9 @@ class Policy:
     min_class_rows: int = 20
     """Held-out rows of the rarer class, over all and in each slice."""
     min_clusters: int = 5
-    """Clusters (days) over all and in each slice."""
+    """Clusters over all and in each slice."""
+    cluster: str = "cluster"
+    """What a cluster is, for people: ``day``, ``row``…"""
     min_slice_rows: int = 200
     """Rows of a slice, fewer are not tested."""
     resamples: int = 2000
@@ -262,7 +264,7 @@ def _too_few(labels: Floats, clusters: int, min_rows: int, policy: Policy) -> st
     if rarer < policy.min_class_rows:
         return f"{rarer} rows of the rarer class, at least {policy.min_class_rows} are needed"
     if clusters < policy.min_clusters:
-        return f"{clusters} clusters (days), at least {policy.min_clusters} are needed"
+        return f"{clusters} clusters ({policy.cluster}), at least {policy.min_clusters} are needed"
     return ""
 
 

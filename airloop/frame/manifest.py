@@ -124,4 +124,8 @@ def _reference(kind: str, text: str) -> Reference | None:
         from airloop.registry.refs import ModelRef
 
         return ModelRef.parse(text)
+    if kind == "decision":
+        from airloop.registry.refs import DecisionRef
+
+        return DecisionRef.parse(text)
     return None

@@ -38,6 +38,8 @@ class Registered:
 
     version: int
     run_id: str
+    """MLflow run that trained it."""
+    experiment_id: str
     created: bool
 
 
@@ -93,14 +95,17 @@ class Registry:
             if model.name != name:
                 raise BadArgument(f"{model} is not a version of {name}", "register the training run's model")
             with tracking.guarded(self.config):
-                run_id = str(client.get_model_version(name, str(model.version)).run_id or "")
-            return Registered(model.version, run_id, False)
+                made_by = client.get_model_version(name, str(model.version)).run_id
+                if not made_by:
+                    raise NotFound(f"{model} names no training run", "register the model of a training run")
+                run = client.get_run(made_by)
+            return Registered(model.version, run.info.run_id, run.info.experiment_id, False)
         with tracking.guarded(self.config):
             run = client.get_run(model.run_id)
         key = run.data.tags.get(KEY_TAG, "")
         found = self._version_of(client, name, model.run_id, key)
         if found is not None:
-            return replace(found, created=False)
+            return Registered(int(found.version), str(found.run_id), run.info.experiment_id, False)
         source, model_id = self._source(model.run_id)
         with tracking.guarded(self.config):
             self._ensure_model(client, name)
@@ -114,7 +119,7 @@ class Registry:
                 description=description,
             )
             point("register:after")
-        return Registered(int(made.version), model.run_id, True)
+        return Registered(int(made.version), model.run_id, run.info.experiment_id, True)
 
     def decide(self, entry: Entry, *, move: bool) -> Entry:
         """
@@ -123,7 +128,7 @@ class Registry:
         Call it inside :meth:`locked`. ``entry.seq``, ``previous``, ``state`` and ``moved`` are set here. An entry that
         takes effect before what is live now is kept as superseded and moves nothing.
         """
-        known = self._known(entry)
+        known = self.known(entry.model, entry.key, entry.alias)
         if known is not None:
             return known
         live = self.ledger.champion_at(entry.model, entry.alias)
@@ -147,11 +152,10 @@ class Registry:
         point("promote:alias")
         return self.ledger.close(intent, "done")
 
-    def _known(self, entry: Entry) -> Entry | None:
+    def known(self, model: str, key: str, alias: str) -> Entry | None:
+        """The closed entry that a step's key already made for an alias."""
         done = [
-            e
-            for e in self.ledger.entries(entry.model, key=entry.key)
-            if e.alias == entry.alias and e.state in ("done", "superseded")
+            e for e in self.ledger.entries(model, key=key) if e.alias == alias and e.state in ("done", "superseded")
         ]
         return done[-1] if done else None
 
@@ -192,7 +196,7 @@ class Registry:
             client.get_model_version(entry.model, str(entry.version))
             client.set_registered_model_alias(entry.model, entry.alias, str(entry.version))
 
-    def _version_of(self, client: MlflowClient, name: str, run_id: str, key: str) -> Registered | None:
+    def _version_of(self, client: MlflowClient, name: str, run_id: str, key: str) -> Any:
         """The oldest version made by the run, or by another one, not deleted, with the same key."""
         from airloop.training import tracking
 
@@ -200,9 +204,9 @@ class Registry:
             versions = _all_versions(client, name)
         for version in sorted(versions, key=lambda v: int(v.version)):
             if version.run_id == run_id:
-                return Registered(int(version.version), run_id, False)
+                return version
             if key and version.tags.get(KEY_TAG) == key and ModelRef(run_id=version.run_id).exists(self._scope()):
-                return Registered(int(version.version), str(version.run_id), False)
+                return version
         return None
 
     def _ensure_model(self, client: MlflowClient, name: str) -> None:

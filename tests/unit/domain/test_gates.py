@@ -117,7 +117,7 @@ def test_bad_calibration_rejects(rows: dict[str, np.ndarray]) -> None:
     [
         (slice(0, 0), {}, "0 rows, at least 500 are needed"),
         (slice(0, 400), {}, "400 rows, at least 500 are needed"),
-        (slice(0, 900), {}, "3 clusters (days), at least 5 are needed"),
+        (slice(0, 900), {}, "3 clusters (cluster), at least 5 are needed"),
         (slice(None), {"min_class_rows": 2000}, "rows of the rarer class, at least 2000 are needed"),
     ],
 )
