@@ -1,0 +1,1 @@
+"""Measurements, side by side with a peer or a limit. Nothing here is part of the tests."""
