@@ -29,6 +29,7 @@ _REMOTE = (
     # What is left of scripts drives the libraries above: tooltips, pop-ups, a filter.
     re.compile(r"<script\b[^>]*>.*?</script>", re.I | re.S),
     re.compile(r"<img\b[^>]*src=\"(?:https?:)?//[^>]*>", re.I),
+    re.compile(r"background:\s*url\('https?:[^;]*;", re.I),
     re.compile(r"<footer\b.*?</footer>", re.I | re.S),
 )
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -140,9 +141,13 @@ class Suite:
 
 def import_expectations() -> Any:
     """Import Great Expectations with its telemetry off."""
-    # Read once, when its settings are first made; nothing of ours opens a context, which is what would send.
-    os.environ["GX_ANALYTICS_ENABLED"] = "false"
-    return importlib.import_module("great_expectations")
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    with warnings.catch_warnings():
+        # What it imports warns of its own deprecations; nobody here can mend them.
+        warnings.simplefilter("ignore")
+        # Building a page needs these; what is imported lazily later would warn then.
+        importlib.import_module("great_expectations.render.view.view")
+        return importlib.import_module("great_expectations")
 
 
 def load_suite(suite: str | Mapping[str, Any]) -> Suite:
