@@ -141,7 +141,9 @@ def select(files: Sequence[LiveFile] | Sequence[str], schema: Schema, *, extra: 
 def connect(config: Config, workdir: Path | None = None) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection in memory, in UTC, within the configured memory and threads; it spills to disk."""
     # A folder of one's own: DuckDB's spill files have the same names in every process.
-    folder = (workdir or config.home / "spill") / f"duckdb-{os.getpid()}-{next(_connections)}"
+    parent = workdir or config.home / "spill"
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = parent / f"duckdb-{os.getpid()}-{next(_connections)}"
     connection = duckdb.connect(
         ":memory:",
         config={

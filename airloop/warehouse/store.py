@@ -54,8 +54,13 @@ def open_catalog(config: Config) -> SqlCatalog:
                         f"the catalog's {place} cannot be written",
                         "give the worker's user write access to AIRLOOP_HOME",
                     )
-            address = f"{config.catalog}?timeout={BUSY_S}"
+        from sqlalchemy import URL
         from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+        if file is not None:
+            # Rendered anew: the configured address may hold a path with characters that mean something in a URL.
+            url = URL.create("sqlite", database=str(file), query={"timeout": str(BUSY_S)})
+            address = url.render_as_string(hide_password=False)
 
         try:
             if file is None or _is_ready(file):
