@@ -8,14 +8,14 @@ import io
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
 from airloop.errors import BadInput
 from airloop.sources.spec import SourceSpec
-from airloop.sources.streams import Data, Recoded, as_utf8, undecodable
+from airloop.sources.streams import Counted, Data, Recoded, as_utf8, undecodable
 from airloop.sources.types import arrow_type
 from airloop.sources.values import TypeGuess, castable, changed_type, shown, unparsable
 
@@ -55,10 +55,11 @@ def read(data: Data, spec: SourceSpec, wanted: Mapping[str, str]) -> Iterator[pa
     """
     names = _names(data, spec)
     kinds = {name: arrow_type(kind) for name, kind in wanted.items()}
-    with as_utf8(data, spec.csv.encoding) as stream:
+    with as_utf8(data, spec.csv.encoding) as raw:
         rows = 0
+        stream = Counted(raw, spec.csv.quote.encode(), spec.csv.escape.encode())
         try:
-            reader = _open(stream, spec, names, kinds)
+            reader = _open(cast(BinaryIO, stream), spec, names, kinds)
             for batch in reader:
                 rows += batch.num_rows
                 yield batch
@@ -70,6 +71,8 @@ def read(data: Data, spec: SourceSpec, wanted: Mapping[str, str]) -> Iterator[pa
             raise BadInput(
                 f"{data.label}: the header cannot be read: {cause}", "check quotes and delimiter of the first line"
             ) from cause
+        if stream.found % 2:
+            _refuse_open_quote(data, spec)
 
 
 def _open(
@@ -109,15 +112,16 @@ def _names(data: Data, spec: SourceSpec) -> list[str]:
         # The cut may go through a character.
         text = codecs.getincrementaldecoder("utf-8")().decode(start, final=len(start) < _HEADER)
     except UnicodeDecodeError as cause:
-        line = start[: cause.start].count(b"\n") + 1
-        raise undecodable(data.label, spec.csv.encoding, cause.start, f", in line {line:,}") from cause
+        if b"\n" not in start[: cause.start]:
+            raise undecodable(data.label, spec.csv.encoding, cause.start, ", in line 1") from cause
+        # Further down: the row and the column are told when they are read.
+        text = start[: cause.start].decode()
     if "\x00" in text:
         raise BadInput(
             f"{data.label} holds NUL characters, as no text does",
             "it may be UTF-16 (declare csv: {encoding: utf-16}) or a binary file",
         )
-    quoting: dict[str, Any] = {"quotechar": spec.csv.quote} if spec.csv.quote else {"quoting": csv.QUOTE_NONE}
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=spec.csv.delimiter, **quoting)
+    rows = csv.reader(io.StringIO(text, newline=""), **_dialect(spec))
     try:
         first = next((row for row in rows if row), [])
     except csv.Error as cause:
@@ -125,7 +129,7 @@ def _names(data: Data, spec: SourceSpec) -> list[str]:
     if not first:
         raise BadInput(f"{data.label} holds only empty lines", "a file without rows has at least its header")
     declared = list(spec.in_file.values())
-    if len(first) == 1 and len(declared) > 1:
+    if len(first) == 1 and len(declared) > 1 and first[0] not in declared:
         raise _one_column(data, spec, first[0], len(declared))
     if not spec.csv.header:
         if len(first) != len(declared):
@@ -140,6 +144,32 @@ def _names(data: Data, spec: SourceSpec) -> list[str]:
             f"{data.label}: the header names {', '.join(map(repr, doubled))} more than once", "names must be different"
         )
     return first
+
+
+def _refuse_open_quote(data: Data, spec: SourceSpec) -> None:
+    """
+    Arrow takes a quote that is never closed for one long value, and the rows in it would be lost.
+
+    :raises BadInput: there is one. An odd number of quotes can also be a stray one inside a value, which is fine.
+    """
+    row = 0 if spec.csv.header else 1
+    with as_utf8(data, spec.csv.encoding) as stream:
+        lines = codecs.getreader("utf-8")(stream)
+        try:
+            for fields in csv.reader(lines, strict=True, **_dialect(spec)):
+                row += bool(fields)
+        except csv.Error as cause:
+            if "unexpected end of data" in str(cause):
+                raise BadInput(
+                    f"{data.label}: a quote in row {max(row, 1):,} is never closed",
+                    "close it; without that the rest of the file is one value",
+                ) from cause
+
+
+def _dialect(spec: SourceSpec) -> dict[str, Any]:
+    quoting: dict[str, Any] = {"quotechar": spec.csv.quote} if spec.csv.quote else {"quoting": csv.QUOTE_NONE}
+    escaping = {"escapechar": spec.csv.escape, "doublequote": False} if spec.csv.escape else {}
+    return {"delimiter": spec.csv.delimiter, **quoting, **escaping}
 
 
 def _only_header(data: Data, spec: SourceSpec) -> bool:

@@ -231,7 +231,7 @@ def _without_doubles(
     :raises BadInput: two rows of one file have the same key and differ.
     """
     key = ", ".join(f'"{name}"' for name in spec.key)
-    content = ", ".join(f'"{name}"' for name in schema.names if not name.startswith("_"))
+    content = ", ".join(f'"{name}" := "{name}"' for name in schema.names if not name.startswith("_"))
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": f"{memory_mb}MB",
         "threads": threads,
@@ -245,7 +245,8 @@ def _without_doubles(
         if not connection.execute("SELECT count(*) FROM twice").fetchall()[0][0]:
             return pa.array([], pa.int64())
         connection.execute(
-            f"CREATE TEMP TABLE double AS SELECT *, row({content}) AS content FROM staged SEMI JOIN twice USING ({key})"
+            f"CREATE TEMP TABLE double AS "
+            f"SELECT *, struct_pack({content}) AS content FROM staged SEMI JOIN twice USING ({key})"
         )
         conflicts = connection.execute(
             f"SELECT {key}, any_value(_source), list(_row ORDER BY _row) FROM double "
@@ -254,10 +255,9 @@ def _without_doubles(
         if conflicts:
             raise _conflict(spec, conflicts)
         dropped = connection.execute(
-            "SELECT _place, content IS NOT DISTINCT FROM last(content) OVER same AS identical FROM double "
-            f"QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY _file DESC, _place) > 1 "
-            f"WINDOW same AS (PARTITION BY {key} ORDER BY _file, _place "
-            "ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING) ORDER BY _place"
+            "SELECT _place, content IS NOT DISTINCT FROM first_value(content) OVER best AS identical FROM double "
+            f"WINDOW best AS (PARTITION BY {key} ORDER BY _file DESC, _place) "
+            "QUALIFY row_number() OVER best > 1 ORDER BY _place"
         ).to_arrow_table()
     identical = dropped.column("identical").combine_chunks().true_count
     counts.rows_duplicate += identical

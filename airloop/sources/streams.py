@@ -261,6 +261,25 @@ class Joined(_Stream):
         return content
 
 
+class Counted(_Stream):
+    """A stream that counts a mark as it passes by, but for marks after an escape."""
+
+    def __init__(self, raw: BinaryIO, mark: bytes, escape: bytes) -> None:
+        super().__init__()
+        self._raw = raw
+        self._mark = mark
+        self._escaped = escape + mark
+        self.found = 0
+
+    def _some(self, size: int) -> bytes:
+        content = self._raw.read(size)
+        if self._mark:
+            self.found += content.count(self._mark)
+            if self._escaped != self._mark:
+                self.found -= content.count(self._escaped)
+        return content
+
+
 def undecodable(name: str, encoding: str, offset: int, where: str = "") -> BadInput:
     """The error for bytes that are no text in the declared encoding."""
     return BadInput(

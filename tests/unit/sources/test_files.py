@@ -91,9 +91,7 @@ def test_a_file_in_a_package_is_found_without_importing_it(
         ("package:pyarrow//etc/passwd", BadInput, "does not name a file in a package"),
     ],
 )
-def test_package_addresses_that_do_not_work(
-    scope: Scope, address: str, error: type[Exception], message: str
-) -> None:
+def test_package_addresses_that_do_not_work(scope: Scope, address: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         FileSet.parse(address).resolve(scope)
 

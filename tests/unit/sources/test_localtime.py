@@ -87,9 +87,7 @@ def test_numbers_as_times_of_day(connection: duckdb.DuckDBPyConnection, hhmm: st
     ),
     st.sampled_from([NEW_YORK, "Europe/London", "Australia/Lord_Howe", "Asia/Kathmandu", "UTC", "Africa/Casablanca"]),
 )
-def test_any_time_in_many_zones(
-    connection: duckdb.DuckDBPyConnection, times: list[datetime], zone: str
-) -> None:
+def test_any_time_in_many_zones(connection: duckdb.DuckDBPyConnection, times: list[datetime], zone: str) -> None:
     assert asked(connection, times, zone) == [expected(time, zone) for time in times]
 
 

@@ -59,7 +59,10 @@ def test_yaml_text_and_mapping_are_the_same() -> None:
         ({"csv": {"encoding": "utf-9"}}, "there is no encoding 'utf-9'"),
         ({"csv": {"delimiter": "ab"}}, "at most 1 character"),
         ({"format": "parquet", "compression": "gzip"}, "compression must be none"),
-        ({"columns": {"id": "long", "at": {"type": "timestamptz", "zone": "Mars/Olympus"}}}, "no time zone 'Mars/Olympus'"),
+        (
+            {"columns": {"id": "long", "at": {"type": "timestamptz", "zone": "Mars/Olympus"}}},
+            "no time zone 'Mars/Olympus'",
+        ),
         ({"columns": {"id": "long", "at": {"type": "long", "zone": "UTC"}}}, "zone is for timestamptz, not for long"),
     ],
 )
