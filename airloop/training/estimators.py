@@ -91,6 +91,9 @@ class EstimatorTrainer(Trainer):
                 if type(cause).__name__ == "InvalidParameterError":
                     raise BadArgument(f"hyperparameters of trainer {self.name}: {cause}") from cause
                 raise
+        if "n_jobs" in estimator.get_params(deep=False):
+            # Forests add up their trees' votes in whatever order threads end: the last digits would vary.
+            estimator.set_params(n_jobs=None)
         trusted = untrusted_types(pipeline, self.name)
         return Fitted(
             flavor=self.flavor,
@@ -124,6 +127,7 @@ class EstimatorTrainer(Trainer):
     @classmethod
     def load(cls, folder: Path, *, trainer: str, trusted: Sequence[str]) -> Predictor:
         import skops.io
+        from skops.io.exceptions import UntrustedTypesFoundException
 
         owner = import_estimator(trainer)
         allowed = {*TRUSTED_PACKAGES, owner.__module__.partition(".")[0]}
@@ -135,7 +139,7 @@ class EstimatorTrainer(Trainer):
             )
         try:
             pipeline = skops.io.load(folder / cls.file, trusted=list(trusted))
-        except skops.exceptions.UntrustedTypesFoundException as cause:
+        except UntrustedTypesFoundException as cause:
             raise BadInput(f"the model of trainer {trainer} holds types that it does not name: {cause}") from cause
         positive = list(pipeline.classes_).index(1)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from airloop.warehouse.refs import TableRef
 
 SPLIT = "split"
-"""Column that says what a row is for: ``train``, ``validation`` or ``holdout``. The last is the gate's: not read here."""
+"""Column that says what a row is for: ``train``, ``validation`` or ``holdout``. The last is for the gate alone."""
 FEATURES_PROPERTY = "airloop.features"
 """Snapshot summary property: the features in the model's order, as JSON."""
 
