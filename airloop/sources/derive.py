@@ -13,6 +13,7 @@ from airloop.errors import BadArgument, BadInput
 from airloop.sources.localtime import add_functions
 from airloop.sources.spec import SourceSpec
 from airloop.sources.types import arrow_type, duckdb_type
+from airloop.warehouse.store import storing
 
 
 class Deriver(AbstractContextManager["Deriver"]):
@@ -80,7 +81,8 @@ class Deriver(AbstractContextManager["Deriver"]):
     def _run(self, chunk: pa.Table, select: str, label: str, first_row: int) -> pa.Table:
         self._connection.register("chunk", chunk)
         try:
-            return self._connection.execute(f"{select} ({self._nested(list(self._spec.derive))})").to_arrow_table()
+            with storing(f"computing derived columns of {self._spec.name}"):
+                return self._connection.execute(f"{select} ({self._nested(list(self._spec.derive))})").to_arrow_table()
         except (duckdb.ConversionException, duckdb.OutOfRangeException, duckdb.InvalidInputException) as cause:
             raise BadInput(
                 f"{label}: a derived column cannot be computed in rows {first_row:,} and following: "

@@ -25,6 +25,7 @@ from airloop.sources.files import SourceFile
 from airloop.sources.read import Plan, plan, rows
 from airloop.sources.spec import SourceSpec, duration
 from airloop.sources.values import check, shown
+from airloop.warehouse.store import storing
 
 CHUNK = 131_072
 """Rows worked on at a time, at most: larger chunks are not faster."""
@@ -237,7 +238,7 @@ def _without_doubles(
         "threads": threads,
         "temp_directory": str(workdir / "spill"),
     }
-    with duckdb.connect(config=config) as connection:
+    with storing(f"comparing the keys of {spec.name}"), duckdb.connect(config=config) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         path = str(staged).replace("'", "''")
         connection.execute(f"CREATE VIEW staged AS SELECT * FROM read_parquet('{path}')")

@@ -335,3 +335,15 @@ def test_the_flights_example(run_step: Run, warehouse: Warehouse, tmp_path: Path
     }
     assert by_flight[4576]["known_at"] == by_flight[4576]["sched_dep"] + timedelta(hours=24)
     assert all(r["sched_dep"].replace(minute=0) == r["time_hour"] for r in found)
+
+
+@pytest.mark.parametrize("wrong", ["2013,13,1,517,515", "2013,2,30,517,515", "2013,3,10,230,230", "2013,1,5,517,2599"])
+def test_a_flight_at_a_time_that_never_was_is_left_to_the_gate(
+    run_step: Run, warehouse: Warehouse, tmp_path: Path, interval: Interval, wrong: str
+) -> None:
+    file = tmp_path / "flights.csv"
+    file.write_text(FLIGHTS.replace("2013,1,1,517,515", wrong))
+    manifest = run_step("extract", interval=interval, source=(SOURCES / "flights.yaml").read_text(), files=str(file))
+    assert manifest["counts"]["rows_undated"] == 1
+    found = warehouse.scan(TableRef.parse(manifest["outputs"]["table"]["reference"])).read_all().to_pylist()
+    assert [r["sched_dep"] for r in found if r["flight"] == 1545] == [None]
