@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -106,6 +107,7 @@ class Gate:
                 candidate = self._rebase()
                 continue
             point("validate:published")
+            self._release(passed)
             self._tidy()
             return passed
         raise CommitConflict(f"{self.name}: main moved {REBASES} times while rows were validated", "run the task again")
@@ -135,7 +137,6 @@ class Gate:
     def _audit(self, candidate: int) -> Passed:
         with self._evaluated(candidate) as found:
             if found is None:
-                self._clear_quarantine(candidate)
                 return Passed(TableRef(self.name, candidate), 0, 0, None, 0, {"suite": self.suite.name, "rows": 0})
             self.docs = self._document(found, candidate)
             point("validate:checked")
@@ -146,7 +147,6 @@ class Gate:
                     log.warning("%s (%s): %s", self.name, outcome.rule.severity, describe(outcome, found.rows))
             details = self._details(found)
             if found.success:
-                self._clear_quarantine(candidate)
                 return Passed(TableRef(self.name, candidate), found.rows, 0, None, 0, details)
             broken = found.broken()
             quarantine = self._quarantine(found, candidate) if broken else None
@@ -209,7 +209,12 @@ class Gate:
     # ---------------------------------------------------------------- rows that break rules
 
     def _quarantine(self, found: Evaluation, candidate: int) -> TableRef:
-        """Put the broken rows of this batch in the place of those that an earlier validation of it put there."""
+        """
+        Put the broken rows into the quarantine, once.
+
+        They take the place of what an earlier validation of this batch put there, and of the same rows brought by an
+        earlier batch: a source that is read again brings again what was kept back.
+        """
         name = quarantine_of(self.name)
         own = self.warehouse.schema(TableRef(self.name, candidate))
         schema = pa.schema(
@@ -228,24 +233,48 @@ class Gate:
                 keys = pa.array([self.key] * batch.num_rows, pa.string())
                 yield pa.Table.from_batches([batch]).append_column("_key", keys).select(schema.names).cast(schema)
 
+        on = self.warehouse.key(self.name)
+        same = self._one_of(found.broken_ids().select(on), "=") if on else "FALSE"
         commit = self.warehouse.commit(
-            name, rows(), key=f"{self.key}:quarantine:{candidate}", mode="replace", replace_where=self._where
+            name,
+            rows(),
+            key=f"{self.key}:quarantine:{candidate}",
+            mode="replace",
+            replace_where=f"{self._where} OR {same}",
         )
         return commit.ref
 
-    def _clear_quarantine(self, candidate: int) -> None:
-        """Rows of this batch that an earlier suite refused and this one lets pass are no longer in quarantine."""
+    def _release(self, passed: Passed) -> None:
+        """Rows that are published now, in whatever form they were kept back before, leave the quarantine."""
         name = quarantine_of(self.name)
-        if self.warehouse.exists(name):
-            self.warehouse.delete(name, self._where, key=f"{self.key}:quarantine:{candidate}")
+        if not self.warehouse.exists(name):
+            return
+        where = [] if passed.quarantined else [self._where]
+        if on := self.warehouse.key(self.name):
+            kept = TableRef(name, self.warehouse.head(name))
+            listed = ", ".join(map(quoted, on))
+            with self.warehouse.duckdb(
+                {"kept": kept, "published": passed.published}, workdir=self.workdir
+            ) as connection:
+                keys = connection.execute(
+                    f"SELECT {listed} FROM kept WHERE NOT {self._where} AND ({listed}) IN "
+                    f"(SELECT ({listed}) FROM published WHERE {self._where})"
+                ).to_arrow_table()
+            if keys.num_rows:
+                where.append(f"(NOT {self._where} AND {self._one_of(keys, '=')})")
+        if where:
+            self.warehouse.delete(name, " OR ".join(where), key=f"{self.key}:release:{passed.published.snapshot}")
+
+    def _one_of(self, values: pa.Table, equals: str) -> str:
+        """A predicate: the row's values are among these. They go through a file, for there may be many."""
+        file = self.workdir / f"values-{uuid4().hex}.parquet"
+        pq.write_table(values.rename_columns([f"v{i}" for i in range(values.num_columns)]), file)
+        same = " AND ".join(f"b.v{i} {equals} {quoted(c)}" for i, c in enumerate(values.column_names))
+        return f"EXISTS (SELECT 1 FROM read_parquet({literal(str(file))}) b WHERE {same})"
 
     def _take_out(self, found: Evaluation, candidate: int) -> int:
         """A snapshot on top of the candidate without the broken rows."""
-        ids = found.broken_ids()
-        file = self.workdir / f"broken-{candidate}.parquet"
-        pq.write_table(ids.rename_columns([f"id{i}" for i in range(ids.num_columns)]), file)
-        same = " AND ".join(f"b.id{i} IS NOT DISTINCT FROM {quoted(c)}" for i, c in enumerate(found.identity))
-        where = f"{self._where} AND EXISTS (SELECT 1 FROM read_parquet({literal(str(file))}) b WHERE {same})"
+        where = f"{self._where} AND {self._one_of(found.broken_ids(), 'IS NOT DISTINCT FROM')}"
         branch = self._branch(f"clean-{candidate}")
         self.warehouse.branch(self.name, branch, at=candidate)
         return self.warehouse.delete(self.name, where, key=f"{self.key}:clean:{candidate}", branch=branch).snapshot
