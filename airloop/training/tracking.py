@@ -41,6 +41,7 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # Its defaults retry for minutes; the scheduler's own retries are better at waiting.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -273,7 +274,8 @@ def download_model(config: Config, model_id: str, into: Path) -> Path:
         else:
             from mlflow.artifacts import download_artifacts
 
-            folder = Path(download_artifacts(f"models:/{model_id}", dst_path=str(into), tracking_uri=config.mlflow))
+            # A models:/ address would be looked up in the process's own tracking server, not in ours.
+            folder = Path(download_artifacts(location, dst_path=str(into), tracking_uri=config.mlflow))
     if not folder.is_dir():
         raise NotFound(f"the files of MLflow model {model_id} are gone from {folder}", "train it again with force")
     return folder
