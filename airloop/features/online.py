@@ -254,29 +254,18 @@ class Staging:
         columns = "".join(f", v{i}, t{i}" for i in range(len(table.features)))
         connection.executescript(
             "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;"
-            f"CREATE TABLE rows (entity_key BLOB PRIMARY KEY, event_us, arrival_us, event_s, arrival_s{columns})"
-            " WITHOUT ROWID; BEGIN"
+            f"CREATE TABLE rows (entity_key BLOB, event_us, arrival_us, event_s, arrival_s{columns}); BEGIN"
         )
         places = ", ".join("?" * (5 + 2 * len(table.features)))
         self._insert = f"INSERT INTO rows VALUES ({places})"
 
     def add(self, chunk: Chunk) -> None:
-        """
-        Stage a chunk.
-
-        :raises BadInput: an entity is staged twice.
-        """
+        """Stage a chunk."""
         pairs = [column for both in zip(chunk.values, chunk.texts, strict=True) for column in both]
         rows = zip(
             chunk.keys, chunk.event_us, chunk.arrival_us, chunk.event_s, chunk.arrival_s, *pairs, strict=True
         )  # fmt: skip
-        try:
-            self._connection.executemany(self._insert, rows)
-        except sqlite3.IntegrityError as cause:
-            raise BadInput(
-                f"{self._table.view}: two of the rows to be served have the same entity key",
-                "the feature table has two spellings of one entity; see the view's entity columns",
-            ) from cause
+        self._connection.executemany(self._insert, rows)
         self.rows += len(chunk.keys)
         self._samples.extend(chunk.samples)
 
@@ -284,8 +273,16 @@ class Staging:
         """
         Read back what was staged: its count, and the samples byte by byte.
 
-        :raises BadInput: something differs.
+        :raises BadInput: something differs, or an entity is staged twice.
         """
+        try:
+            # Sorting once is several times faster than keeping order row by row.
+            self._connection.execute("CREATE UNIQUE INDEX by_key ON rows (entity_key)")
+        except sqlite3.IntegrityError as cause:
+            raise BadInput(
+                f"{self._table.view}: two of the rows to be served have the same entity key",
+                "the feature table has two spellings of one entity; see the view's entity columns",
+            ) from cause
         self._connection.execute("COMMIT")
         found = self._connection.execute("SELECT count(*) FROM rows").fetchone()[0]
         if found != expected:
@@ -343,13 +340,15 @@ def _take_over(
     newer = ">=" if replace_equal else ">"
     # An entity whose rows Feast's table lost (teardown, apply) is free again, whatever we remember of it.
     connection.execute(
-        "CREATE TEMP TABLE won AS SELECT s.entity_key, l.event_s AS before_s FROM stage.rows s"
+        "CREATE TEMP TABLE won (entity_key BLOB PRIMARY KEY, row INTEGER NOT NULL, before_s INTEGER) WITHOUT ROWID"
+    )
+    connection.execute(
+        "INSERT INTO temp.won SELECT s.entity_key, s.rowid, l.event_s FROM stage.rows s"
         " LEFT JOIN airloop_latest l ON l.view = ? AND l.entity_key = s.entity_key"
         f" WHERE l.entity_key IS NULL OR (s.event_us, s.arrival_us) {newer} (l.event_us, l.arrival_us)"
-        f" OR NOT EXISTS (SELECT 1 FROM {feast} f WHERE f.entity_key = s.entity_key)",
+        f" OR NOT EXISTS (SELECT 1 FROM {feast} f WHERE f.entity_key = s.entity_key) ORDER BY s.entity_key",
         (table.name,),
     )
-    connection.execute("CREATE UNIQUE INDEX temp.won_key ON won (entity_key)")
     names = ", ".join(f"({i}, ?)" for i in range(len(table.features)))
     by_feature = " ".join(f"WHEN {i} THEN s.v{i}" for i in range(len(table.features)))
     text_by_feature = " ".join(f"WHEN {i} THEN s.t{i}" for i in range(len(table.features)))
@@ -360,7 +359,7 @@ def _take_over(
         f" INSERT INTO {feast} AS f (entity_key, feature_name, value, value_text, event_ts, created_ts)"
         f" SELECT s.entity_key, feature.name, CASE feature.i {by_feature} END, CASE feature.i {text_by_feature} END,"
         "   s.event_s, s.arrival_s"
-        " FROM stage.rows s CROSS JOIN temp.won w ON w.entity_key = s.entity_key CROSS JOIN feature WHERE true"
+        " FROM temp.won w CROSS JOIN stage.rows s ON s.rowid = w.row CROSS JOIN feature WHERE true"
         " ON CONFLICT (entity_key, feature_name) DO UPDATE SET value = excluded.value,"
         "   value_text = excluded.value_text, event_ts = excluded.event_ts, created_ts = excluded.created_ts"
         " WHERE excluded.event_ts >= f.event_ts"
@@ -369,7 +368,7 @@ def _take_over(
     )
     connection.execute(
         "INSERT INTO airloop_latest SELECT ?, s.entity_key, s.event_us, s.arrival_us, s.event_s"
-        " FROM stage.rows s JOIN temp.won w ON w.entity_key = s.entity_key WHERE true"
+        " FROM temp.won w CROSS JOIN stage.rows s ON s.rowid = w.row WHERE true"
         " ON CONFLICT (view, entity_key) DO UPDATE SET event_us = excluded.event_us,"
         "   arrival_us = excluded.arrival_us, event_s = excluded.event_s",
         (table.name,),

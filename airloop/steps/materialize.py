@@ -14,6 +14,7 @@ from airloop.warehouse.refs import TableRef
 
 if TYPE_CHECKING:
     from airloop.features.definitions import ServiceDefinition
+    from airloop.features.online import Switched
 
 CLOCK_SKEW = timedelta(minutes=5)
 """How far ahead of this machine's clock an interval may end."""
@@ -134,11 +135,13 @@ def _materialize(ctx: StepContext, store: Any, name: str, source: TableRef, inte
             "write online_store: {type: sqlite, path: ${AIRLOOP_ONLINE_STORE}}",
         )
     request = Request(ctx.warehouse, source, ctx.key, _us(interval.start), _us(interval.end), ctx.workdir)
-    job = engine.materialize(store.registry, task, request=request)[0]
+    job: Any = engine.materialize(store.registry, task, request=request)[0]
     error = job.error()
     if error is not None:
         raise error
-    result = job.result
+    result: Switched = job.result
+    mark = result.watermark
+    assert mark is not None, "the engine was given a key: the watermark moved, or was there"
     return {
         "view": name,
         "table": target.table.name,
@@ -148,9 +151,9 @@ def _materialize(ctx: StepContext, store: Any, name: str, source: TableRef, inte
         "rows_skipped": result.skipped,
         "rows_expired": result.expired,
         "moved": result.moved,
-        "until_us": result.watermark.until_us,
-        "until": (EPOCH + timedelta(microseconds=result.watermark.until_us)).isoformat(),
-        "entities": result.watermark.entities,
+        "until_us": mark.until_us,
+        "until": (EPOCH + timedelta(microseconds=mark.until_us)).isoformat(),
+        "entities": mark.entities,
         "notes": result.notes,
     }
 

@@ -1,15 +1,11 @@
-"""Step materialize: what stock Feast reads online before, during and after it, and when it is cut short."""
+"""Step materialize: what stock Feast reads online before, during and after it."""
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import subprocess
-import sys
 import threading
-from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,104 +13,12 @@ import pyarrow as pa
 import pytest
 
 from airloop.config import Config
-from airloop.contract import Call, Interval
+from airloop.contract import Interval
 from airloop.errors import BadArgument, BadInterval, StoreBusy
-from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.refs import TableRef
+from tests.shop import DAY, DEFINITIONS, HOUR, STORE, T0, RunStep, Shop, config, shop
 
-RunStep = Callable[..., dict[str, Any]]
-STAMP = pa.timestamp("us", tz="UTC")
-T0 = datetime(2013, 1, 1, tzinfo=UTC)
-HOUR = timedelta(hours=1)
-DAY = timedelta(days=1)
-
-DEFINITIONS = """
-from datetime import timedelta
-from feast import Entity, FeatureService, FeatureView, Field, ValueType
-from feast.types import Float64, Int64, String
-from airloop.features.source import IcebergSource
-
-driver = Entity(name="driver", join_keys=["driver"], value_type=ValueType.INT64)
-city = Entity(name="city", join_keys=["city"], value_type=ValueType.STRING)
-pace = FeatureView(
-    name="pace", entities=[driver], ttl=timedelta(days=10), source=IcebergSource(name="pace"),
-    schema=[Field(name="driver", dtype=Int64), Field(name="speed", dtype=Float64), Field(name="trips", dtype=Int64)],
-)
-route = FeatureView(
-    name="route", entities=[driver, city], ttl=None, source=IcebergSource(name="route"),
-    schema=[Field(name="driver", dtype=Int64), Field(name="city", dtype=String), Field(name="note", dtype=String)],
-)
-drivers = FeatureService(name="drivers", features=[pace, route])
-"""
-STORE = """
-project: {project}
-provider: local
-registry: ${{AIRLOOP_FEAST_REGISTRY}}
-offline_store: {{type: airloop.features.store.IcebergOfflineStore}}
-online_store: {{type: sqlite, path: "${{AIRLOOP_ONLINE_STORE}}"}}
-batch_engine: {{type: {engine}}}
-entity_key_serialization_version: 3
-"""
-OURS = "airloop.features.engine.IcebergComputeEngine"
-
-
-@pytest.fixture
-def config(config: Config, tmp_path: Path) -> Config:
-    """With a feature repository of two views."""
-    folder = tmp_path / "repo"
-    folder.mkdir()
-    (folder / "views.py").write_text(DEFINITIONS)
-    (folder / "feature_store.yaml").write_text(STORE.format(project="shop", engine=OURS))
-    return replace(config, feature_repo=folder)
-
-
-class Shop:
-    """The tables of the two views, and how to fill and read them."""
-
-    def __init__(self, warehouse: Warehouse, config: Config, run_step: RunStep) -> None:
-        self.warehouse = warehouse
-        self.config = config
-        self.run_step = run_step
-        self.commits = 0
-        self.put("route", [(1, "Rome", "ok", T0, T0)])
-
-    def put(self, table: str, rows: list[tuple[Any, ...]]) -> TableRef:
-        names = {"pace": ["driver", "speed", "trips"], "route": ["driver", "city", "note"]}[table]
-        types = {"driver": pa.int64(), "trips": pa.int64(), "speed": pa.float64(), "event_time": STAMP}
-        fields = [*names, "event_time", "arrival_time"]
-        schema = pa.schema([(n, types.get(n, STAMP if n == "arrival_time" else pa.string())) for n in fields])
-        content = pa.Table.from_pylist([dict(zip(fields, row, strict=True)) for row in rows], schema)
-        self.commits += 1
-        self.warehouse.ensure(f"features.{table}", schema)
-        return self.warehouse.commit(f"features.{table}", content, key=f"seed{self.commits}").ref
-
-    def run(self, end: datetime, *, pace: TableRef | None = None, **more: Any) -> dict[str, Any]:
-        tables = [str(pace or "features.pace"), "features.route"]
-        return self.run_step(
-            "materialize", interval=Interval(end - DAY, end), feature_service="drivers", tables=tables, **more
-        )
-
-    def read(self, *drivers: int) -> list[tuple[Any, Any]]:
-        """Speed and trips as stock Feast serves them."""
-        from airloop.features.repo import open_store
-
-        answer = open_store(self.config).get_online_features(
-            ["pace:speed", "pace:trips"], [{"driver": d} for d in drivers]
-        ).to_dict()  # fmt: skip
-        return list(zip(answer["speed"], answer["trips"], strict=True))
-
-    def watermark(self) -> datetime | None:
-        with sqlite3.connect(self.config.online_store) as connection:
-            try:
-                row = connection.execute("SELECT until FROM airloop_watermark WHERE view = 'shop_pace'").fetchone()
-            except sqlite3.OperationalError:
-                return None
-        return datetime.fromtimestamp(row[0] / 1e6, UTC) if row else None
-
-
-@pytest.fixture
-def shop(warehouse: Warehouse, config: Config, run_step: RunStep) -> Shop:
-    return Shop(warehouse, config, run_step)
+__all__ = ["config", "shop"]  # fixtures
 
 
 def test_serves_the_newest_value_known_at_the_intervals_end(shop: Shop) -> None:
@@ -291,50 +195,6 @@ def test_a_locked_store_is_tried_again_and_keeps_its_values(shop: Shop, monkeypa
     holder.close()
     shop.run(T0 + 2 * DAY)
     assert shop.read(1) == [(2.0, 2)]
-
-
-def run_killed(shop: Shop, end: datetime, fault: str) -> int:
-    """The step in a process of its own, with a fault; its exit code."""
-    call = Call(
-        "materialize",
-        {"feature_service": "drivers", "tables": ["features.pace", "features.route"]},
-        attempt="ab" * 10, interval=Interval(end - DAY, end),
-    )  # fmt: skip
-    code = (
-        "import sys; from airloop.config import Config; from airloop.contract import Call\n"
-        "from airloop.frame.execute import execute; from airloop.frame.logs import Redactor\n"
-        "from airloop.steps import load\n"
-        "config = Config.from_environment()\n"
-        "receipt, error = execute(load('materialize'), Call.from_environment(), config, Redactor([]))\n"
-        "sys.exit(error.exit_code if error else 0)"
-    )
-    names = ("home", "feature_repo", "memory_mb")
-    environment = {f"AIRLOOP_{n.upper()}": str(getattr(shop.config, n)) for n in names}
-    environment |= {"AIRLOOP_CALL": call.to_json(), "AIRLOOP_FAULT": fault}
-    return subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, timeout=120).returncode
-
-
-@pytest.mark.parametrize(
-    ("place", "served"),
-    [
-        ("materialize:staged", (1.0, 1)),
-        ("materialize:before_switch", (1.0, 1)),
-        ("materialize:after_switch", (2.0, 2)),
-    ],
-)
-def test_killed_at_any_point_serves_old_or_new_and_the_next_run_completes(
-    shop: Shop, place: str, served: tuple[float, int]
-) -> None:
-    shop.put("pace", [(1, 1.0, 1, T0, T0)])
-    shop.run(T0 + DAY)
-    shop.put("pace", [(1, 2.0, 2, T0 + DAY + HOUR, T0 + DAY + HOUR), (2, 5.0, 5, T0 + DAY, T0 + DAY)])
-    assert run_killed(shop, T0 + 2 * DAY, f"kill@{place}") == -9
-    assert shop.read(1) == [served]
-    assert shop.watermark() == (T0 + DAY if served[1] == 1 else T0 + 2 * DAY)
-    manifest = shop.run(T0 + 2 * DAY)
-    assert manifest["status"] == "done"
-    assert shop.read(1, 2) == [(2.0, 2), (5.0, 5)]
-    assert not list(shop.config.online_store.parent.glob("*.staging-*"))
 
 
 def test_readers_never_see_a_mix_of_old_and_new(shop: Shop) -> None:
