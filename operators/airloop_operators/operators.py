@@ -473,14 +473,34 @@ class ReportOperator(StepOperator):
     Write the run's page: one self-contained HTML file from the manifests of its tasks, and the loop's index.
 
     :param tasks: results by task id; a task that was skipped may be None. (templated)
-    :param title: heading; default the DAG's id. (templated)
+    :param loop: name of the loop, the folder of its pages; default the DAG's id. (templated)
+    :param title: heading; default the loop's name. (templated)
+    :param zone: IANA time zone in which intervals are written; default the DAG's. (templated)
     """
 
     step_name: ClassVar[str] = "report"
-    step_arguments: ClassVar[tuple[str, ...]] = ("tasks", "title")
+    step_arguments: ClassVar[tuple[str, ...]] = ("tasks", "loop", "title", "zone")
     template_fields = (*StepOperator.template_fields, *step_arguments)
 
-    def __init__(self, *, tasks: Mapping[str, Result], title: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        tasks: Mapping[str, Result],
+        loop: str | None = None,
+        title: str | None = None,
+        zone: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.tasks = tasks
+        self.loop = loop
         self.title = title
+        self.zone = zone
+
+    def call_arguments(self) -> dict[str, Any]:
+        """A loop is called what its DAG is called, and tells time as it does."""
+        given = super().call_arguments()
+        given.setdefault("loop", self.dag_id)
+        timezone = getattr(self.dag, "timezone", None) if self.has_dag() else None
+        given.setdefault("zone", str(getattr(timezone, "name", None) or getattr(timezone, "key", None) or "UTC"))
+        return given
