@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,7 +29,10 @@ UNDEFINED_LIMIT = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How much better the challenger is, in the metric's unit; positive is better whatever the metric."""
+    """
+    An estimate with its interval. Of two models: how much better the challenger is, in the metric's unit; positive is
+    better whatever the metric.
+    """
 
     estimate: float
     low: float
@@ -73,6 +77,43 @@ def paired_difference(
     :param confidence: of the two-sided interval, between 0 and 1.
     :returns: None if the rows do not define it: fewer than two clusters, or too many resamples of one class.
     """
+    direction = 1.0 if metric.higher_is_better else -1.0
+    return _interval(
+        labels,
+        [(challenger, direction), (champion, -direction)],
+        metric,
+        clusters,
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def metric_interval(
+    labels: Floats,
+    scores: Floats,
+    *,
+    metric: Metric,
+    clusters: NDArray[np.intp] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Difference | None:
+    """One model's metric with a confidence interval made in the same way; None where it is not defined."""
+    return _interval(labels, [(scores, 1.0)], metric, clusters, confidence=confidence, resamples=resamples, seed=seed)
+
+
+def _interval(
+    labels: Floats,
+    models: Sequence[tuple[Floats, float]],
+    metric: Metric,
+    clusters: NDArray[np.intp] | None,
+    *,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> Difference | None:
+    """Interval of a weighted sum of the metric over models that scored the same rows."""
     if clusters is None:
         index, size = np.arange(len(labels)), len(labels)
     else:
@@ -80,19 +121,18 @@ def paired_difference(
         size = len(names)
     if size < 2:
         return None
-    estimate = metric.gain(metric.function(labels, challenger, None), metric.function(labels, champion, None))
+    estimate = sum(weight * metric.function(labels, scores, None) for scores, weight in models)
     if not math.isfinite(estimate):
         return None
     generator = np.random.default_rng(seed)
-    gains = []
+    parts = []
     # The draws are at most 4 M numbers at a time.
     chunk = max(1, min(resamples, 4_000_000 // size))
     for start in range(0, resamples, chunk):
         draws = _draw(generator, min(chunk, resamples - start), size)
-        ours = resampled(metric, labels, challenger, index, draws)
-        theirs = resampled(metric, labels, champion, index, draws)
-        gains.append(ours - theirs if metric.higher_is_better else theirs - ours)
-    found = np.concatenate(gains)
+        values = [weight * resampled(metric, labels, scores, index, draws) for scores, weight in models]
+        parts.append(np.sum(values, axis=0))
+    found = np.concatenate(parts)
     defined = found[np.isfinite(found)]
     if len(defined) < 2 or len(defined) < len(found) * (1 - UNDEFINED_LIMIT):
         return None

@@ -114,25 +114,45 @@ def binned_kolmogorov_smirnov(reference: Counts, current: Counts) -> tuple[float
     return distance, _ks_p(distance, n, m)
 
 
+def tally(reference: Mapping[str, Any], values: NDArray[Any]) -> Counts:
+    """
+    Rows by the reference's bins, the last one for missing values; tallies of chunks can be added up.
+
+    :param reference: ``{"edges": […], "counts": […], "missing": n}``, bin of x being
+        ``searchsorted(edges, x, side="right")``; or ``{"kind": "category", "counts": {value: n}, "other": n,
+        "missing": n}``.
+    :param values: floats with NaN for missing, or, for a category, objects with None for missing.
+    """
+    if reference.get("kind") == "category":
+        # NaN is the one value that differs from itself: pandas and Arrow may give it for a missing text.
+        found = Counter(str(v) for v in values if v is not None and v == v)
+        here = [float(found.pop(name, 0)) for name in reference["counts"]]
+        here.append(float(sum(found.values())))
+    else:
+        numbers = np.asarray(values, dtype=np.float64)
+        bins = np.searchsorted(reference["edges"], numbers[~np.isnan(numbers)], side="right")
+        here = np.bincount(bins, minlength=len(reference["edges"]) + 1).astype(np.float64).tolist()
+    return np.array([*here, len(values) - sum(here)])
+
+
 def column_drift(
-    column: str, reference: Mapping[str, Any], values: NDArray[Any], *, min_rows: int = 200, kind: str = ""
+    column: str, reference: Mapping[str, Any], current: Counts, *, min_rows: int = 200, kind: str = ""
 ) -> ColumnDrift:
     """
     Compare a column with the reference that its model keeps.
 
-    :param reference: ``{"kind": "number"|"boolean", "edges": […], "counts": […], "missing": n}``, bin of x being
-        ``searchsorted(edges, x, side="right")``, or ``{"kind": "category", "counts": {value: n}, "other": n,
-        "missing": n}``.
-    :param values: floats with NaN for missing, or objects with None for missing.
-    :param min_rows: fewer present rows on either side are not judged.
+    :param reference: see :func:`tally`.
+    :param current: what :func:`tally` counted.
+    :param min_rows: a column with fewer rows on either side is not judged.
     """
+    categorical = reference.get("kind") == "category"
     kind = kind or str(reference["kind"])
-    if reference.get("kind") == "category":
-        names, there, here, missing = _category_counts(reference, values)
-    else:
-        names, there, here, missing = _number_counts(reference, values)
-    gone = float(reference.get("missing", 0))
-    rows, reference_rows = len(values), int(there.sum() + gone)
+    names = _bin_names(reference)
+    there = np.array(_reference_counts(reference), dtype=np.float64)
+    if not len(there) == len(current) - 1 == len(names):
+        raise ValueError(f"{column}: {len(names)} bins, {len(there)} counts, {len(current) - 1} tallied")
+    here, missing, gone = current[:-1], float(current[-1]), float(reference.get("missing", 0))
+    rows, reference_rows = int(current.sum()), int(there.sum() + gone)
     share, reference_share = (missing / rows if rows else 0.0), (gone / reference_rows if reference_rows else 0.0)
     if min(rows, reference_rows) < min_rows:
         why = f"{rows:,} rows against {reference_rows:,}, at least {min_rows:,} are needed on both sides"
@@ -147,7 +167,7 @@ def column_drift(
     names, there, here = [n for n, u in zip(names, used, strict=True) if u], there[used], here[used]
     p = chi_square_homogeneity(there, here)[1]
     ks = None
-    if reference.get("kind") != "category" and ordered_there.sum() and ordered_here.sum():
+    if not categorical and ordered_there.sum() and ordered_here.sum():
         ks, p_ks = binned_kolmogorov_smirnov(ordered_there, ordered_here)
         p = min(1.0, 2 * min(p, p_ks))  # two tests of one column
     bins = tuple(
@@ -186,33 +206,19 @@ def judge(columns: Sequence[ColumnDrift], *, psi_limit: float = 0.2, alpha: floa
     return judged
 
 
-def _number_counts(reference: Mapping[str, Any], values: NDArray[Any]) -> tuple[list[str], Counts, Counts, int]:
-    edges = np.asarray(reference["edges"], dtype=np.float64)
-    there = np.asarray(reference["counts"], dtype=np.float64)
-    if len(there) != len(edges) + 1:
-        raise ValueError(f"{len(edges)} edges and {len(there)} counts")
-    numbers = np.asarray(values, dtype=np.float64)
-    present = numbers[~np.isnan(numbers)]
-    here = np.bincount(np.searchsorted(edges, present, side="right"), minlength=len(there)).astype(np.float64)
-    if not len(edges):
-        names = ["all"]
-    else:
-        names = [
-            f"< {edges[0]:g}",
-            *(f"{a:g} … {b:g}" for a, b in pairwise(edges)),
-            f"≥ {edges[-1]:g}",
-        ]
-    return names, there, here, len(numbers) - len(present)
+def _reference_counts(reference: Mapping[str, Any]) -> list[float]:
+    if reference.get("kind") == "category":
+        return [*reference["counts"].values(), reference.get("other", 0)]
+    return list(reference["counts"])
 
 
-def _category_counts(reference: Mapping[str, Any], values: NDArray[Any]) -> tuple[list[str], Counts, Counts, int]:
-    names = list(reference["counts"])
-    there = np.array([*(reference["counts"][n] for n in names), reference.get("other", 0)], dtype=np.float64)
-    # NaN is the one value that differs from itself: pandas and Arrow may give it for a missing text.
-    found = Counter(str(v) for v in values if v is not None and v == v)
-    here = np.array([float(found.pop(n, 0)) for n in names] + [0.0])
-    here[-1] = sum(found.values())
-    return [*names, "(other)"], there, here, len(values) - int(here.sum())
+def _bin_names(reference: Mapping[str, Any]) -> list[str]:
+    if reference.get("kind") == "category":
+        return [*reference["counts"], "(other)"]
+    edges = reference["edges"]
+    if not edges:
+        return ["all"]
+    return [f"< {edges[0]:g}", *(f"{a:g} … {b:g}" for a, b in pairwise(edges)), f"≥ {edges[-1]:g}"]
 
 
 def _smooth(counts: Counts) -> Counts:

@@ -66,6 +66,6 @@ def test_killed_anywhere_and_run_again(
     assert again["changed"]
     assert again["event"]["version"] == 1
     client = tracking.client(config)
-    assert client.get_registered_model("delay").aliases == {"champion": "1"}
+    assert client.get_registered_model("delay").aliases == {"champion": 1}
     assert len(client.search_model_versions("name = 'delay'")) == 1
     assert [e.state for e in Ledger(Warehouse.open(config)).entries()] == ["intent", "done"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from airloop.domain.bootstrap import holm, paired_difference, seed_of
+from airloop.domain.bootstrap import holm, metric_interval, paired_difference, seed_of
 from airloop.domain.metrics import METRICS
 
 
@@ -112,3 +112,13 @@ def test_holm_is_the_published_example() -> None:
     assert holm([0.01, 0.02, 0.04, 0.005]) == pytest.approx([0.03, 0.04, 0.04, 0.02])
     assert holm([]) == []
     assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_interval_of_one_model() -> None:
+    labels, champion, _, day = two_models(2, days=12, per_day=200)
+    for name, metric in METRICS.items():
+        found = metric_interval(labels, champion, metric=metric, clusters=day, resamples=300)
+        assert found is not None
+        assert found.estimate == pytest.approx(metric.function(labels, champion, None))
+        assert 0 < found.high - found.low < (0.3 if name == "log_loss" else 0.12)
+    assert metric_interval(labels, champion, metric=METRICS["brier"], clusters=np.zeros(len(labels), dtype=int)) is None

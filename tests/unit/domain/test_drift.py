@@ -10,6 +10,7 @@ from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
 from airloop.domain.drift import (
+    ColumnDrift,
     binned_kolmogorov_smirnov,
     chi_square_homogeneity,
     column_drift,
@@ -17,6 +18,7 @@ from airloop.domain.drift import (
     judge,
     kolmogorov_smirnov,
     population_stability_index,
+    tally,
 )
 
 
@@ -30,6 +32,12 @@ def reference_of(values: np.ndarray, bins: int = 10) -> dict[str, Any]:
         "counts": counts.tolist(),
         "missing": int(np.isnan(values).sum()),
     }
+
+
+def drift(column: str, reference: dict[str, Any], values: np.ndarray) -> ColumnDrift:
+    """In two chunks, as a large table is read."""
+    half = len(values) // 2
+    return column_drift(column, reference, tally(reference, values[:half]) + tally(reference, values[half:]))
 
 
 def test_same_as_scipy() -> None:
@@ -75,8 +83,8 @@ def test_shift_of_a_number() -> None:
     reference = reference_of(generator.standard_normal(5000))
     same, moved = judge(
         [
-            column_drift("same", reference, generator.standard_normal(4000)),
-            column_drift("moved", reference, 1 + generator.standard_normal(4000)),
+            drift("same", reference, generator.standard_normal(4000)),
+            drift("moved", reference, 1 + generator.standard_normal(4000)),
         ]
     )
     assert (same.outcome, moved.outcome) == ("ok", "drifted")
@@ -93,10 +101,10 @@ def test_values_that_stop_arriving() -> None:
     reference = reference_of(generator.standard_normal(5000))
     values = generator.standard_normal(1000)
     values[:500] = np.nan
-    (gone,) = judge([column_drift("x", reference, values)])
+    (gone,) = judge([drift("x", reference, values)])
     assert gone.outcome == "drifted"
     assert (gone.missing, gone.reference_missing) == (0.5, 0)
-    (all_gone,) = judge([column_drift("x", reference, np.full(1000, np.nan))])
+    (all_gone,) = judge([drift("x", reference, np.full(1000, np.nan))])
     assert all_gone.outcome == "drifted"
     assert all_gone.ks is None
 
@@ -105,7 +113,7 @@ def test_categories() -> None:
     reference = {"kind": "category", "counts": {"EWR": 4000, "JFK": 3000, "LGA": 3000}, "other": 0, "missing": 0}
     same = np.array(["EWR"] * 400 + ["JFK"] * 310 + ["LGA"] * 290, dtype=object)
     unseen = np.array(["EWR"] * 400 + ["SWF"] * 310 + [None] * 200 + [float("nan")] * 90, dtype=object)
-    ok, drifted = judge([column_drift("origin", reference, same), column_drift("origin", reference, unseen)])
+    ok, drifted = judge([drift("origin", reference, same), drift("origin", reference, unseen)])
     assert (ok.outcome, drifted.outcome) == ("ok", "drifted")
     assert ok.ks is None
     assert drifted.missing == pytest.approx(0.29)
@@ -115,19 +123,19 @@ def test_categories() -> None:
 
 def test_constant_and_boolean_columns() -> None:
     constant = {"kind": "number", "edges": [], "counts": [5000], "missing": 0}
-    (same,) = judge([column_drift("c", constant, np.zeros(1000))])
+    (same,) = judge([drift("c", constant, np.zeros(1000))])
     assert (same.outcome, same.psi, same.p) == ("ok", 0, 1)
     boolean = {"kind": "boolean", "edges": [0.5], "counts": [4000, 1000], "missing": 0}
-    (flipped,) = judge([column_drift("b", boolean, np.array([True] * 700 + [False] * 300))])
+    (flipped,) = judge([drift("b", boolean, np.array([True] * 700 + [False] * 300))])
     assert flipped.outcome == "drifted"
 
 
 def test_few_rows_are_not_judged() -> None:
     reference = reference_of(np.random.default_rng(0).standard_normal(5000))
-    (few,) = judge([column_drift("x", reference, np.full(50, 9.0))])
+    (few,) = judge([drift("x", reference, np.full(50, 9.0))])
     assert few.outcome == "too few"
     assert few.why == "50 rows against 5,000, at least 200 are needed on both sides"
-    (none,) = judge([column_drift("x", reference, np.empty(0))])
+    (none,) = judge([drift("x", reference, np.empty(0))])
     assert none.outcome == "too few"
 
 
@@ -135,7 +143,7 @@ def test_size_alone_is_no_alarm() -> None:
     """A million rows make a shift of 0.05 significant; it is still no drift."""
     generator = np.random.default_rng(4)
     reference = reference_of(generator.standard_normal(500_000))
-    (found,) = judge([column_drift("x", reference, 0.05 + generator.standard_normal(500_000))])
+    (found,) = judge([drift("x", reference, 0.05 + generator.standard_normal(500_000))])
     assert found.p_adjusted < 1e-10
     assert found.outcome == "ok"
 
@@ -146,7 +154,7 @@ def test_chance_alone_is_no_alarm() -> None:
     for seed in range(100):
         generator = np.random.default_rng(seed)
         columns = [
-            column_drift(str(i), reference_of(generator.standard_normal(200)), generator.standard_normal(200))
+            drift(str(i), reference_of(generator.standard_normal(200)), generator.standard_normal(200))
             for i in range(40)
         ]
         alarms += any(c.outcome == "drifted" for c in judge(columns, psi_limit=0.05))
@@ -156,6 +164,12 @@ def test_chance_alone_is_no_alarm() -> None:
 def test_an_effect_that_may_be_chance_says_so() -> None:
     generator = np.random.default_rng(0)
     reference = reference_of(generator.standard_normal(200))
-    (found,) = judge([column_drift("x", reference, generator.standard_normal(200))], psi_limit=0.001)
+    (found,) = judge([drift("x", reference, generator.standard_normal(200))], psi_limit=0.001)
     assert found.outcome == "ok"
     assert "may be chance" in found.why
+
+
+def test_a_reference_that_does_not_fit_is_an_error() -> None:
+    reference = {"kind": "number", "edges": [0.0], "counts": [1, 2, 3], "missing": 0}
+    with pytest.raises(ValueError, match="x: 2 bins, 3 counts, 2 tallied"):
+        drift("x", reference, np.zeros(9))
