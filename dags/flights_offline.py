@@ -43,7 +43,7 @@ with DAG(
     max_active_runs=1,
     default_args={"retries": 1, "retry_delay": timedelta(seconds=10)},
     tags=["airloop"],
-):
+) as dag:
     raw = {}
     for name, file in {"flights": "flights.csv.zip", "weather": "weather.csv", "planes": "planes.csv"}.items():
         with TaskGroup(name):
@@ -130,16 +130,5 @@ with DAG(
     )
 
     ReportOperator(
-        task_id="report",
-        title="Flight delays",
-        tasks={
-            "extract": raw["flights"],
-            "examples": examples.output,
-            "train": model.output,
-            "gate": gate.output,
-            "register": registered.output,
-            "score": scores.output,
-            "monitor": drift.output,
-            "online": online.output,
-        },
+        task_id="report", title="Flight delays", tasks={task.task_id: task.output for task in dag.tasks}
     )
