@@ -179,7 +179,7 @@ def test_a_fault_in_publishing_leaves_main(warehouse: Warehouse, table: str, mon
     audit = warehouse.commit(table, rows(1), key="1", branch="audit")
     monkeypatch.setattr(faults, "_reached", type(faults._reached)())
     monkeypatch.setenv("AIRLOOP_FAULT", "full@publish:before")
-    with pytest.raises(StoreFull, match="publishing raw.a: no space left"):
+    with pytest.raises(StoreFull, match=r"publishing raw\.a: no space left"):
         warehouse.publish(table, audit.snapshot)
     assert warehouse.head(table) == 0
     monkeypatch.delenv("AIRLOOP_FAULT")

@@ -207,7 +207,7 @@ def test_replace_where(warehouse: Warehouse, table: str) -> None:
 def test_replace_where_refuses_rows_outside(warehouse: Warehouse, config: Config, table: str) -> None:
     warehouse.commit(table, rows([1, 2]), key="k1")
     before = data_files(config)
-    with pytest.raises(BadInput, match="2 of 3 rows for raw.a are not among those to replace"):
+    with pytest.raises(BadInput, match=r"2 of 3 rows for raw\.a are not among those to replace"):
         warehouse.commit(table, rows([1, 6, None]), key="k2", mode="replace", replace_where="id < 5")
     assert data_files(config) == before
     with pytest.raises(BadArgument, match="does not go with mode append"):
@@ -278,7 +278,7 @@ def test_a_failure_before_the_commit_leaves_nothing(
 
 
 def test_arguments(warehouse: Warehouse, table: str) -> None:
-    with pytest.raises(NotFound, match="no table raw.nope"):
+    with pytest.raises(NotFound, match=r"no table raw\.nope"):
         warehouse.commit("raw.nope", rows([1]), key="k")
     with pytest.raises(BadArgument, match="mode 'merge'"):
         warehouse.commit(table, rows([1]), key="k", mode="merge")  # type: ignore[arg-type]

@@ -233,5 +233,5 @@ def test_tables(warehouse: Warehouse) -> None:
     assert warehouse.exists("raw.a")
     assert not warehouse.exists("raw.z")
     assert warehouse.key("raw.a") == []
-    with pytest.raises(NotFound, match="no table raw.z"):
+    with pytest.raises(NotFound, match=r"no table raw\.z"):
         warehouse.schema("raw.z")

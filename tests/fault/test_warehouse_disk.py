@@ -1,0 +1,140 @@
+"""A full disk and a read-only one, for real: a mount of the test's own, in a mount namespace of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "warehouse_process.py"
+
+
+def _namespace() -> list[str] | None:
+    """The command prefix that lets a process mount, as root or as a user with its own namespace."""
+    if shutil.which("unshare") is None:
+        return None
+    for prefix in (["unshare", "--mount"], ["unshare", "--mount", "--map-root-user"]):
+        probe = [*prefix, "sh", "-c", "mount -t tmpfs tmpfs /mnt"]
+        if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
+            return prefix
+    return None
+
+
+PREFIX = _namespace()
+pytestmark = pytest.mark.skipif(PREFIX is None, reason="this user may not mount, not even in a namespace of its own")
+
+
+Action = tuple[str, dict[str, Any]]
+
+
+def work(tmp_path: Path, *actions: Action, **environment: str) -> list[dict[str, Any]]:
+    """Let one process, which may mount, do all this in turn; returns the outcomes but for those of shell scripts."""
+    assert PREFIX is not None
+    words = [word for name, arguments in actions for word in (name, json.dumps(arguments))]
+    done = subprocess.run(
+        [*PREFIX, sys.executable, str(SCRIPT), *words],
+        env={**os.environ, "AIRLOOP_HOME": str(tmp_path / "home"), "AIRLOOP_THREADS": "1", **environment},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if not line.startswith('{"out"')]
+
+
+def shell(script: str) -> Action:
+    return "shell", {"script": script}
+
+
+def commit(key: str, count: int, first: int = 0, mode: str = "append") -> Action:
+    return "write", {"keys": [key], "ids": [[first, first + count]], "mode": mode, "ranges": True}
+
+
+READ: Action = ("read_all", {})
+DONE = {"changed": [True], "adopted": [False]}
+
+
+@pytest.mark.parametrize("mode", ["append", "upsert", "replace"])
+def test_no_space_for_data(tmp_path: Path, mode: str) -> None:
+    first, full, read, again, after = work(
+        tmp_path,
+        shell("mkdir data; mount -t tmpfs -o size=200k tmpfs data"),
+        commit("k1", 3),
+        commit("k2", 60000, 1, mode),
+        shell("test $(find data -name '*.parquet' | wc -l) = 1"),  # what did not fit is removed
+        READ,
+        shell("mount -o remount,size=64m data"),
+        commit("k2", 60000, 1, mode),
+        READ,
+        AIRLOOP_WAREHOUSE=str(tmp_path / "data"),
+    )
+    assert first == DONE
+    assert full["error"] == "StoreFull", full
+    assert "writing raw.a: no space left" in full["message"]
+    assert read == {"ids": [0, 1, 2]}
+    assert again == DONE
+    assert sorted(set(after["ids"])) == list(range(1 if mode == "replace" else 0, 60001))
+
+
+def test_no_space_for_the_catalog(tmp_path: Path) -> None:
+    first, full, again, after = work(
+        tmp_path,
+        shell("mkdir home; mount -t tmpfs -o size=1m tmpfs home"),
+        commit("k1", 3),
+        shell("dd if=/dev/zero of=home/ballast bs=1k 2>/dev/null || true"),
+        commit("k2", 3, 10),
+        shell("rm home/ballast"),
+        commit("k2", 3, 10),
+        READ,
+    )
+    assert first == DONE
+    assert full["error"] == "StoreFull", full
+    assert again == DONE
+    assert after == {"ids": [0, 1, 2, 10, 11, 12]}
+
+
+def test_a_full_disk_to_start_on(tmp_path: Path) -> None:
+    full, again = work(
+        tmp_path,
+        shell("mkdir home; mount -t tmpfs -o size=1m tmpfs home; dd if=/dev/zero of=home/ballast bs=1k 2>&- || true"),
+        commit("k1", 3),
+        shell("rm home/ballast"),
+        commit("k1", 3),
+    )
+    assert full["error"] == "StoreFull", full
+    assert again == DONE
+
+
+def test_read_only_data_can_still_be_read(tmp_path: Path) -> None:
+    first, refused, read = work(
+        tmp_path,
+        shell("mkdir data; mount -t tmpfs tmpfs data"),
+        commit("k1", 3),
+        shell("mount -o remount,ro data"),
+        commit("k2", 3, 10),
+        READ,
+        AIRLOOP_WAREHOUSE=str(tmp_path / "data"),
+    )
+    assert first == DONE
+    assert refused["error"] == "StoreReadOnly", refused
+    assert "writing raw.a: cannot write" in refused["message"]
+    assert read == {"ids": [0, 1, 2]}
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_read_only_home(tmp_path: Path, made: bool) -> None:
+    if made:
+        assert work(tmp_path, commit("k1", 3)) == [DONE]
+    else:
+        (tmp_path / "home").mkdir()
+    (refused,) = work(tmp_path, shell("mount --bind home home; mount -o remount,bind,ro home"), commit("k2", 3, 10))
+    assert refused["error"] == "StoreReadOnly", refused
+    assert "AIRLOOP_HOME" in refused["message"]
