@@ -53,9 +53,9 @@ def leave(ctx: StepContext, *, code: int = 0) -> StepResult:
 
 
 @step()
-def allocate(ctx: StepContext, *, mb: int, in_child: bool = False) -> StepResult:
+def allocate(ctx: StepContext, *, mb: int, in_child: bool = False, keep_s: float = 20.0) -> StepResult:
     """Take memory, here or in a process of its own, and keep it for a while."""
-    program = f"block = b'x' * ({mb} << 20); import time; time.sleep(20)"
+    program = f"block = b'x' * ({mb} << 20); import time; time.sleep({keep_s})"
     if in_child:
         subprocess.run([sys.executable, "-I", "-S", "-c", program], check=True)
     else:
@@ -90,13 +90,14 @@ def long_line(ctx: StepContext, *, mb: int = 10) -> StepResult:
 
 
 @step()
-def write_environment(ctx: StepContext, *, path: str) -> StepResult:
+def write_environment(ctx: StepContext, *, path: str, pause_s: float = 0.0) -> StepResult:
     """Write down what this process was given."""
+    time.sleep(pause_s)
     Path(path).write_text(
         json.dumps(
             {
                 "environment": dict(os.environ),
-                "argv": Path("/proc/self/cmdline").read_bytes().split(b"\0")[1:-1] and sys.argv,
+                "argv": sys.argv,
                 "cwd": os.getcwd(),
                 "stdin": os.readlink("/proc/self/fd/0"),
                 "descriptors": sorted(os.listdir("/proc/self/fd")),
@@ -145,9 +146,27 @@ def crash(ctx: StepContext, *, number: int = int(signal.SIGSEGV)) -> StepResult:
 
 
 @step()
-def burn(ctx: StepContext, *, cpu_s: float) -> StepResult:
-    """Use the processor for a while."""
-    end = time.process_time() + cpu_s
-    while time.process_time() < end:
-        pass
+def burn(ctx: StepContext, *, cpu_s: float, in_child: bool = False) -> StepResult:
+    """Use the processor for a while, here or in a process of its own."""
+    program = f"""
+import time
+end = time.process_time() + {cpu_s}
+while time.process_time() < end:
+    pass
+"""
+    if in_child:
+        subprocess.run([sys.executable, "-I", "-S", "-c", program], check=True)
+    else:
+        exec(program)
+    return StepResult()
+
+
+@step()
+def draw(ctx: StepContext, *, path: str) -> StepResult:
+    """Write down random numbers, and what an earlier child may have left in this process."""
+    import random
+
+    left = getattr(random, "left_by_a_step", None)
+    random.left_by_a_step = os.getpid()  # type: ignore[attr-defined]
+    Path(path).write_text(json.dumps({"numbers": [random.random() for _ in range(3)], "left": left}))
     return StepResult()

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import socket
 import struct
@@ -15,9 +16,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from airloop.contract import VERSION
-from airloop.errors import BadConfiguration
 from airloop.minder.folder import runtime_folder
 from airloop.minder.wire import receive
+
+log = logging.getLogger("airloop.runner")
 
 ANSWER_S = 1.0
 """Seconds to wait for the server's answer."""
@@ -71,27 +73,32 @@ class WarmServer:
     def connect(self) -> tuple[socket.socket | None, str]:
         """A connection to a minder that waits for its request, or None and why there is none."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        why = "the request was given up"
         try:
-            connection.settimeout(IMPORTING_S if b"importing" in self._lock_path.read_bytes() else ANSWER_S)
-            _connect(connection, self.path)
-            if _peer_uid(connection) != os.geteuid():
-                raise BadConfiguration(f"{self.path} belongs to another user", "remove it")
-            answer, _ = receive(connection)
-            if answer.get("ready"):
-                connection.settimeout(None)
-                return connection, ""
-            why = str(answer.get("retired"))
+            why = self._ask(connection)
         except FileNotFoundError:
             why = "it is not there"
         except TimeoutError:
             why = "it is busy importing"
         except (OSError, EOFError) as error:
             why = f"{type(error).__name__}: {error}"
-        except BaseException:
-            connection.close()
-            raise
-        connection.close()
-        return None, why
+        finally:
+            if why:
+                connection.close()
+        return (None, why) if why else (connection, "")
+
+    def _ask(self, connection: socket.socket) -> str:
+        """Connect and wait for the answer; why it will not do, or nothing."""
+        importing = b"importing" in self._lock_path.read_bytes()
+        connection.settimeout(IMPORTING_S if importing else ANSWER_S)
+        _connect(connection, self.path)
+        if _peer_uid(connection) != os.geteuid():
+            # It is told nothing: a request holds secrets.
+            log.warning("%s is served by another user, and not used", self.path)
+            return "it is another user's"
+        answer, _ = receive(connection)
+        connection.settimeout(None)
+        return "" if answer.get("ready") else str(answer.get("retired"))
 
     def start(self) -> subprocess.Popen[bytes] | None:
         """

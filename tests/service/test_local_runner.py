@@ -1,0 +1,329 @@
+"""Steps as local processes, as new interpreters and as children of the warm server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airloop.contract import Call
+from airloop.errors import (
+    AirloopError,
+    BadArgument,
+    BadConfiguration,
+    NotFound,
+    ProcessLost,
+    RejectedRows,
+    StepSkipped,
+    TimedOut,
+    Unreachable,
+)
+from airloop_operators.runners.base import RunOutcome, RunRequest
+from airloop_operators.runners.local import LocalRunner
+from tests.payload_runs import alive, wait_until
+
+Run = Callable[..., RunOutcome]
+Make = Callable[..., RunRequest]
+MakeRunner = Callable[..., LocalRunner]
+
+
+def test_a_step_is_done_and_tells_what_it_used(run: Run) -> None:
+    outcome = run("count", rows=5)
+    assert outcome.error is None
+    assert outcome.exit_code == 0
+    assert outcome.receipt is not None
+    assert outcome.receipt.status == "done"
+    assert outcome.manifest is not None
+    assert outcome.manifest["counts"] == {"rows": 5}
+    used = outcome.resources
+    assert 0 < float(used["start_s"]) < float(used["wall_s"])
+    assert int(used["peak_rss_bytes"]) > 10 << 20
+
+
+def test_a_second_attempt_is_a_reuse(run: Run) -> None:
+    assert run("count").receipt.status == "done"  # type: ignore[union-attr]
+    again = run("count")
+    assert again.receipt is not None
+    assert (again.error, again.receipt.status) == (None, "reused")
+    assert again.manifest is not None
+
+
+@pytest.mark.parametrize(
+    ("step", "kind", "exit_code", "text"),
+    [
+        ("reject", RejectedRows, 65, "raw.flights: 214 rows are bad; fix the source"),
+        ("unreachable", Unreachable, 75, "http://127.0.0.1:1 does not answer; start it"),
+        ("skip", StepSkipped, 99, "nothing to do on a Sunday"),
+        ("bug", AirloopError, 1, "ZeroDivisionError: rows by zero"),
+        ("no_such_step", NotFound, 65, "steps_for_tests:no_such_step"),
+        ("no_such_package:step", NotFound, 65, "no_such_package"),
+    ],
+)
+def test_errors_keep_type_and_text(run: Run, step: str, kind: type[AirloopError], exit_code: int, text: str) -> None:
+    outcome = run(step)
+    assert outcome.exit_code == exit_code
+    assert outcome.manifest is None
+    # Errors before the attempt have no record: their class is that of the exit code.
+    expected = kind if outcome.record is not None else kind.__mro__[1]
+    assert type(outcome.error) is expected
+    assert text in str(outcome.error)
+
+
+def test_a_module_that_cannot_be_imported_is_rejected_in_one_line(
+    run: Run, tmp_path: Path, environment: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "broken_steps.py").write_text("import a_module_that_is_not_there\n")
+    outcome = run("broken_steps:step", environment={"PYTHONPATH": f"{environment['PYTHONPATH']}"}, cwd=tmp_path)
+    assert outcome.exit_code == 65
+    assert "No module named 'a_module_that_is_not_there'" in str(outcome.error)
+    assert [r.levelname for r in caplog.records if r.name == "airloop.step"] == ["ERROR"]
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_leaving_the_interpreter_is_never_green(run: Run, status: int) -> None:
+    outcome = run("leave", code=status)
+    assert outcome.error is not None
+    assert outcome.exit_code == (status or 1)
+    assert "sys.exit" in str(outcome.error)
+
+
+def test_a_crash_in_native_code_is_named_and_leaves_a_traceback(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    outcome = run("crash", number=int(signal.SIGSEGV))
+    assert isinstance(outcome.error, ProcessLost)
+    assert "SIGSEGV" in str(outcome.error)
+    assert outcome.exit_code == -signal.SIGSEGV
+    assert "steps_for_tests.py" in caplog.text
+
+
+def test_the_log_keeps_levels_and_loggers(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    assert run("talk").error is None
+    said = {(r.name, r.levelname, r.getMessage()) for r in caplog.records}
+    assert {
+        ("airloop.step", "WARNING", "a warning"),
+        ("somebody.else", "ERROR", "an error of somebody else"),
+        ("payload", "INFO", "plain output"),
+        ("payload", "INFO", "plain error output"),
+        ("payload", "INFO", "not �� text"),
+        ("payload", "INFO", "��\x1b[31mred"),
+        ("payload", "INFO", "100%"),
+        ("payload", "INFO", "last words"),
+    } <= said
+
+
+def test_the_log_is_live(make_runner: MakeRunner, make_request: Make, caplog: pytest.LogCaptureFixture) -> None:
+    runner = make_runner()
+    outcome: list[RunOutcome] = []
+    thread = threading.Thread(target=lambda: outcome.append(runner.run(make_request("talk", pause_s=2.0))))
+    thread.start()
+    wait_until(lambda: "plain error output" in caplog.text and "a warning" in caplog.text)
+    assert "last words" not in caplog.text
+    assert not outcome
+    thread.join()
+    assert "last words" in caplog.text
+
+
+def test_secrets_are_in_the_environment_and_nowhere_else(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    value = "correct horse/battery+staple"
+    outcome = run("talk", secret="DB_PASSWORD", secrets={"DB_PASSWORD": value})
+    assert outcome.error is None
+    assert "the secret is ***, really" in caplog.text
+    assert "it is ***" in caplog.text
+    assert "raw ***" in caplog.text
+    assert value not in caplog.text
+    assert value not in repr(outcome)
+    kept = [p for p in tmp_path.rglob("*") if p.is_file() and value.encode() in p.read_bytes()]
+    assert kept == []
+
+
+def test_a_line_of_ten_megabytes_is_bounded(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    assert run("long_line", mb=10).error is None
+    (message,) = [r.getMessage() for r in caplog.records if r.name == "payload"]
+    assert message.startswith("xxxx")
+    assert message.endswith("(10,485,760 bytes in all)")
+    assert len(message) < 40_000
+
+
+def test_the_payload_finds_a_clean_process(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", "a fernet key")
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", "postgres://user:pass@host/db")
+    monkeypatch.setenv("_AIRFLOW__STARTUP_MSG", "a token")
+    monkeypatch.setenv("INHERITED", "yes")
+    read, write = os.pipe()
+    os.set_inheritable(write, True)
+    (tmp_path / "elsewhere").mkdir()
+    try:
+        outcome = run(
+            "write_environment",
+            path=str(tmp_path / "seen.json"),
+            environment={"OWN": "1"},
+            secrets={"TOKEN": "hunter2hunter2"},
+            cwd=tmp_path / "elsewhere",
+        )
+    finally:
+        os.close(read)
+        os.close(write)
+    assert outcome.error is None
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    variables = seen["environment"]
+    assert (variables["INHERITED"], variables["OWN"], variables["TOKEN"]) == ("yes", "1", "hunter2hunter2")
+    assert variables["AIRLOOP_SECRETS"] == "TOKEN"
+    assert [n for n in variables if "AIRFLOW" in n and n != "AIRFLOW_HOME"] == []
+    assert "hunter2" not in str(seen["argv"])
+    assert seen["argv"][1:] == ["run", "steps_for_tests:write_environment"]
+    assert seen["cwd"] == seen["path"][0] == str(tmp_path / "elsewhere")
+    assert seen["stdin"] == "/dev/null"
+    # Standard input, output and error, the lock of the step's key, and the folder that is being listed.
+    assert len(seen["descriptors"]) == 5
+    assert seen["session"] is True
+    assert seen["main"] == "airloop.__main__"
+    assert "default_int_handler" in seen["signals"][0]
+    assert seen["signals"][1:] == [str(signal.SIG_DFL)] * 2
+    assert set(seen["processors"]) == os.sched_getaffinity(0)
+
+
+def test_processors_are_limited_and_libraries_told(run: Run, tmp_path: Path) -> None:
+    assert run("write_environment", path=str(tmp_path / "seen.json"), cpus=1, memory_mb=1000).error is None
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    assert len(seen["processors"]) == 1
+    assert {seen["environment"][n] for n in ("OMP_NUM_THREADS", "AIRLOOP_THREADS")} == {"1"}
+    assert seen["environment"]["AIRLOOP_MEMORY_MB"] == "500"
+
+
+def test_two_limited_steps_do_not_share_a_processor(
+    make_runner: MakeRunner, make_request: Make, tmp_path: Path
+) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one processor")
+    runner = make_runner()
+    requests = [
+        make_request("write_environment", path=str(tmp_path / f"{n}.json"), pause_s=1.0, cpus=1) for n in range(2)
+    ]
+    threads = [threading.Thread(target=runner.run, args=(r,)) for r in requests]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    chosen = [json.loads((tmp_path / f"{n}.json").read_text())["processors"] for n in range(2)]
+    assert chosen[0] != chosen[1]
+
+
+def test_processor_time_of_children_counts(run: Run) -> None:
+    used = run("burn", cpu_s=0.4, in_child=True).resources
+    assert 0.4 <= float(used["cpu_s"]) < 2.5
+
+
+def test_what_a_step_leaves_running_is_ended(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    begun = time.monotonic()
+    outcome = run("family", path=str(tmp_path / "pids"), leave_behind=True)
+    assert outcome.error is None
+    assert time.monotonic() - begun < 8
+    assert not any(alive(int(pid)) for pid in (tmp_path / "pids").read_text().split())
+    assert "the step had left running" in caplog.text
+
+
+@pytest.mark.parametrize("ignore_term", [False, True])
+def test_a_time_out_ends_children_grandchildren_and_daemons(run: Run, tmp_path: Path, ignore_term: bool) -> None:
+    outcome = run("family", path=str(tmp_path / "pids"), timeout_s=2.0, ignore_term=ignore_term)
+    assert isinstance(outcome.error, TimedOut)
+    assert "time limit of 2 s" in str(outcome.error)
+    pids = (tmp_path / "pids").read_text().split()
+    assert len(pids) == 4
+    assert not any(alive(int(pid)) for pid in pids)
+
+
+def test_a_step_that_is_asked_to_end_cleans_up(make_runner: MakeRunner, make_request: Make, tmp_path: Path) -> None:
+    outcome = make_runner(grace_s=5.0).run(make_request("family", path=str(tmp_path / "pids"), timeout_s=1.5))
+    assert isinstance(outcome.error, TimedOut)
+    assert list((tmp_path / "home" / "work").iterdir()) == []
+
+
+def test_on_kill_in_a_signal_handler_ends_everything(
+    make_runner: MakeRunner, make_request: Make, tmp_path: Path
+) -> None:
+    runner = make_runner()
+    pids = tmp_path / "pids"
+    gone: list[bool] = []
+
+    def handler(*_: Any) -> None:
+        runner.on_kill()
+        gone.append(not any(alive(int(pid)) for pid in pids.read_text().split()))
+
+    def when_started() -> None:
+        wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 4)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    thread = threading.Thread(target=when_started)
+    thread.start()
+    try:
+        outcome = runner.run(make_request("family", path=str(pids)))
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert gone == [True]
+    assert isinstance(outcome.error, ProcessLost)
+    assert "its task was stopped" in str(outcome.error)
+
+
+def test_an_exception_in_the_task_ends_everything(make_runner: MakeRunner, make_request: Make, tmp_path: Path) -> None:
+    class TaskTimeout(BaseException):
+        pass
+
+    def handler(*_: Any) -> None:
+        raise TaskTimeout
+
+    runner = make_runner()
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 2.0)
+    try:
+        with pytest.raises(TaskTimeout):
+            runner.run(make_request("family", path=str(tmp_path / "pids")))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    pids = (tmp_path / "pids").read_text().split()
+    assert len(pids) == 4
+    assert not any(alive(int(pid)) for pid in pids)
+    # What came before it is called, too.
+    runner.on_kill()
+
+
+def test_the_call_is_for_the_step_of_the_command(make_runner: MakeRunner, make_request: Make) -> None:
+    with pytest.raises(BadArgument, match="attempt"):
+        make_runner().run(make_request("count", call=Call("steps_for_tests:count")))
+    with pytest.raises(BadArgument, match="ranks"):
+        make_runner().run(make_request("count", ranks=2))
+
+
+def test_an_interpreter_that_is_not_there_is_named(make_request: Make) -> None:
+    with pytest.raises(BadConfiguration, match="/no/such/python"):
+        LocalRunner(warm=False).run(make_request("count", python="/no/such/python"))
+
+
+def test_an_interpreter_without_airloop_is_no_success(make_request: Make, tmp_path: Path) -> None:
+    outcome = LocalRunner(warm=False).run(
+        make_request("count", python=sys.executable, environment={"PYTHONPATH": "", "PYTHONHOME": "/no/such/home"})
+    )
+    assert outcome.error is not None
+    assert outcome.exit_code == 1
+
+
+def test_nothing_is_left_in_the_temporary_folder(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    assert run("count").error is None
+    assert list((tmp_path / "tmp").iterdir()) == []
