@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 import threading
 from dataclasses import replace
@@ -177,6 +178,29 @@ def test_names_tables_and_views_that_are_missing(shop: Shop, run_step: RunStep) 
         "materialize", interval=interval, feature_service="drivers", tables=["features.pace"], feature_views=["pace"]
     )
     assert manifest["counts"]["views"] == 1
+
+
+def test_online_is_what_a_point_in_time_join_gives_after_each_run(shop: Shop, config: Config) -> None:
+    import pandas as pd
+
+    from airloop.features.repo import open_store
+
+    chance = random.Random(3)
+    for day in range(1, 16, 3):
+        rows = []
+        for _ in range(120):
+            event = T0 + chance.randrange(day * 24) * HOUR
+            arrival = event + chance.randrange(0, 96) * HOUR  # days late, out of order, and some with equal times
+            rows.append((chance.randrange(1, 25), chance.random(), chance.randrange(5), event, arrival))
+        shop.put("pace", rows)
+        now = T0 + day * DAY
+        shop.run(now)
+        drivers = list(range(1, 27))
+        entities = pd.DataFrame({"driver": drivers, "event_timestamp": [now] * len(drivers)})
+        joined = open_store(config).get_historical_features(entities, ["pace:speed", "pace:trips"]).to_arrow()
+        assert shop.read(*drivers) == list(
+            zip(joined["speed"].to_pylist(), joined["trips"].to_pylist(), strict=True)
+        )  # fmt: skip
 
 
 def test_a_locked_store_is_tried_again_and_keeps_its_values(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
