@@ -154,6 +154,8 @@ def connect(config: Config, workdir: Path | None = None) -> duckdb.DuckDBPyConne
         },
     )
     connection.execute("SET TimeZone='UTC'")
+    # The views below have no row counts: DuckDB takes a million rows for a few, and an ASOF JOIN for a nested loop.
+    connection.execute("SET asof_loop_join_threshold=0")
     return connection
 
 
