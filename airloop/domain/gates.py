@@ -300,11 +300,11 @@ def _slices(
     found: list[Slice] = []
     metric = METRICS[policy.metric]
     for column, values in columns.items():
-        texts = np.array(["(none)" if v is None else str(v) for v in values], dtype=object)
-        names, counts = np.unique(texts, return_counts=True)
+        texts = np.array(["(none)" if v is None else str(v) for v in values], dtype=str)
+        names, codes, counts = np.unique(texts, return_inverse=True, return_counts=True)
         for rank, i in enumerate(np.argsort(-counts, kind="stable")):
             name = str(names[i])
-            inside = texts == names[i]
+            inside = codes == i
             own = labels[inside]
             groups = None if clusters is None else clusters[inside]
             size = len(own) if groups is None else len(np.unique(groups))

@@ -179,15 +179,18 @@ def _roc_auc_by_cluster(
     cluster h are counted once, and a resample is a quadratic form in them.
     """
     size = draws.shape[1]
-    positive = labels > 0.5
-    owner, value = clusters[positive], scores[positive]
+    # Sorted once: looking up sorted values is several times faster, and so is cutting out sorted clusters.
+    order = np.argsort(scores, kind="stable")
+    positive = labels[order] > 0.5
+    owner, value = clusters[order[positive]], scores[order[positive]]
+    others, below = clusters[order[~positive]], scores[order[~positive]]
     wins = np.zeros((size, size))
     for h in range(size):
-        negatives = np.sort(scores[~positive & (clusters == h)])
+        negatives = below[others == h]
         won = np.searchsorted(negatives, value, side="left") + np.searchsorted(negatives, value, side="right")
         wins[:, h] = np.bincount(owner, won / 2, minlength=size)
     n_positive = np.bincount(owner, minlength=size).astype(np.float64)
-    n_negative = np.bincount(clusters[~positive], minlength=size).astype(np.float64)
+    n_negative = np.bincount(others, minlength=size).astype(np.float64)
     return _divide(np.einsum("bg,bg->b", draws @ wins, draws), (draws @ n_positive) * (draws @ n_negative))
 
 
