@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 
 from airloop.errors import BadArgument
 from airloop.quality.conditions import as_sql, quoted
-from airloop.quality.rows import Check, Unfit, fit, make_check
+from airloop.quality.rows import Check, make_check
 from airloop.quality.suite import ROW, TOTAL, UNIQUE, Rule, Suite
 from airloop.quality.totals import Totals
+from airloop.quality.values import Unfit, fit
 
 if TYPE_CHECKING:
     import duckdb

@@ -215,6 +215,11 @@ def _rule(number: int, item: Any, names: Counter[str]) -> Rule:
     fields = {"type", "kwargs", "meta", "notes", "description", "severity", "id", "rendered_content"}
     if extra := sorted(set(item) - fields):
         raise _Fault(f"unknown {', '.join(extra)}")
+    if isinstance((item.get("kwargs") or {}).get("row_condition"), str):
+        raise _Fault(
+            "a row_condition as text depends on pandas; write it as Great Expectations serialises a condition, "
+            'e.g. {"type": "nullity", "column": {"name": "dep_time"}, "is_null": false}'
+        )
     try:
         configuration = ExpectationConfiguration(
             type=kind,
@@ -235,11 +240,8 @@ def _rule(number: int, item: Any, names: Counter[str]) -> Rule:
     kwargs = expectation.configuration.kwargs
     _refuse_parameters(kwargs)
     condition = kwargs.get("row_condition")
-    if condition is not None and (not isinstance(condition, Mapping) or condition.get("type") == "pass_through"):
-        raise _Fault(
-            "a row_condition as text depends on pandas; write it as Great Expectations serialises a condition, "
-            'e.g. {"type": "nullity", "column": {"name": "dep_time"}, "is_null": false}'
-        )
+    if condition is not None and _passes_through(condition):
+        raise _Fault("a pass_through condition depends on pandas; write comparisons and nullity")
     severity = str(FailureSeverity(expectation.severity).value)
     if getattr(expectation, "windows", None):
         raise _Fault("its windows look at other runs, which are not read here")
@@ -275,6 +277,10 @@ def _columns(kind: str, kwargs: Mapping[str, Any]) -> tuple[str, ...]:
         return (str(kwargs["column_A"]), str(kwargs["column_B"]))
     # The list of expect_table_columns_to_match_ordered_list names what ought to be there, not what is read.
     return tuple(map(str, kwargs["column_list"])) if "column_list" in kwargs and KINDS[kind] != TOTAL else ()
+
+
+def _passes_through(condition: Mapping[str, Any]) -> bool:
+    return condition["type"] == "pass_through" or any(map(_passes_through, condition.get("conditions", ())))
 
 
 def _refuse_parameters(value: Any) -> None:

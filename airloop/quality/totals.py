@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from airloop.quality.conditions import as_sql, quoted
-from airloop.quality.rows import Unfit, family, fit, value_set
 from airloop.quality.suite import Rule
+from airloop.quality.values import Unfit, family, fit, value_set
 
 if TYPE_CHECKING:
     import duckdb
@@ -190,6 +190,7 @@ class Totals:
     def _at(self, name: str, where: str, kind: pa.DataType, quantiles: Sequence[float], how: str) -> list[Any]:
         """Quantiles: one sort, which DuckDB may do on disk, then the wanted places of the sorted stream."""
         _need_number(kind)
+        name = _as_number(name, kind)
         count = self._scalar(f"SELECT count(*) FROM {self._relation} WHERE {where}")
         if not count:
             return [None] * len(quantiles)
@@ -243,12 +244,13 @@ def _as_number(name: str, kind: pa.DataType) -> str:
     if family(kind) == "truth":
         return f"{name}::INTEGER"
     _need_number(kind)
-    return name
+    # A bound is a binary fraction: 1.10 has to be as great as the 1.1 of a suite.
+    return f"{name}::DOUBLE" if pa.types.is_decimal(kind) else name
 
 
 def _sum(name: str, kind: pa.DataType) -> dict[str, str]:
     x = _as_number(name, kind)
-    if not pa.types.is_floating(kind):
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         return {"column.sum": f"coalesce(sum({x}){{filter}}, 0)"}
     # The compensated sum does not depend on the order of rows and threads, but makes NaN of infinity.
     finite = f"fsum({x}) FILTER (WHERE isfinite({x}){{and}})"
@@ -259,7 +261,7 @@ def _sum(name: str, kind: pa.DataType) -> dict[str, str]:
 
 def _mean(name: str, kind: pa.DataType) -> dict[str, str]:
     x = _as_number(name, kind)
-    if not pa.types.is_floating(kind):
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         return {"column.mean": f"avg({x})"}
     finite = f"favg({x}) FILTER (WHERE isfinite({x}){{and}})"
     return {"column.mean": f"CASE WHEN bool_or(isinf({x})){{filter}} THEN avg({x}){{filter}} ELSE {finite} END"}
@@ -272,7 +274,10 @@ def _deviation(name: str, kind: pa.DataType) -> dict[str, str]:
 
 
 def _extreme(which: str) -> Callable[[str, pa.DataType], dict[str, str]]:
-    return lambda name, kind: {f"column.{which}": f"{which}({name})"}
+    def extreme(name: str, kind: pa.DataType) -> dict[str, str]:
+        return {f"column.{which}": f"{which}({_as_number(name, kind) if pa.types.is_decimal(kind) else name})"}
+
+    return extreme
 
 
 def _present(name: str, kind: pa.DataType) -> dict[str, str]:
