@@ -8,17 +8,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from airloop.contract import Interval
-from airloop.errors import BadArgument
+from airloop.errors import BadArgument, NotFound
 from airloop.frame import StepContext, StepResult, step
 from airloop.report.refs import ManifestRef
 
 
 def _published(ctx: StepContext, manifest: Mapping[str, Any]) -> bool:
-    names = manifest["details"]["files"]
-    return all(ctx.artifacts.exists(name) for name in names)
+    """Whether the page and the index are there, and the page is still the one of this key."""
+    page, index, entry = (manifest["details"][name] for name in ("page", "index", "entry"))
+    if not (ctx.artifacts.exists(page) and ctx.artifacts.exists(index)):
+        return False
+    try:
+        return bool(json.loads(ctx.artifacts.read_bytes(entry))["key"] == ctx.key)
+    except NotFound:
+        return False
 
 
-@step(still_there=_published)
+@step(libraries=("jinja2",), still_there=_published)
 def report(
     ctx: StepContext,
     *,
@@ -36,44 +42,50 @@ def report(
     :param tasks: results by task id, in the order of the loop; None for a task that made nothing.
     :param loop: name of the loop, the index's folder.
     :param title: heading; default the loop's name.
-    :param zone: IANA time zone in which intervals are written.
+    :param zone: IANA time zone in which times are written.
     """
+    from zoneinfo import ZoneInfo
+
     from filelock import FileLock
 
-    from airloop.report import page as pages
-
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", loop) or loop.startswith("."):
-        raise BadArgument(f"loop {loop!r} is not a name", "use letters, digits, '_', '-' and '.'")
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", loop):
+        raise BadArgument(f"loop {loop!r} is not a name", "use letters, digits, '_', '-' and '.', no '.' at the start")
+    try:
+        ZoneInfo(zone)
+    except (ValueError, OSError, KeyError) as cause:
+        raise BadArgument(f"time zone {zone!r} is not known", "an IANA name, such as America/New_York") from cause
     manifests = {task: ref.content for task, ref in tasks.items() if ref is not None}
     if not manifests:
         raise BadArgument("a report needs at least one task's result", "pass tasks={task.task_id: task.output, …}")
+
+    from airloop.report import page as pages
+
     title = title or loop
-    page = pages.describe(loop, title, interval, manifests, zone)
+    page = pages.describe(loop, title, interval, manifests, zone, [task for task, ref in tasks.items() if ref is None])
     name = _file_name(interval, ctx.key)
     folder = f"reports/{loop}"
+    made = {"page": f"{folder}/{name}.html", "index": f"{folder}/index.html", "entry": f"{folder}/entries/{name}.json"}
     html = pages.render(page).encode()
-    ctx.publish("report.html", html)
     lock = ctx.config.home / "locks" / f"report-{loop}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
+    # Two runs that end together must both be in the index: it is made of all entries, one report at a time.
     with FileLock(lock):
-        ctx.artifacts.publish_bytes(f"{folder}/{name}.html", html)
+        ctx.artifacts.publish_bytes(made["page"], html)
         entry = {**pages.entry(page, manifests, interval), "file": f"{name}.html", "key": ctx.key}
-        ctx.artifacts.publish_bytes(f"{folder}/entries/{name}.json", json.dumps(entry, indent=1).encode())
-        entries = [
-            json.loads(ctx.artifacts.read_bytes(found))
-            for found in ctx.artifacts.names(f"{folder}/entries")
-        ]
-        entries.sort(key=lambda e: (e["interval"] or {"start": ""})["start"])
-        index = pages.render_index(loop, title, entries).encode()
-        ctx.artifacts.publish_bytes(f"{folder}/index.html", index)
+        ctx.artifacts.publish_bytes(made["entry"], json.dumps(entry, indent=1).encode())
+        entries = [json.loads(ctx.artifacts.read_bytes(found)) for found in ctx.artifacts.names(f"{folder}/entries")]
+        entries.sort(key=_when)
+        ctx.artifacts.publish_bytes(made["index"], pages.render_index(loop, title, entries).encode())
     return StepResult(
-        counts={"tasks": len(manifests), "bytes": len(html)},
-        details={"files": [f"{folder}/{name}.html", f"{folder}/index.html"], "outcome": page["outcome"]},
-        links={
-            "report": ctx.artifacts.uri(f"{folder}/{name}.html"),
-            "index": ctx.artifacts.uri(f"{folder}/index.html"),
-        },
+        counts={"tasks": len(manifests), "tasks_without_result": len(tasks) - len(manifests), "bytes": len(html)},
+        details={**made, "outcome": page["outcome"]},
+        links={"report": ctx.artifacts.uri(made["page"]), "index": ctx.artifacts.uri(made["index"])},
     )
+
+
+def _when(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """By the interval; runs without one by when they were made."""
+    return (entry["interval"] or {"start": entry["made_at"]})["start"], entry["made_at"]
 
 
 def _file_name(interval: Interval | None, key: str) -> str:
