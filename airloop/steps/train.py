@@ -34,6 +34,9 @@ class TrainerChoice(BaseModel):
     libraries: dict[str, str] = {}
     """Version by distribution, of an installed one."""
 
+    def __repr__(self) -> str:
+        return repr(self.name)
+
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
@@ -85,7 +88,7 @@ def train(
     target: str = "label",
     features: list[str] | None = None,
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0,
-    early_stopping_rounds: Annotated[int, Field(ge=0)] | None = None,
+    early_stopping_rounds: Annotated[int | None, Field(ge=0)] = None,
     imbalance: Literal["none", "balanced"] = "none",
     experiment: str = "",
 ) -> StepResult:

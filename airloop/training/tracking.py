@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import socket
+import sqlite3
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,8 @@ MODEL_NAME = "model"
 """Name of the logged model of a training run."""
 CONNECT_TIMEOUT_S = 5.0
 LOCK_TIMEOUT_S = 120.0
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+"""Of addresses: a server, or a database that is used without one."""
 
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -71,6 +74,11 @@ def client(config: Config) -> MlflowClient:
     address = config.mlflow
     if address in _clients:
         return _clients[address]
+    if urlsplit(address).scheme.partition("+")[0] not in SCHEMES:
+        raise BadConfiguration(
+            f"AIRLOOP_MLFLOW={without_password(address)!r} is no address of MLflow that Airloop can use",
+            f"give one that starts with {', '.join(f'{s}:' for s in SCHEMES)}",
+        )
     prepare_environment()
     if is_server(address):
         _knock(address)
@@ -294,12 +302,18 @@ def _translate(cause: Exception, config: Config) -> AirloopError | None:
         return _unreachable(address, type(cause).__name__)
     if known is not None:
         return type(known)(f"MLflow at {address}: {known.found}", known.advice)
+    if isinstance(getattr(cause, "orig", None), sqlite3.DatabaseError):
+        return BadConfiguration(f"MLflow's database {address} cannot be used: {cause.orig}", "move it away")  # type: ignore[attr-defined]
     if type(cause).__module__.startswith("sqlalchemy."):
         return _unreachable(address, type(cause).__name__)
     from mlflow.exceptions import MlflowException
 
     if not isinstance(cause, MlflowException):
         return None
+    if "out-of-date database schema" in str(cause.message):
+        return BadConfiguration(
+            f"MLflow's database {address} is of another version", f"back it up, then: mlflow db upgrade {address}"
+        )
     code = cause.error_code
     text = str(cause.message).replace(config.mlflow, address).splitlines()[0][:500]
     if code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"):
