@@ -414,8 +414,10 @@ class DetectDriftOperator(StepOperator):
     :param psi_limit: population stability index that counts as a shift, if it is significant too. (templated)
     :param alpha: rate of false alarms over all features together, 0 to 1. (templated)
     :param min_rows: fewer rows decide nothing. (templated)
+    :param metric: of the quality. (templated)
     :param max_quality_drop: loss of the metric against training that raises an alarm. (templated)
     :param max_age: how old the newest row of a watched table may be at the interval's end: ``2d``. (templated)
+    :param ignore: features that are not compared, such as the calendar's. (templated)
     """
 
     step_name: ClassVar[str] = "detect_drift"
@@ -430,8 +432,10 @@ class DetectDriftOperator(StepOperator):
         "psi_limit",
         "alpha",
         "min_rows",
+        "metric",
         "max_quality_drop",
         "max_age",
+        "ignore",
     )
     template_fields = (*StepOperator.template_fields, *step_arguments)
     event_only: ClassVar[bool] = True
@@ -449,8 +453,10 @@ class DetectDriftOperator(StepOperator):
         psi_limit: float | None = None,
         alpha: float | None = None,
         min_rows: int | None = None,
+        metric: str | None = None,
         max_quality_drop: float | None = None,
         max_age: str | None = None,
+        ignore: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -464,8 +470,10 @@ class DetectDriftOperator(StepOperator):
         self.psi_limit = psi_limit
         self.alpha = alpha
         self.min_rows = min_rows
+        self.metric = metric
         self.max_quality_drop = max_quality_drop
         self.max_age = max_age
+        self.ignore = ignore
 
 
 class ReportOperator(StepOperator):
