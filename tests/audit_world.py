@@ -42,7 +42,9 @@ LENIENT = suite(
 """Bad delays and carriers may be kept back; all else decides about all."""
 
 
-def rows(trips: list[tuple[int | None, str | None, float | None]], *, batch: str, source: str = "trips.csv") -> pa.Table:
+def rows(
+    trips: list[tuple[int | None, str | None, float | None]], *, batch: str, source: str = "trips.csv"
+) -> pa.Table:
     """Rows of a file, numbered as they are in it."""
     return pa.table(
         {
