@@ -129,8 +129,8 @@ def bars(title: str, values: Sequence[Bar], *, limit: float | None = None, most:
     rows = []
     for bar in values:
         width = x(bar.value) if math.isfinite(bar.value) else 0.0
-        cut = Markup('<line class="cut" x1="94%" x2="95%" y1="100%" y2="0"/>') if width > 100 else Markup("")
-        track = Markup('<rect class="bar {}" width="{:.2f}%" y="25%" height="50%" rx="2"/>{}{}').format(
+        cut = Markup('<line class="cut" x1="94%" x2="95.5%" y1="100%" y2="0"/>') if width > 100 else Markup("")
+        track = Markup('<rect class="bar {}" width="{:.2f}%" y="50%" height="12" transform="translate(0 -6)" rx="2"/>{}{}').format(
             bar.style, max(0.4, min(100.0, width)), cut, guide
         )
         rows.append(_row(bar.group, bar.name, track, bar.text or number(bar.value), bar.style))
@@ -158,7 +158,7 @@ def spans(
     pad = (high - low or 1.0) * 0.04
     axis = _axis(low - pad, high + pad)
     x = _percent(axis)
-    marks = Ticks(ticks(axis, 4))
+    marks = Ticks(ticks(axis, 3))
     guides = Markup("").join(
         [_vertical("grid", x(tick)) for tick in marks.at]
         + [_vertical("zero", x(0.0))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -94,6 +95,10 @@ def _lead(decision: Mapping[str, Any]) -> str:
 
 
 def _sentence(text: str) -> str:
+    """The gate's reason with metrics called what people call them, and true minus signs."""
+    for key in words.METRICS:
+        text = re.sub(rf"\b{key}\b", words.metric_name(key), text)
+    text = re.sub(r"(?<![\w.])-(?=\d)", "−", text)
     return text[:1].upper() + text[1:]
 
 
@@ -243,7 +248,7 @@ def _scores(scores: Mapping[str, Any] | None) -> str:
     if not scores:
         return ""
     series: Sequence[tuple[str, Sequence[float], str]] = [
-        ("label 0", scores["negative"], "b"),
-        ("label 1", scores["positive"], "a"),
+        ("negative", scores["negative"], "b"),
+        ("positive", scores["positive"], "a"),
     ]
     return histogram("Challenger's scores", scores["edges"], series, x_label="predicted probability")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from airloop.report import words
-from airloop.report.charts import Bar, bars, columns, number
+from airloop.report.charts import Bar, bars, columns
 
 BARS = 15
 MOVED = 6
@@ -67,7 +68,7 @@ def _psi_chart(found: list[Mapping[str, Any]], limit: float | None) -> str:
         view, feature = words.split_feature(column["column"])
         # A large index that may be chance is not drift, and must not look like it.
         style = "bad" if column["outcome"] == "drifted" else "warn" if limit and column["psi"] >= limit else "a"
-        values.append(Bar(feature, float(column["psi"]), style, group=view))
+        values.append(Bar(feature, float(column["psi"]), style, view, f"{column['psi']:.3f}"))
     # One index of 9 must not make all others invisible.
     most = max(5 * limit, *(sorted(v.value for v in values)[: (len(values) + 1) // 2])) if limit and values else None
     return bars("Population stability index by column", values, limit=limit, most=most)
@@ -75,9 +76,18 @@ def _psi_chart(found: list[Mapping[str, Any]], limit: float | None) -> str:
 
 def _moved(column: Mapping[str, Any]) -> str:
     view, feature = words.split_feature(column["column"])
-    bins = [(b["bin"], b["reference"], b["current"]) for b in column["bins"]]
-    note = f"{view + ' · ' if view else ''}index {number(column['psi'])}"
+    bins = [(_short(b["bin"]), b["reference"], b["current"]) for b in column["bins"]]
+    note = f"{view + ' · ' if view else ''}index {column['psi']:.3f}"
     return columns(feature, note, bins, names=("in training", "now"))
+
+
+def _short(text: str) -> str:
+    """Edges of bins with three digits: they only name the bin."""
+    return re.sub(r"-?\d+\.\d+(?:e[+-]?\d+)?", lambda found: _rounded(float(found[0])), text).replace("-", "−")
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _quality(found: Mapping[str, Any]) -> dict[str, Any]:

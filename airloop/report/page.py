@@ -65,7 +65,7 @@ def describe(
         "gate": gate_section(_first(tasks, "evaluate"), decision),
         "drift": drift_section(drift, zone),
         "sources": sources,
-        "tables": _tables(tasks),
+        "tables": _tables(tasks, earlier),
         "serving": serving_section(tasks, zone),
         "examples": examples_section(examples, zone),
         "training": training_section(_first(tasks, "train")),
@@ -264,7 +264,7 @@ def _fact(name: str, value: str, note: str, style: str = "") -> dict[str, str]:
     return {"name": name, "value": value, "note": note, "style": style}
 
 
-def _tables(tasks: Manifests) -> list[dict[str, Any]]:
+def _tables(tasks: Manifests, earlier: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "name": m["outputs"]["table"]["reference"].partition("@")[0],
@@ -272,6 +272,7 @@ def _tables(tasks: Manifests) -> list[dict[str, Any]]:
             "new": m["counts"].get("rows_new"),
             "changed": m["counts"].get("rows_changed"),
             "evolution": list(m["details"].get("evolution", [])),
+            "reused": m["run"]["run_id"] if any(m is e for e in earlier) else "",
         }
         for m in (*_all(tasks, "sql"), *_all(tasks, "build_labels"))
         if "table" in m["outputs"]

@@ -62,10 +62,12 @@ def _broken(expectation: Mapping[str, Any]) -> dict[str, Any]:
     if expectation["success"]:
         held = "within what the rule allows"
     first = next(iter(expectation.get("offenders", [])), None)
+    rule, _, columns = expectation["rule"].partition("(")
     # The name of a rule carries its columns: only its limits are new here.
     limits = {k: v for k, v in expectation.get("arguments", {}).items() if not k.startswith("column")}
     return {
-        "rule": expectation["rule"].removeprefix("expect_").replace("_", " "),
+        "rule": rule.removeprefix("expect_").replace("_", " "),
+        "columns": columns.rstrip(")"),
         "arguments": words.plain(limits) if limits else "",
         "count": count,
         "observed": None if count is not None else result.get("observed_value"),
@@ -145,7 +147,11 @@ def training_section(manifest: Manifest | None) -> dict[str, Any] | None:
         if name in curves.get(split, {})
     ]
     ranked = sorted(details.get("importance", {}).items(), key=lambda pair: -pair[1])
-    top = [Bar(words.split_feature(n)[1], float(v), group=words.split_feature(n)[0]) for n, v in ranked[:12]]
+    digits = _digits(float(ranked[0][1])) if ranked else 0
+    top = [
+        Bar(words.split_feature(n)[1], float(v), "a", words.split_feature(n)[0], f"{v:,.{digits}f}")
+        for n, v in ranked[:12]
+    ]
     return {
         "trainer": details.get("trainer", ""),
         "iterations": details.get("best_iteration"),
@@ -158,6 +164,11 @@ def training_section(manifest: Manifest | None) -> dict[str, Any] | None:
         "warnings": list(details.get("warnings", [])),
         "mlflow": details.get("mlflow", {}).get("run_id", ""),
     }
+
+
+def _digits(most: float) -> int:
+    """Decimals that give the largest of some figures about three digits."""
+    return 0 if most >= 100 else 1 if most >= 10 else 2 if most >= 1 else 3
 
 
 def _metric(name: str) -> str:
@@ -189,7 +200,7 @@ def lineage_section(tasks: Manifests, registered: Manifest | None) -> list[dict[
         ("Candidate", outputs("train", "model") or outputs("evaluate", "model")),
         ("Gate", [m["outputs"]["decision"]["reference"] for m in by_step.get("evaluate", [])]),
         ("Version", [_output(registered, "model")]),
-        ("Predictions", outputs("batch_score", "table")),
+        ("Champion's predictions", [r for role in ("model", "table") for r in outputs("batch_score", role)]),
     ]
     return [
         {"name": name, "references": [_reference(r) for r in dict.fromkeys(found) if r]}
