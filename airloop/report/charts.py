@@ -11,8 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from markupsafe import Markup
+
+from airloop.report.words import minus, number, signed
 
 Points = Sequence[tuple[float, float]]
 Axis = tuple[float, float]
@@ -130,9 +133,9 @@ def bars(title: str, values: Sequence[Bar], *, limit: float | None = None, most:
     for bar in values:
         width = x(bar.value) if math.isfinite(bar.value) else 0.0
         cut = Markup('<line class="cut" x1="94%" x2="95.5%" y1="100%" y2="0"/>') if width > 100 else Markup("")
-        track = Markup('<rect class="bar {}" width="{:.2f}%" y="50%" height="12" transform="translate(0 -6)" rx="2"/>{}{}').format(
-            bar.style, max(0.4, min(100.0, width)), cut, guide
-        )
+        track = Markup(
+            '<rect class="bar {}" width="{:.2f}%" y="50%" height="12" transform="translate(0 -6)" rx="2"/>{}{}'
+        ).format(bar.style, max(0.4, min(100.0, width)), cut, guide)
         rows.append(_row(bar.group, bar.name, track, bar.text or number(bar.value), bar.style))
     return _figure(title, Markup(""), _rows("bars", rows))
 
@@ -178,9 +181,11 @@ def spans(
         Markup('<text class="tick" x="{:.2f}%" y="14" text-anchor="{}">{}</text>').format(x(at), _anchor(x(at)), text)
         for at, text in zip(marks.at, _tick_texts(marks.at, sign=True), strict=True)
     )
-    rows.append(Markup('<li class="scale"><span class="track"><svg aria-hidden="true">{}</svg></span></li>').format(texts))
+    rows.append(
+        Markup('<li class="scale"><span class="track"><svg aria-hidden="true">{}</svg></span></li>').format(texts)
+    )
     names = [(zero, "zero"), *([(tolerated[1], "limit")] if tolerated else [])]
-    return _figure(title, _legend(names, always=True), _rows("spans", rows))
+    return _figure(title, _legend(names), _rows("spans", rows))
 
 
 def histogram(
@@ -213,7 +218,7 @@ def histogram(
                     style, x(low), y(share), x(high) - x(low), 100 - y(share)
                 )
             )
-    legend = _legend([(name, style) for name, _, style in shares], always=True)
+    legend = _legend([(name, style) for name, _, style in shares])
     return _figure(title, legend, _plot(title, parts, height, x_label, "share of rows"))
 
 
@@ -258,29 +263,13 @@ def ticks(axis: Axis, about: int) -> list[float]:
     return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
-def number(value: float) -> str:
-    """Three significant digits, thousands in groups."""
-    if not math.isfinite(value):
-        return "–"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}".replace("-", "−")
-    text = f"{value:.3g}"
-    return (f"{value:.3f}" if "e" not in text and 0 < abs(value) < 1 else text).replace("-", "−")
-
-
-def signed(value: float, digits: int = 4) -> str:
-    """With its sign, and a true minus."""
-    text = f"{value:+.{digits}f}".replace("-", "−")
-    return text if any(c in "123456789" for c in text) else f"{0:.{digits}f}"
-
-
 def _tick_texts(at: Sequence[float], *, sign: bool = False) -> list[str]:
     """All with the same number of decimals: as many as tell them apart."""
-    step = min((b - a for a, b in zip(at, at[1:], strict=False)), default=abs(at[0]) if at else 1.0) or 1.0
+    step = min((b - a for a, b in pairwise(at)), default=abs(at[0]) if at else 1.0) or 1.0
     decimals = next((d for d in range(12) if abs(step * 10**d - round(step * 10**d)) < 1e-6 * step * 10**d), 12)
     if max((abs(v) for v in at), default=0) >= 1e6 or decimals > 6:
-        return [f"{v:.3g}".replace("-", "−") for v in at]
-    return [signed(v, decimals) if sign else f"{v:,.{decimals}f}".replace("-", "−") for v in at]
+        return [minus(f"{v:.3g}") for v in at]
+    return [signed(v, decimals) if sign else minus(f"{v:,.{decimals}f}") for v in at]
 
 
 def _axis(low: float, high: float) -> Axis:
@@ -359,8 +348,8 @@ def _figure(title: str, legend: Markup, body: Markup) -> Markup:
     return Markup('<figure class="chart"><figcaption>{}</figcaption>{}{}</figure>').format(title, legend, body)
 
 
-def _legend(names: Sequence[tuple[str, str]], *, always: bool = False) -> Markup:
-    if len(names) < 2 and not always:
+def _legend(names: Sequence[tuple[str, str]]) -> Markup:
+    if not names:
         return Markup("")
     items = Markup("").join(Markup('<span><i class="key {}"></i>{}</span>').format(s, name) for name, s in names)
     return Markup('<div class="legend">{}</div>').format(items)

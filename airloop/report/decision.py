@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airloop.report import words
-from airloop.report.charts import Line, Span, histogram, line_chart, signed, spans
+from airloop.report.charts import Line, Span, histogram, line_chart, spans
 
 Manifest = Mapping[str, Any]
 
@@ -74,12 +74,12 @@ def _lead(decision: Mapping[str, Any]) -> str:
     difference = decision.get("difference")
     if not difference:
         return ""
-    metric = words.metric_name(decision["metric"])
+    metric = words.metric_name(decision["metric"], in_text=True)
     gain, low, high = (difference[k] for k in ("estimate", "low", "high"))
     confidence = f"{difference['confidence']:.0%}"
     needed = decision["policy"]["min_gain"]
     on = f"on the same {words.counted(decision['rows'], 'held-out row')}"
-    interval = f"{confidence} interval {signed(low)} to {signed(high)}"
+    interval = f"{confidence} interval {words.signed(low)} to {words.signed(high)}"
     size = f"{metric} is {abs(gain):.4f} {'better' if gain >= 0 else 'worse'} {on}"
     worse = [f"{s['column']} {s['value']}" for s in decision.get("slices", []) if s["outcome"] == "worse"]
     if decision["outcome"] == "promote":
@@ -97,8 +97,8 @@ def _lead(decision: Mapping[str, Any]) -> str:
 def _sentence(text: str) -> str:
     """The gate's reason with metrics called what people call them, and true minus signs."""
     for key in words.METRICS:
-        text = re.sub(rf"\b{key}\b", words.metric_name(key), text)
-    text = re.sub(r"(?<![\w.])-(?=\d)", "−", text)
+        text = re.sub(rf"\b{key}\b", words.metric_name(key, in_text=True), text)
+    text = re.sub(r"(?<![\w.])-(?=\d)", words.minus("-"), text)
     return text[:1].upper() + text[1:]
 
 
@@ -146,7 +146,7 @@ def _metrics(decision: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "hint": "" if words.higher_is_better(name) else "less is better",
                 "challenger": value,
                 "champion": other,
-                "change": None if change is None else signed(change),
+                "change": None if change is None else words.signed(change),
                 "style": "" if not change or round(change, 4) == 0 else "good" if better else "bad",
                 "chosen": name == decision["metric"],
             }
@@ -173,8 +173,8 @@ def _slice(found: Mapping[str, Any]) -> dict[str, Any]:
         "positives": found["positives"],
         "challenger": found["challenger"],
         "champion": found["champion"],
-        "difference": None if d is None else signed(d["estimate"]),
-        "interval": "" if d is None else f"{signed(d['low'])} … {signed(d['high'])}",
+        "difference": None if d is None else words.signed(d["estimate"]),
+        "interval": "" if d is None else f"{words.signed(d['low'])} … {words.signed(d['high'])}",
         "outcome": found["outcome"],
         "style": {"ok": "good", "worse": "bad"}.get(found["outcome"], "calm"),
         "why": found["why"],

@@ -83,7 +83,7 @@ def _moved(column: Mapping[str, Any]) -> str:
 
 def _short(text: str) -> str:
     """Edges of bins with three digits: they only name the bin."""
-    return re.sub(r"-?\d+\.\d+(?:e[+-]?\d+)?", lambda found: _rounded(float(found[0])), text).replace("-", "−")
+    return words.minus(re.sub(r"-?\d+\.\d+(?:e[+-]?\d+)?", lambda found: _rounded(float(found[0])), text))
 
 
 def _rounded(value: float) -> str:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from airloop.contract import Interval
 from airloop.report import words
-from airloop.report.charts import Line, Ticks, line_chart, signed
+from airloop.report.charts import Line, Ticks, line_chart
 from airloop.report.decision import decision_of, gate_section, outcome
 from airloop.report.monitoring import drift_section
 from airloop.report.story import (
@@ -125,7 +125,7 @@ def render_index(loop: str, title: str, entries: Sequence[Mapping[str, Any]]) ->
 def _index_row(found: Mapping[str, Any]) -> dict[str, Any]:
     ours, theirs = found["challenger"], found["champion"]
     gain = None if ours is None or theirs is None else ours - theirs
-    return {**found, "gain": None if gain is None else signed(gain)}
+    return {**found, "gain": None if gain is None else words.signed(gain)}
 
 
 def _index_chart(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -136,7 +136,10 @@ def _index_chart(entries: Sequence[Mapping[str, Any]]) -> str:
         return ""
     challenger = [(float(i), float(e["challenger"])) for i, e in enumerate(measured)]
     champion = [(float(i), float(e["champion"])) for i, e in enumerate(measured) if e["champion"] is not None]
-    lines = [Line("champion on the same rows", champion, "b", dots=True), Line("challenger", challenger, "a", dots=True)]
+    lines = [
+        Line("champion on the same rows", champion, "b", dots=True),
+        Line("challenger", challenger, "a", dots=True),
+    ]
     every = -(-len(measured) // 6)
     marks = range(0, len(measured), every)
     ticks = Ticks([float(i) for i in marks], [_short(str(measured[i]["label"])) for i in marks])
@@ -156,7 +159,7 @@ def _short(label: str) -> str:
 def _render(template: str, **values: Any) -> str:
     css = _style()
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    return str(_environment().get_template(template).render(**values, css=Markup(css), css_digest=digest))
+    return str(_environment().get_template(template).render(**values, css=Markup(css), css_digest=digest))  # noqa: S704  our own file
 
 
 @cache
@@ -223,7 +226,7 @@ def _facts(
         facts.append(_fact("Rows in", words.count(_rows_in(sources)), note))
         fresh = [s for s in sources if not s["reused"]]
         checked, held = (sum(s[k] or 0 for s in fresh) for k in ("checked", "quarantined"))
-        note = f"{words.share(held / checked)} of {words.count(checked)} checked" if checked else "nothing checked"
+        note = f"{words.share(held / checked) + ' ' if held else ''}of {words.count(checked)} checked"
         facts.append(_fact("Quarantined", words.count(held), note, "warn" if held else ""))
     if examples:
         counts = examples["counts"]
@@ -233,7 +236,9 @@ def _facts(
         counts = drift["counts"]
         columns, drifted = counts.get("columns", 0), counts.get("columns_drifted", 0)
         if columns:
-            facts.append(_fact("Drifted", str(drifted), f"of {words.counted(columns, 'column')}", "warn" * bool(drifted)))
+            facts.append(
+                _fact("Drifted", str(drifted), f"of {words.counted(columns, 'column')}", "warn" * bool(drifted))
+            )
         else:
             facts.append(_fact("Drifted", words.NOTHING, "no model to compare with"))
         facts += _live_fact(drift)

@@ -88,9 +88,13 @@ def serving_section(tasks: Manifests, zone: str) -> list[dict[str, str]]:
         if m["step"] == "materialize":
             views = details.get("views", {})
             until = max((v["until"] for v in views.values() if v.get("until")), default=None)
-            text = f"{words.counted(counts.get('rows', 0), 'entity', 'entities')} in {words.counted(len(views), 'view')}"
+            text = (
+                f"{words.counted(counts.get('rows', 0), 'entity', 'entities')} in {words.counted(len(views), 'view')}"
+            )
             text += f", as of {words.moment(until, zone)}" if until else ""
-            found.append({"name": "Online store", "text": text, "where": _input(m, "feature_service").partition("@")[0]})
+            found.append(
+                {"name": "Online store", "text": text, "where": _input(m, "feature_service").partition("@")[0]}
+            )
     return found
 
 

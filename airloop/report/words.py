@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -18,12 +19,39 @@ METRICS = {
 }
 """What people call a metric, and whether more of it is better."""
 
-NOTHING = "–"
+NOTHING = "\N{EN DASH}"
+"""What is written for a figure that is not there."""
 
 
-def metric_name(key: str) -> str:
-    """A metric's name in a sentence or a table."""
-    return METRICS[key][0] if key in METRICS else key
+def minus(text: str) -> str:
+    """A number's text with a true minus sign."""
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def number(value: float) -> str:
+    """Three significant digits, thousands in groups."""
+    if not math.isfinite(value):
+        return NOTHING
+    if abs(value) >= 1000:
+        return minus(f"{value:,.0f}")
+    text = f"{value:.3g}"
+    return minus(f"{value:.3f}" if "e" not in text and 0 < abs(value) < 1 else text)
+
+
+def signed(value: float, digits: int = 4) -> str:
+    """With its sign, unless it is zero as written."""
+    text = minus(f"{value:+.{digits}f}")
+    return text if any(c in "123456789" for c in text) else f"{0:.{digits}f}"
+
+
+def metric_name(key: str, *, in_text: bool = False) -> str:
+    """
+    A metric's name.
+
+    :param in_text: in the middle of a sentence: only an abbreviation keeps its capital.
+    """
+    name = METRICS[key][0] if key in METRICS else key
+    return name if not in_text or name[:2].isupper() else name[:1].lower() + name[1:]
 
 
 def higher_is_better(key: str) -> bool:
@@ -41,7 +69,7 @@ def counted(value: int, one: str, many: str = "") -> str:
 
 
 def figure(value: float | None, digits: int = 4) -> str:
-    return NOTHING if value is None else f"{value:.{digits}f}".replace("-", "−")
+    return NOTHING if value is None else minus(f"{value:.{digits}f}")
 
 
 def share(value: float | None) -> str:
