@@ -89,8 +89,8 @@ def point_in_time_join(
     :param order_by: columns of the result.
     :raises BadArgument: a column is missing, or two columns would have the same name.
     """
-    # Parquet files that are read with a schema of one's own have no row counts: DuckDB takes them for a few rows and the
-    # join for a nested loop, which for 100,000 rows was seen to take 170 seconds instead of 0.1.
+    # Parquet files that are read with a schema of one's own have no row counts: DuckDB takes them for a few rows and
+    # the join for a nested loop, which for 100,000 rows was seen to take 170 seconds instead of 0.1.
     connection.execute("SET asof_loop_join_threshold = 0")
     spine_columns = columns_of(connection, spine)
     _require(spine, spine_columns, [time_column])

@@ -15,7 +15,7 @@ from airloop.config import Config
 from airloop.errors import BadArgument, BadInput, SchemaMismatch
 from airloop.features import repo
 from airloop.features.definitions import ServiceDefinition
-from airloop.features.offline import features_for
+from airloop.features.offline import features_for, join_features
 from airloop.features.source import IcebergSource
 from airloop.features.store import IcebergOfflineStore, snapshots, warehouse_of
 from airloop.warehouse.catalog import Warehouse
@@ -190,6 +190,14 @@ def test_features_for_streams_the_same_values(
         pd.testing.assert_series_equal(ours[name], feast[name])
     alive = ours["delays__event_time"] >= ours["event_time"] - timedelta(hours=12)
     assert alive[ours["delays__flights"].notna()].all()
+
+
+def test_large_joins_are_never_nested_loops(config: Config, warehouse: Warehouse, refs: dict[str, TableRef]) -> None:
+    """DuckDB knows no row counts of our views, and takes an ASOF join of a million rows for one of a few."""
+    with warehouse.duckdb({**refs, "rows": refs["labels.arrivals"]}) as connection:
+        plan = join_features(connection, "rows", service_of(config), time_column="event_time").explain()
+    assert plan.count("ASOF_JOIN") == 2
+    assert "NESTED_LOOP" not in plan
 
 
 def test_aliased_view_with_other_keys(store: FeatureStore) -> None:
