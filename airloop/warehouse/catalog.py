@@ -22,7 +22,7 @@ from airloop.config import Config
 from airloop.errors import BadArgument, CommitConflict, NotFound
 from airloop.warehouse import branches, commit, evolve, read
 from airloop.warehouse.commit import KEY, Commit
-from airloop.warehouse.files import DataFileWriter, Rows, chunks, remove
+from airloop.warehouse.files import ROWS_PER_GROUP, DataFileWriter, Rows, chunks, remove
 from airloop.warehouse.plan import (
     Plan,
     Staged,
@@ -324,7 +324,11 @@ class Warehouse:
         conform = Conform(".".join(table.name()), to_arrow(table.schema()), optional=optional)
         writer = DataFileWriter(table, rows_per_file=self.config.rows_per_chunk)
         try:
-            conformed: Iterator[pa.Table] = map(conform, chunks(rows, rows_per_chunk=self.config.rows_per_chunk))
+            # Split by partition, a chunk becomes small row groups: the larger, the better for who reads them.
+            size = (
+                self.config.rows_per_chunk if table.spec().fields else min(self.config.rows_per_chunk, ROWS_PER_GROUP)
+            )
+            conformed: Iterator[pa.Table] = map(conform, chunks(rows, rows_per_chunk=size))
             if sort_by:
                 conformed = in_order(self.config, conformed, to_arrow(table.schema()), sort_by)
             for chunk in conformed:

@@ -39,7 +39,12 @@ def open_catalog(config: Config) -> SqlCatalog:
     address = config.catalog
     with storing("opening the catalog"):
         for folder in (config.warehouse, config.home / "spill", config.home / "locks" / "tables"):
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as cause:
+                raise BadConfiguration(
+                    f"{folder} cannot be a folder: {cause}", "AIRLOOP_HOME and AIRLOOP_WAREHOUSE name folders"
+                ) from cause
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             if is_network(file):

@@ -1,13 +1,14 @@
 """
 A process that works on a warehouse, for tests that run several of them, end them, or take their disk away.
 
-``python warehouse_process.py ACTION ARGUMENTS [ACTION ARGUMENTS]…``, arguments as JSON; each outcome is a line of JSON on
-stdout.
+``python warehouse_process.py ACTION ARGUMENTS [ACTION ARGUMENTS]…``, arguments as JSON; each outcome is one line of
+JSON on stdout.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -150,7 +151,13 @@ def shell(script: str) -> dict[str, Any]:
     return {"out": subprocess.run(["sh", "-euc", script], check=True, capture_output=True, text=True).stdout.split()}
 
 
-ACTIONS: dict[str, Any] = {f.__name__: f for f in (write, publish, watch, append_big, read_all, shell)}
+def fault(fault: str) -> dict[str, Any]:
+    """Set the fault for what follows."""
+    os.environ["AIRLOOP_FAULT"] = fault
+    return {"fault": fault}
+
+
+ACTIONS: dict[str, Any] = {f.__name__: f for f in (write, publish, watch, append_big, read_all, shell, fault)}
 
 
 def main(*actions: str) -> None:

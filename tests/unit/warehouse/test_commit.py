@@ -355,7 +355,7 @@ OPERATION = st.tuples(
 )
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=st.lists(OPERATION, min_size=1, max_size=6), monthly=st.booleans())
 def test_any_sequence_is_what_a_dict_would_be(
     config: Config, operations: list[tuple[str, dict[int, int], int]], monthly: bool

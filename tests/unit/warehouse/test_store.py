@@ -1,0 +1,148 @@
+"""Opening the catalog, locks between processes, and the names of the surroundings' errors."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from airloop.config import Config
+from airloop.errors import BadArgument, BadConfiguration, OutOfMemory, StoreBusy, StoreFull, StoreReadOnly
+from airloop.warehouse import store
+from airloop.warehouse.catalog import Warehouse
+from airloop.warehouse.store import file_lock, sqlite_path, storing
+
+
+def test_opened_once_in_a_process(config: Config) -> None:
+    warehouse = Warehouse.open(config)
+    assert Warehouse.open(config) is warehouse
+    assert Warehouse.open(replace(config, threads=1)) is not warehouse
+    child = os.fork()
+    if not child:
+        os._exit(Warehouse.open(config) is warehouse)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "a child uses its parent's connections"
+
+
+def test_sqlite_is_in_wal_mode_and_waits(config: Config) -> None:
+    warehouse = Warehouse.open(config)
+    with warehouse._catalog.engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == store.BUSY_S * 1000
+
+
+def test_opening_is_quick(config: Config) -> None:
+    Warehouse.open(config).ensure("raw.a", pa.schema([("id", pa.int64())]))
+    again = replace(config, threads=1)
+    seconds = []
+    for threads in range(1, 6):
+        again = replace(config, threads=threads)
+        started = time.process_time()
+        Warehouse.open(again).table("raw.a")
+        seconds.append(time.process_time() - started)
+    assert min(seconds) < 0.1
+
+
+def test_opening_imports_no_pandas() -> None:
+    script = "import sys, airloop.warehouse.catalog; print({'pandas', 'pyarrow.dataset'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("address", "path"),
+    [("sqlite:////a/b c.db", "/a/b c.db"), ("sqlite:///x.db", "x.db"), ("postgresql+psycopg2://u:p@h/db", None)],
+)
+def test_sqlite_path(address: str, path: str | None) -> None:
+    assert sqlite_path(address) == (Path(path) if path else None)
+
+
+@pytest.mark.parametrize("address", ["nonsense", "nosuchengine://x"])
+def test_an_address_that_is_none(config: Config, address: str) -> None:
+    with pytest.raises(BadConfiguration, match="AIRLOOP_CATALOG"):
+        Warehouse.open(replace(config, catalog=address))
+
+
+def test_home_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for home in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(BadConfiguration, match="cannot be a folder"):
+            Warehouse.open(Config.from_environment({"AIRLOOP_HOME": str(home)}))
+
+
+def test_a_locked_catalog(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "BUSY_S", 0.1)
+    warehouse = Warehouse.open(config)
+    rows = pa.table({"id": [1]})
+    warehouse.ensure("raw.a", rows.schema)
+    path = sqlite_path(config.catalog)
+    assert path is not None
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreBusy, match=r"writing raw\.a: SQLite is locked"):
+        warehouse.commit("raw.a", rows, key="1")
+    # Who only reads does not wait.
+    assert warehouse.head("raw.a") == 0
+    other.execute("ROLLBACK")
+    other.close()
+    assert warehouse.commit("raw.a", rows, key="1").changed
+
+
+def test_file_lock(tmp_path: Path) -> None:
+    lock = tmp_path / "locks" / "a.lock"
+    with file_lock(lock) as mine:
+        assert mine
+        with file_lock(lock, timeout_s=0.05) as second:
+            assert not second
+    with file_lock(lock, timeout_s=0.05) as free:
+        assert free
+
+
+def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
+    lock = tmp_path / "a.lock"
+    script = (
+        "import sys, time, pathlib; from airloop.warehouse.store import file_lock\n"
+        "with file_lock(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(lock)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with file_lock(lock, timeout_s=0.05) as held:
+            assert not held
+        holder.kill()
+        holder.wait()
+        with file_lock(lock, timeout_s=1) as held:
+            assert held
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind"),
+    [
+        (duckdb.IOException("IO Error: Could not write file: No space left on device"), StoreFull),
+        (duckdb.IOException("IO Error: Cannot open file: Read-only file system"), StoreReadOnly),
+        (duckdb.OutOfMemoryException("Out of Memory Error: failed to allocate"), OutOfMemory),
+        (OSError(28, "No space left on device"), StoreFull),
+        (OSError(30, "Read-only file system"), StoreReadOnly),
+        (sqlite3.OperationalError("database is locked"), StoreBusy),
+    ],
+)
+def test_errors_get_a_name(cause: Exception, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match="^writing: ") as caught, storing("writing"):
+        raise cause
+    assert caught.value.__cause__ is cause
+
+
+def test_other_errors_stay_as_they_are() -> None:
+    with pytest.raises(KeyError), storing("writing"):
+        raise KeyError("a bug")
+    error = BadArgument("as it was")
+    with pytest.raises(BadArgument) as caught, storing("writing"):
+        raise error
+    assert caught.value is error
