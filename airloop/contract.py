@@ -68,7 +68,9 @@ class Interval:
                 raise BadInterval(f"{name} {value.isoformat()} has no time zone", "give an offset, e.g. +00:00")
             object.__setattr__(self, name, value.astimezone(UTC))
         if not self.start < self.end:
-            raise BadInterval(f"{self.start.isoformat()} .. {self.end.isoformat()} is empty", "start must be before end")
+            raise BadInterval(
+                f"{self.start.isoformat()} .. {self.end.isoformat()} is empty", "start must be before end"
+            )
 
     @classmethod
     def parse(cls, value: Self | Mapping[str, str] | str) -> Self:

@@ -212,7 +212,9 @@ def _summarise(about: dict[str, Any], months: int, airflow: list[Any], plain: li
 
 def _print(result: dict[str, Any]) -> None:
     about = result["machine"]
-    print(f"\n{about['processors']} processors, {about['memory_gib']} GiB, {about['platform']}, Python {about['python']}")
+    print(
+        f"\n{about['processors']} processors, {about['memory_gib']} GiB, {about['platform']}, Python {about['python']}"
+    )
     print(f"{'task':28}{'queued':>9}{'start':>9}{'payload':>9}{'in all':>9}{'plain':>9}   seconds, medians")
     for name, t in result["tasks"].items():
         cells = "".join(f"{t[f]:9.2f}" for f in ("queue_s", "start_s", "payload_s", "total_s", "plain_s"))

@@ -47,9 +47,7 @@ with DAG(
     raw = {}
     for name, file in {"flights": "flights.csv.zip", "weather": "weather.csv", "planes": "planes.csv"}.items():
         with TaskGroup(name):
-            rows = ExtractOperator(
-                task_id="extract", source=f"flights/sources/{name}.yaml", files=f"{DATA}/{file}"
-            )
+            rows = ExtractOperator(task_id="extract", source=f"flights/sources/{name}.yaml", files=f"{DATA}/{file}")
             raw[name] = ValidateOperator(
                 task_id="validate", table=rows.output, suite=f"flights/suites/{name}.json", max_quarantined_share=0.01
             ).output
@@ -130,6 +128,4 @@ with DAG(
         announces=DELAY_DRIFT,
     )
 
-    ReportOperator(
-        task_id="report", title="Flight delays", tasks={task.task_id: task.output for task in dag.tasks}
-    )
+    ReportOperator(task_id="report", title="Flight delays", tasks={task.task_id: task.output for task in dag.tasks})

@@ -135,9 +135,7 @@ def _tell(store: ArtifactStore, month: str, run_id: str, task: dict[str, Any]) -
     more = ""
     if record is not None and status == "reused":
         made = record.record["reused"]
-        by = made["made_by"]["run_id"]
-        month_made = f", made for {by.partition('__')[2][:7]}" if by and by != run_id else ""
-        more = f"same code, arguments and inputs as at {made['made_at'][:16].replace('T', ' ')} UTC{month_made}"
+        more = f"same code, arguments and inputs as at {made['made_at'][:16].replace('T', ' ')} UTC"
     elif record is not None and record.record.get("error"):
         more = record.record["error"]["message"]
     print(f"  {month}  {task['task_id']:26} {status:8} {seconds}  {more}".rstrip(), flush=True)
@@ -156,9 +154,7 @@ def _why(airflow: Airflow, store: ArtifactStore, run_id: str) -> str:
 def summary(store: ArtifactStore, run_ids: list[str]) -> Iterator[str]:
     """The table at the end: one column a month."""
     runs = [history.run(store, DAG_ID, run_id) for run_id in run_ids]
-    manifests = [
-        {name: history.manifest_of(store, task) or {} for name, task in run.tasks.items()} for run in runs
-    ]
+    manifests = [{name: history.manifest_of(store, task) or {} for name, task in run.tasks.items()} for run in runs]
 
     def count(month: dict[str, Any], task: str, name: str) -> str:
         value = month.get(task, {}).get("counts", {}).get(name)
@@ -170,7 +166,7 @@ def summary(store: ArtifactStore, run_ids: list[str]) -> Iterator[str]:
 
     def figure(month: dict[str, Any], who: str, name: str) -> str:
         value = month.get("gate", {}).get("metrics", {}).get(f"{who}_{name}")
-        return "–" if value is None else f"{value:.4f}"
+        return "-" if value is None else f"{value:.4f}"
 
     sources = ("flights", "weather", "planes")
     features = [t for t in manifests[0] if t.startswith("features.") and t != "features.materialize"]

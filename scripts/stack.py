@@ -235,10 +235,9 @@ class Stack:
             for service in self.services:
                 if not service.alive():
                     raise StackError(f"{service.name} ended; its log is {service.log}:\n{_tail(Path(service.log))}")
-            with contextlib.suppress(OSError, ValueError):
-                with urllib.request.urlopen(url, timeout=5) as answer:
-                    if good(answer.read()):
-                        return
+            with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(url, timeout=5) as answer:
+                if good(answer.read()):
+                    return
             if time.monotonic() > deadline:
                 log = next(s.log for s in self.services if s.name == name)
                 raise StackError(f"{name} does not answer at {url} after {STARTED_WITHIN_S} s; its log is {log}")

@@ -103,5 +103,3 @@ def ask(arguments: argparse.Namespace, config: Config, output: Output) -> None:
     output.rows(rows[: arguments.limit] if cut else rows, empty="No rows.")
     if cut:
         output.say(output.paint(f"… more than {arguments.limit} rows; --limit 0 shows all", "dim"))
-
-

@@ -147,7 +147,9 @@ def _features(config: Config) -> Iterator[Finding]:
     if config.feature_repo is None:
         yield Finding("feature repo", "note", "not set", "set AIRLOOP_FEATURE_REPO to use features")
     elif not (config.feature_repo / "feature_store.yaml").is_file():
-        yield Finding("feature repo", "bad", f"{config.feature_repo} has no feature_store.yaml", "correct AIRLOOP_FEATURE_REPO")
+        yield Finding(
+            "feature repo", "bad", f"{config.feature_repo} has no feature_store.yaml", "correct AIRLOOP_FEATURE_REPO"
+        )
     else:
         yield Finding("feature repo", "ok", str(config.feature_repo))
 

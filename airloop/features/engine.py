@@ -112,7 +112,7 @@ class IcebergComputeEngine(ComputeEngine):
     ) -> IcebergMaterializationJob:
         try:
             return IcebergMaterializationJob(task, self._run(task, request), None)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - handed over whole
             # Feast raises what the job holds.
             return IcebergMaterializationJob(task, None, error)
 

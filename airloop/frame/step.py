@@ -221,7 +221,9 @@ class Step:
 
     def _usage(self) -> str:
         return ", ".join(
-            p.name if p.required else f"{p.name}={p.default!r}" for p in self.parameters.values() if p.name != "interval"
+            p.name if p.required else f"{p.name}={p.default!r}"
+            for p in self.parameters.values()
+            if p.name != "interval"
         )
 
 

@@ -17,14 +17,13 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validator, model_validator
 
 from airloop.contract import Interval
+from airloop.domain.durations import parse_duration
 from airloop.sources.types import LOCAL, arrow_type, type_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-_DURATION = re.compile(r"(\d{1,6})\s*(m|h|d|w)")
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 METADATA = ("_batch", "_source", "_row")
 """Columns that every extracted table has: key of the step that brought the row, file, 1-based data row in it."""
 
@@ -318,7 +317,7 @@ def parse_yaml(text: str) -> Any:
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        document = yaml.load(text, Loader)
+        document = yaml.load(text, Loader)  # noqa: S506 - a SafeLoader that refuses keys given twice
     except yaml.YAMLError as cause:
         raise ValueError(f"not YAML: {' '.join(str(cause).split())}") from cause
     if not isinstance(document, dict):
@@ -332,14 +331,7 @@ def duration(text: str) -> timedelta | None:
 
     :raises ValueError: anything else.
     """
-    if text == "all":
-        return None
-    if text == "none":
-        return timedelta(0)
-    match = _DURATION.fullmatch(text)
-    if not match:
-        raise ValueError(f"{text!r} is not a duration such as 35d, 12h or 30m, nor all or none")
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    return None if text == "all" else parse_duration(text, name="duration")
 
 
 def _field(name: str, kind: str, nullable: bool, description: str) -> pa.Field:

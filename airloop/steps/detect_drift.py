@@ -197,12 +197,12 @@ def _quality(
     on = " AND ".join(f'p."{k}" IS NOT DISTINCT FROM l."{k}"' for k in keys)
     start, end = _bounds(interval)
     known = (
-        f'SELECT p.model_version AS version, p.score AS score, l."{target}"::DOUBLE AS label, '  # noqa: S608
+        f'SELECT p.model_version AS version, p.score AS score, l."{target}"::DOUBLE AS label, '
         f"epoch_us(p.event_time) AS moment FROM predictions p JOIN labels l ON {on} "
         f'WHERE l.arrival_time >= {start} AND l.arrival_time < {end} AND l."{target}" IS NOT NULL ORDER BY ALL'
     )
     unknown = (
-        f"SELECT count(*) FROM predictions p WHERE p.{_during(interval)} AND NOT EXISTS "  # noqa: S608
+        f"SELECT count(*) FROM predictions p WHERE p.{_during(interval)} AND NOT EXISTS "
         f"(SELECT 1 FROM labels l WHERE {on} AND l.arrival_time < {end})"
     )
     with ctx.warehouse.duckdb({"predictions": predictions, "labels": labels}, workdir=ctx.workdir) as connection:
@@ -270,7 +270,7 @@ def _freshness(ctx: StepContext, ref: TableRef, interval: Interval, oldest: time
     if not known:
         return result | {"why": f"{ref.name} has neither arrival_time nor event_time"}
     with ctx.warehouse.duckdb({"watched": ref}, workdir=ctx.workdir) as connection:
-        sql = f"SELECT max({known}) FROM watched WHERE {known} < {_bounds(interval)[1]}"  # noqa: S608
+        sql = f"SELECT max({known}) FROM watched WHERE {known} < {_bounds(interval)[1]}"
         newest: datetime | None = connection.sql(sql).fetchall()[0][0]
     if newest is None:
         stale = oldest is not None

@@ -30,7 +30,10 @@ def fetch_secrets(wanted: Mapping[str, str]) -> dict[str, str]:
         elif field in {"password", "login", "host", "schema"}:
             value = getattr(connection, field)
         else:
-            raise BadArgument(f"secret {variable}: {where!r} is not connection_id.field", "fields: password, login, host, schema, uri, extra.NAME")
+            raise BadArgument(
+                f"secret {variable}: {where!r} is not connection_id.field",
+                "fields: password, login, host, schema, uri, extra.NAME",
+            )
         if not value:
             raise BadArgument(f"secret {variable}: connection {connection_id} has no {field}", "set it in Airflow")
         mask_secret(str(value))

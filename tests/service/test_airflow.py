@@ -80,7 +80,9 @@ def test_a_step_returns_references_and_counts(new_dag: Callable[..., DAG], run_d
 def test_templates_and_results_reach_the_step(new_dag: Callable[..., DAG], run_dag: RunDag) -> None:
     with new_dag(params={"number": 4}) as dag:
         first = StepOperator(
-            task_id="first", step=f"{STEPS}:double", arguments={"number": "{{ params.number }}", "note": "{{ dag.dag_id }}"}
+            task_id="first",
+            step=f"{STEPS}:double",
+            arguments={"number": "{{ params.number }}", "note": "{{ dag.dag_id }}"},
         )
         StepOperator(
             task_id="second",
@@ -103,7 +105,9 @@ def test_the_runs_interval_reaches_the_step(new_dag: Callable[..., DAG], run_dag
     assert values["explicit"]["counts"] == {"days": 28}
 
 
-def test_a_run_without_a_date_says_what_to_do(new_dag: Callable[..., DAG], test_dag: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_without_a_date_says_what_to_do(
+    new_dag: Callable[..., DAG], test_dag: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
     with new_dag(schedule=None) as dag:
         StepOperator(task_id="month", step=f"{STEPS}:month")
     run = test_dag(dag, logical_date=None)
@@ -122,7 +126,7 @@ def test_partial_and_expand(new_dag: Callable[..., DAG], run_dag: RunDag) -> Non
             return sum(result["counts"]["doubled"] for result in results)
 
         total(mapped.output)
-    state, states, values = run_dag(dag)
+    state, _, values = run_dag(dag)
     assert state == "success"
     assert [values[f"mapped[{i}]"]["counts"]["doubled"] for i in range(3)] == [2, 4, 6]
     assert values["total"] == 12
@@ -140,7 +144,9 @@ def test_something_that_may_recover_is_retried(new_dag: Callable[..., DAG], run_
     assert run_dag(dag)[1] == {"flaky": "success"}
 
 
-def test_a_rejection_is_not_retried_and_callbacks_see_it(new_dag: Callable[..., DAG], run_dag: RunDag, tmp_path: Path) -> None:
+def test_a_rejection_is_not_retried_and_callbacks_see_it(
+    new_dag: Callable[..., DAG], run_dag: RunDag, tmp_path: Path
+) -> None:
     marker = tmp_path / "marker"
     seen: list[str] = []
     with new_dag() as dag:
@@ -185,7 +191,9 @@ def test_task_groups_and_setup_and_teardown(new_dag: Callable[..., DAG], run_dag
             (tmp_path / "made").unlink()
 
         with TaskGroup("group"):
-            inside = StepOperator(task_id="inside", step=f"{STEPS}:rejecting", arguments={"marker": str(tmp_path / "m")})
+            inside = StepOperator(
+                task_id="inside", step=f"{STEPS}:rejecting", arguments={"marker": str(tmp_path / "m")}
+            )
         make() >> inside >> remove()
     _, states, _ = run_dag(dag)
     assert states["group.inside"] == "failed"

@@ -131,7 +131,9 @@ def test_two_attempts_at_once_make_one_result(config: Config, tmp_path: Path) ->
     assert len({key for _, key in results}) == 1
 
 
-def test_history_lists_runs_in_the_order_of_their_intervals(run_step: RunStep, config: Config, interval: Interval) -> None:
+def test_history_lists_runs_in_the_order_of_their_intervals(
+    run_step: RunStep, config: Config, interval: Interval
+) -> None:
     later = Interval(interval.end, interval.end.replace(month=3))
     run_step(steps.monthly, interval=later, run=RunInfo("loop/1", "b:+", "x"))
     run_step(steps.monthly, interval=interval, run=RunInfo("loop/1", "c", "x", 4))

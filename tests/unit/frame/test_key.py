@@ -74,7 +74,9 @@ def test_the_frame_is_not_part_of_a_key() -> None:
 def test_finding_sources_imports_nothing() -> None:
     import subprocess
 
-    code = "import sys; from airloop.frame.key import reach; reach('airloop.steps.train'); print('mlflow' in sys.modules)"
+    code = (
+        "import sys; from airloop.frame.key import reach; reach('airloop.steps.train'); print('mlflow' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -14,16 +14,16 @@ from airloop.steps import BUILT_IN, load
 from airloop_operators.base import StepOperator
 
 OPERATORS = [
-    found
-    for name in airloop_operators.__all__
-    if (found := getattr(airloop_operators, name)) is not StepOperator
+    found for name in airloop_operators.__all__ if (found := getattr(airloop_operators, name)) is not StepOperator
 ]
 HEAVY = ("pandas", "numpy", "pyspark", "feast", "mlflow", "great_expectations", "kubernetes", "torch", "sklearn",
          "pyarrow", "duckdb", "pyiceberg", "xgboost", "lightgbm")  # fmt: skip
 
 
 def _own_parameters(operator: type[StepOperator]) -> list[str]:
-    return [p.name for p in inspect.signature(operator.__init__).parameters.values() if p.name not in ("self", "kwargs")]
+    return [
+        p.name for p in inspect.signature(operator.__init__).parameters.values() if p.name not in ("self", "kwargs")
+    ]
 
 
 def _documented(operator: type[StepOperator]) -> dict[str, str]:
@@ -61,7 +61,9 @@ def test_parameters_docstring_and_template_fields_agree(operator: type[StepOpera
 
 @pytest.mark.parametrize("operator", [*OPERATORS, StepOperator], ids=lambda o: o.__name__)
 def test_all_parameters_are_keywords(operator: type[StepOperator]) -> None:
-    kinds = {p.kind for p in inspect.signature(operator.__init__).parameters.values() if p.name not in ("self", "kwargs")}
+    kinds = {
+        p.kind for p in inspect.signature(operator.__init__).parameters.values() if p.name not in ("self", "kwargs")
+    }
     assert kinds <= {inspect.Parameter.KEYWORD_ONLY}
 
 
