@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 import urllib.error
@@ -226,6 +227,8 @@ def main() -> int:
     starts = months(arguments.first, count)
     began = time.monotonic()
     stack = Stack.load(default_home())
+    # Asked to end, the demo still stops what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     ours = not stack.running("api-server")
     try:
         print("Starting Airflow …" if ours else f"Using the Airflow that runs at {stack.airflow_url}", flush=True)
@@ -244,6 +247,9 @@ def main() -> int:
     except (StackError, DemoError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; what is done is kept: `make demo` goes on from there", file=sys.stderr)
+        return 130
     except urllib.error.HTTPError as error:
         print(f"error: Airflow answered {error.code}: {error.read().decode(errors='replace')}", file=sys.stderr)
         return 1
