@@ -185,7 +185,7 @@ def spans(
         Markup('<li class="scale"><span class="track"><svg aria-hidden="true">{}</svg></span></li>').format(texts)
     )
     names = [(zero, "zero"), *([(tolerated[1], "limit")] if tolerated else [])]
-    return _figure(title, _legend(names), _rows("spans", rows))
+    return _figure(title, _legend(names), _rows("spans" if any(v.name for v in values) else "spans one", rows))
 
 
 def histogram(
@@ -260,7 +260,8 @@ def ticks(axis: Axis, about: int) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next((m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9)), 10 * power)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
+    decimals = max(0, 1 - math.floor(math.log10(step)))
+    return [round(i * step, decimals) for i in range(first, last + 1)]
 
 
 def _tick_texts(at: Sequence[float], *, sign: bool = False) -> list[str]:
@@ -269,12 +270,14 @@ def _tick_texts(at: Sequence[float], *, sign: bool = False) -> list[str]:
     decimals = next((d for d in range(12) if abs(step * 10**d - round(step * 10**d)) < 1e-6 * step * 10**d), 12)
     if max((abs(v) for v in at), default=0) >= 1e6 or decimals > 6:
         return [minus(f"{v:.3g}") for v in at]
-    return [signed(v, decimals) if sign else minus(f"{v:,.{decimals}f}") for v in at]
+    if sign:
+        return [signed(v, decimals) if v else "0" for v in at]
+    return [minus(f"{v:,.{decimals}f}") for v in at]
 
 
 def _axis(low: float, high: float) -> Axis:
     """The same, or with some width if it has none."""
-    if high - low > 1e-12 * max(abs(low), abs(high)):
+    if high - low > 1e-9 * max(abs(low), abs(high)):
         return low, high
     pad = abs(low) * 0.1 or 0.5
     return low - pad, high + pad

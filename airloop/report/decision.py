@@ -187,10 +187,9 @@ def _difference_chart(decision: Mapping[str, Any]) -> str:
         return ""
     needed = decision["policy"]["min_gain"]
     style = "good" if d["low"] > needed else "bad" if d["high"] < needed else "a"
-    name = words.metric_name(decision["metric"])
     tolerated = (needed, "gain that is asked for") if needed else None
-    title = f"Gain over the champion, {d['confidence']:.0%} interval"
-    return spans(title, [Span(name, d["low"], d["estimate"], d["high"], style)], tolerated=tolerated)
+    title = f"Gain in {words.metric_name(decision['metric'], in_text=True)}, {d['confidence']:.0%} interval"
+    return spans(title, [Span("", d["low"], d["estimate"], d["high"], style)], tolerated=tolerated)
 
 
 def _slices_chart(decision: Mapping[str, Any]) -> str:
