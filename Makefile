@@ -52,6 +52,10 @@ up: $(VENV)/.demo ## Start Airflow (with UI) and MLflow on free loopback ports
 down: ## Stop all that `make up` or `make demo` started, orphans included
 	@if [ -x $(BIN)/python ]; then $(BIN)/python scripts/stack.py down; else echo "Nothing is installed, so nothing runs."; fi
 
+.PHONY: airflow
+airflow: $(VENV)/.demo ## Any airflow command on this state: make airflow ARGS="dags test rain 2013-02-01"
+	@$(BIN)/python scripts/stack.py airflow $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.dev ## Style, types and layers
 	@$(BIN)/ruff check .

@@ -179,6 +179,14 @@ class Stack:
                     found.append(process)
         return _end(found)
 
+    def command(self, arguments: list[str]) -> int:
+        """Run an ``airflow`` command on this state; returns its exit code."""
+        for folder in (self.home, self.airflow_home, self.home / "logs"):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._migrate()
+        command = [sys.executable, "-m", "airflow", *arguments]
+        return subprocess.run(command, env=self.environment(), check=False).returncode
+
     def login(self) -> tuple[str, str]:
         """User and password of the Airflow UI."""
         passwords = json.loads((self.airflow_home / "passwords.json").read_text())
@@ -283,9 +291,12 @@ def default_home() -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["up", "down", "status"])
+    parser.add_argument("what", choices=["up", "down", "status", "airflow"])
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the airflow command")
     arguments = parser.parse_args()
     stack = Stack.load(default_home())
+    if arguments.what == "airflow":
+        return stack.command(arguments.arguments)
     if arguments.what == "down":
         print(f"Stopped {stack.down()} processes.")
         return 0
