@@ -338,9 +338,9 @@ def _plot(title: str, parts: Sequence[Markup], height: int, x_label: str, y_labe
 def _row(group: str, name: str, track: Markup, value: str | Markup, style: str) -> Markup:
     before = Markup("<small>{}</small> ").format(group) if group else Markup("")
     return Markup(
-        '<li><span class="name">{}{}</span><span class="track"><svg aria-hidden="true">{}</svg></span>'
+        '<li><span class="name" title="{}">{}{}</span><span class="track"><svg aria-hidden="true">{}</svg></span>'
         '<span class="value {}">{}</span></li>'
-    ).format(before, name, track, style, value)
+    ).format(" ".join(filter(None, (group, name))), before, name, track, style, value)
 
 
 def _rows(style: str, rows: Sequence[Markup]) -> Markup:
