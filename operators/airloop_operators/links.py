@@ -21,16 +21,16 @@ class _StepLink(BaseOperatorLink):
 class ManifestLink(_StepLink):
     """What the step made, of what, and why it was reused or not."""
 
-    name = "Manifest"  # type: ignore[assignment]
+    name = "Manifest"
 
 
 class ReportLink(_StepLink):
     """The page for people that the step made: a loop's report, Great Expectations' Data Docs."""
 
-    name = "Report"  # type: ignore[assignment]
+    name = "Report"
 
 
 class MlflowRunLink(_StepLink):
     """The run in the MLflow UI."""
 
-    name = "MLflow run"  # type: ignore[assignment]
+    name = "MLflow run"

@@ -509,6 +509,6 @@ class ReportOperator(StepOperator):
         """A loop is called what its DAG is called, and tells time as it does."""
         given = super().call_arguments()
         given.setdefault("loop", self.dag_id)
-        timezone = getattr(self.dag, "timezone", None) if self.has_dag() else None
+        timezone = self.dag.timezone
         given.setdefault("zone", str(getattr(timezone, "name", None) or getattr(timezone, "key", None) or "UTC"))
         return given
