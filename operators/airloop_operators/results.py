@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from airloop_operators.runners.base import RunOutcome
     from airloop_operators.settings import Settings
 
 PAGES = "/airloop"
-"""Where the Airflow plugin serves manifests and reports."""
+"""Where the Airflow plugin serves its pages."""
+
+INSIDE = "/plugin/airloop"
+"""Where Airflow's UI shows them, as the ``url_route`` of the plugin's view says; the page's own path follows."""
 
 
 def result_of(outcome: RunOutcome) -> dict[str, Any]:
@@ -31,16 +35,32 @@ def result_of(outcome: RunOutcome) -> dict[str, Any]:
 
 def links_of(outcome: RunOutcome, settings: Settings) -> dict[str, str]:
     """Address by the name of an extra link; only those that there are."""
+    # What follows the root in a file's address is percent-encoded already.
     links: dict[str, str] = {}
     root = settings.artifacts.as_uri() + "/"
     if outcome.receipt is not None and outcome.receipt.manifest.startswith(root):
-        links["Manifest"] = f"{PAGES}/artifacts/{outcome.receipt.manifest.removeprefix(root)}"
+        links["Manifest"] = _page(
+            f"manifest?path={outcome.receipt.manifest.removeprefix(root)}&attempt={outcome.receipt.attempt}"
+        )
     made: Mapping[str, str] = (outcome.manifest or {}).get("links") or {}
     for name in ("report", "docs"):
         if made.get(name, "").startswith(root):
-            links["Report"] = f"{PAGES}/artifacts/{made[name].removeprefix(root)}"
+            links["Report"] = _page(f"view/{made[name].removeprefix(root)}")
             break
     run = (outcome.manifest or {}).get("details", {}).get("mlflow") or {}
-    if settings.mlflow_ui and run.get("run_id"):
-        links["MLflow run"] = f"{settings.mlflow_ui}/#/experiments/{run['experiment_id']}/runs/{run['run_id']}"
+    if run.get("run_id"):
+        # Leads on to where MLflow's UI is when the button is pressed, which may not be where it is now.
+        links["MLflow run"] = f"{_below()}{PAGES}/mlflow/{run['experiment_id']}/{run['run_id']}"
     return links
+
+
+def _page(path: str) -> str:
+    """A page of the plugin inside Airflow's UI."""
+    return f"{_below()}{INSIDE}{_below()}{PAGES}/{path}"
+
+
+def _below() -> str:
+    """The path below which Airflow's UI lives; empty if it is at the root."""
+    from airflow.sdk.configuration import conf
+
+    return urlsplit(conf.get("api", "base_url", fallback=None) or "").path.rstrip("/")
