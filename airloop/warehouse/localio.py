@@ -25,7 +25,7 @@ class _SyncedFile(io.BufferedWriter):
     """A file that is on disk once it is closed without an error."""
 
     def __init__(self, path: str, mode: str) -> None:
-        super().__init__(io.FileIO(path, mode), 1 << 20)
+        super().__init__(io.FileIO(path, mode), 1 << 16)
         self._failed = False
 
     def __exit__(

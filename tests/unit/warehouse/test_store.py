@@ -134,7 +134,7 @@ def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
     ],
 )
 def test_errors_get_a_name(cause: Exception, kind: type[Exception]) -> None:
-    with pytest.raises(kind, match="^writing: ") as caught, storing("writing"):
+    with pytest.raises(kind, match=r"^writing: ") as caught, storing("writing"):
         raise cause
     assert caught.value.__cause__ is cause
 
