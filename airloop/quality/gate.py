@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ class Gate:
         :raises CheckNotEvaluated: a rule could not be evaluated; nothing is written but the Data Docs.
         :raises CommitConflict: ``main`` moved again and again.
         """
-        candidate = self._begun() or self._snapshot
+        candidate = self._begun() or (self._rebase() if self._went_on else self._snapshot)
         for rebases in range(REBASES + 1):
             passed = self._audit(candidate)
             passed.rebases = rebases
@@ -116,6 +116,11 @@ class Gate:
     def _snapshot(self) -> int:
         assert self.audit.snapshot is not None, "references are resolved before a step runs"
         return self.audit.snapshot
+
+    @property
+    def _went_on(self) -> bool:
+        """Whether ``main`` builds on the snapshot already: it was published but for rows that were kept back."""
+        return self.warehouse.descends(self.name, self.warehouse.head(self.name), self._snapshot)
 
     @property
     def _where(self) -> str:
@@ -280,21 +285,34 @@ class Gate:
         return self.warehouse.delete(self.name, where, key=f"{self.key}:clean:{candidate}", branch=branch).snapshot
 
     def _rebase(self) -> int:
-        """The batch's rows on top of what ``main`` is now."""
+        """The batch's rows on top of what ``main`` is now; only those that it has not, if it has the others."""
         main = self.warehouse.head(self.name)
         on = self.warehouse.key(self.name)
         branch = self._branch(f"rebase-{main}")
         self.warehouse.branch(self.name, branch, at=main)
-        commit = self.warehouse.commit(
-            self.name,
-            self.warehouse.scan(self.audit, where=self._where),
-            key=f"{self.key}:rebase:{main}",
-            mode="upsert" if on else "append",
-            on=on,
-            branch=branch,
-        )
+        with self._kept_back(main) if self._went_on else nullcontext() as kept_back:
+            commit = self.warehouse.commit(
+                self.name,
+                kept_back or self.warehouse.scan(self.audit, where=self._where),
+                key=f"{self.key}:rebase:{main}",
+                mode="upsert" if on else "append",
+                on=on,
+                branch=branch,
+            )
         point("validate:rebased")
         return commit.snapshot
+
+    @contextmanager
+    def _kept_back(self, main: int) -> Iterator[pa.RecordBatchReader]:
+        """Rows of the batch that ``main`` has in no version: a later correction of a row is not undone."""
+        columns = self.warehouse.key(self.name) or self.warehouse.schema(self.audit).names
+        same = " AND ".join(f"p.{quoted(c)} IS NOT DISTINCT FROM a.{quoted(c)}" for c in columns)
+        tables = {"audited": self.audit, "published": TableRef(self.name, main)}
+        with self.warehouse.duckdb(tables, workdir=self.workdir) as connection:
+            found = connection.sql(
+                f"SELECT * FROM audited a WHERE {self._where} AND NOT EXISTS (SELECT 1 FROM published p WHERE {same})"
+            )
+            yield found.to_arrow_reader(self.warehouse.config.rows_per_chunk)
 
     def _branch(self, what: str) -> str:
         return f"audit-{self.key[:12]}-{what}"
@@ -334,9 +352,16 @@ class Gate:
 
 
 def nothing_new(warehouse: Warehouse, audit: TableRef) -> bool:
-    """Whether ``main`` holds the snapshot already: the step before had nothing to bring."""
+    """
+    Whether ``main`` was this very snapshot and builds on it: the step before had nothing to bring.
+
+    A snapshot of which rows were kept back was never ``main``, though ``main`` builds on it.
+    """
     assert audit.snapshot is not None, "references are resolved before a step runs"
-    return not audit.snapshot or warehouse.descends(audit.name, warehouse.head(audit.name), audit.snapshot)
+    if not audit.snapshot:
+        return True
+    was_main = any(e.snapshot_id == audit.snapshot for e in warehouse.table(audit.name).metadata.snapshot_log)
+    return was_main and warehouse.descends(audit.name, warehouse.head(audit.name), audit.snapshot)
 
 
 def batch_of(warehouse: Warehouse, audit: TableRef) -> str:
