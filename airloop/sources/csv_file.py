@@ -197,7 +197,9 @@ def _explained(
         row, expected, got = int(match[1]) - header, match[2], match[3]
         return BadInput(
             f"{data.label}: row {row:,} has {got} fields, expected are {expected}: {shown(match[4])}",
-            "a value that holds the delimiter must be quoted",
+            "a value that holds the delimiter must be quoted"
+            if int(got) > int(expected)
+            else "the row is cut off, or a quote in it is never closed; send the file again",
         )
     if match := _VALUE.match(message):
         column, row = names[int(match[1])], int(match[2]) - header
