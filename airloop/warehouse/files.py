@@ -80,13 +80,15 @@ def _tables(rows: Rows) -> Iterator[pa.Table]:
 class DataFileWriter:
     """Write chunks that already have the table's schema; the files belong to nobody until they are committed."""
 
-    def __init__(self, table: Table, *, rows_per_file: int) -> None:
+    def __init__(self, table: Table, *, rows_per_file: int, part: int = 1) -> None:
+        """:param part: place of these files among those that other writers give to the same commit."""
         self._io: FileIO = table.io
         self._schema: Schema = table.schema()
         self._spec: PartitionSpec = table.spec()
         self._arrow = to_arrow(self._schema, ids=True)
         self._locations = table.location_provider()
         self._rows_per_file = rows_per_file
+        self._part = part
         self._id = uuid.uuid4()
         self._open: OrderedDict[tuple[Any, ...], _OpenFile] = OrderedDict()
         self._done: list[DataFile] = []
@@ -135,7 +137,8 @@ class DataFileWriter:
         if self._spec.fields:
             pairs = zip(self._spec.fields, values, strict=True)
             key = PartitionKey([PartitionFieldValue(f, v) for f, v in pairs], self._spec, self._schema)
-        name = f"{len(self.locations):05d}-{self._id}.parquet"
+        # Readers order the files of one commit by name.
+        name = f"{self._part}-{len(self.locations):05d}-{self._id}.parquet"
         location = self._locations.new_data_location(name, key)
         self.locations.append(location)
         file = self._open[values] = _OpenFile(self._io, location, self._schema, self._arrow, self._spec.spec_id, key)

@@ -113,7 +113,7 @@ def plan_upsert(
     if not updated and matched == staged.rows:
         return Plan()
     plan = Plan(added=staged.rows - matched, updated=updated)
-    writer = plan.rewritten = DataFileWriter(table, rows_per_file=config.rows_per_chunk)
+    writer = plan.rewritten = DataFileWriter(table, rows_per_file=config.rows_per_chunk, part=0)
     try:
         for file in candidates:
             gone = _positions(connection, "SELECT e_row FROM pair WHERE differs AND e_file = ?", file.path)
@@ -229,7 +229,7 @@ def _remove_where(
         f"WHERE ({where}) GROUP BY {_FILE}",
     ).fetchall()
     affected = dict(counted)
-    writer = plan.rewritten = DataFileWriter(table, rows_per_file=config.rows_per_chunk)
+    writer = plan.rewritten = DataFileWriter(table, rows_per_file=config.rows_per_chunk, part=0)
     try:
         for file in files:
             count = affected.get(file.path, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -45,6 +46,7 @@ def open_catalog(config: Config) -> SqlCatalog:
                 raise BadConfiguration(
                     f"{folder} cannot be a folder: {cause}", "AIRLOOP_HOME and AIRLOOP_WAREHOUSE name folders"
                 ) from cause
+        sweep_spill(config.home / "spill")
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             if is_network(file):
@@ -76,6 +78,24 @@ def open_catalog(config: Config) -> SqlCatalog:
                 return _catalog(config, address)
         except (ArgumentError, NoSuchModuleError) as cause:
             raise BadConfiguration("AIRLOOP_CATALOG is not an address that SQLAlchemy can use", str(cause)) from cause
+
+
+def sweep_spill(folder: Path, *, older_than_s: float = 86_400) -> None:
+    """
+    Remove what DuckDB spilled in processes that were killed.
+
+    :param older_than_s: seconds since anything in it was written; a process in a container of its own, whose id means
+        nothing here, keeps its files that way.
+    """
+    for left in folder.glob("duckdb-*"):
+        pid = left.name.split("-")[1]
+        if pid.isdigit() and Path(f"/proc/{pid}").exists():
+            continue
+        # Another process may sweep too.
+        with suppress(FileNotFoundError):
+            newest = max(p.stat().st_mtime for p in (left, *left.iterdir()))
+            if time.time() - newest > older_than_s:
+                shutil.rmtree(left)
 
 
 def _catalog(config: Config, address: str) -> SqlCatalog:

@@ -339,6 +339,18 @@ def test_giving_up(warehouse: Warehouse, config: Config, table: str, monkeypatch
     assert len(data_files(config)) == 3, "only the rivals' files are left"
 
 
+def test_rows_come_in_the_same_order_every_time(warehouse: Warehouse) -> None:
+    found = []
+    for name in (f"raw.t{n}" for n in range(5)):
+        warehouse.ensure(name, SCHEMA, key=["id"])
+        warehouse.commit(name, rows([5, 1, 4, 2]), key="k1")
+        warehouse.commit(name, rows([9, 4, 0], 2.0), key="k2", mode="upsert")
+        warehouse.commit(name, rows([3, 6], 2.0), key="k3", mode="replace", replace_where="id IN (2, 3, 6)")
+        found.append(warehouse.scan(TableRef(name), columns=["id"]).read_all()["id"].to_pylist())
+    # Oldest commit first; in each, what was kept of rewritten files, then what came.
+    assert found == [[9, 4, 0, 5, 1, 3, 6]] * 5
+
+
 def test_pyiceberg_reads_what_we_write(warehouse: Warehouse, table: str) -> None:
     warehouse.commit(table, rows(list(range(6))), key="k1")
     warehouse.commit(table, rows([2, 3, 7], 2.0), key="k2", mode="upsert")

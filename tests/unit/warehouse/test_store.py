@@ -122,6 +122,23 @@ def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
             assert held
 
 
+def test_spilled_files_of_killed_processes_go(config: Config) -> None:
+    spill = config.home / "spill"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    folders = {name: spill / f"duckdb-{pid}-{n}" for n, (name, pid) in enumerate(
+        {"own": os.getpid(), "dead, old": gone.pid, "dead, young": gone.pid, "dead, empty": gone.pid}.items()
+    )}  # fmt: skip
+    for name, folder in folders.items():
+        folder.mkdir(parents=True)
+        if "empty" not in name:
+            (folder / "storage.tmp").write_bytes(b"x")
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (0, time.time() if "young" in name else 0))
+    Warehouse.open(config)
+    assert {name for name, folder in folders.items() if folder.exists()} == {"own", "dead, young"}
+
+
 @pytest.mark.parametrize(
     ("cause", "kind"),
     [
