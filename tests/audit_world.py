@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from airloop.warehouse.catalog import Warehouse
-from airloop.warehouse.refs import TableRef
+from airloop.warehouse.refs import ROWS_BROUGHT, TableRef
 
 TABLE = "raw.trips"
 SCHEMA = pa.schema(
@@ -63,7 +63,13 @@ def bring(warehouse: Warehouse, trips: list[tuple[int | None, str | None, float 
     """What extract does: upsert on an audit branch."""
     warehouse.ensure(TABLE, SCHEMA, key=["trip"])
     commit = warehouse.commit(
-        TABLE, rows(trips, batch=batch), key=batch, mode="upsert", on=["trip"], branch=f"audit-{batch[:12]}"
+        TABLE,
+        rows(trips, batch=batch),
+        key=batch,
+        mode="upsert",
+        on=["trip"],
+        branch=f"audit-{batch[:12]}",
+        properties={ROWS_BROUGHT: str(len(trips))},
     )
     return TableRef(TABLE, commit.snapshot)
 

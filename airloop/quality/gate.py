@@ -67,6 +67,8 @@ class Gate:
     """The snapshot on the audit branch."""
     batch: str
     """Value of ``_batch`` of the rows that are new on it."""
+    brought: int
+    """Rows that the batch brought, those that the table had already included: what shares are taken of."""
     suite: Suite
     max_quarantined_share: float
     key: str
@@ -156,9 +158,9 @@ class Gate:
             broken = found.broken()
             quarantine = self._quarantine(found, candidate) if broken else None
             point("validate:quarantined")
-            details |= {"rows_quarantined": broken, "quarantined_share": broken / found.rows}
+            details |= {"rows_quarantined": broken, "quarantined_share": broken / self._of(found)}
             allowed = all(o.rule.quarantine for o in found.failed)
-            if not allowed or broken > self.max_quarantined_share * found.rows:
+            if not allowed or broken > self.max_quarantined_share * self._of(found):
                 raise self._rejected(found, broken, quarantine, allowed)
             clean = self._take_out(found, candidate)
         point("validate:cleaned")
@@ -172,6 +174,10 @@ class Gate:
             "%s: %s of %s rows are in %s, the others go on", self.name, f"{broken:,}", f"{found.rows:,}", quarantine
         )
         return Passed(TableRef(self.name, clean), found.rows, broken, quarantine, 0, details)
+
+    def _of(self, found: Evaluation) -> int:
+        """What a share of bad rows is taken of. A source that is read again brings little that is new."""
+        return max(found.rows, self.brought)
 
     @contextmanager
     def _evaluated(self, snapshot: int) -> Iterator[Evaluation | None]:
@@ -343,7 +349,8 @@ class Gate:
         place = f"They are in {quarantine} (_batch {self.batch[:12]}…)" if quarantine else "No single row is to blame"
         limit = f" This is after {without:,} rows were taken out." if without else ""
         if allowed:
-            share = f"{broken / found.rows:.2%}, more than the {self.max_quarantined_share:.2%} that may be kept back"
+            share = f"{broken / self._of(found):.2%} of the {self._of(found):,} rows that came, more than the "
+            share += f"{self.max_quarantined_share:.2%} that may be kept back"
             limit = f" All could be quarantined, but they are {share}."
         return RejectedRows(
             f"{self.name}: {faults}.{limit} {place}, main is untouched, Data Docs: {self.docs}",

@@ -11,7 +11,7 @@ from airloop.frame import StepContext, StepResult, step
 from airloop.frame.logs import Progress
 from airloop.sources.files import FileSet
 from airloop.sources.spec import SourceSpec
-from airloop.warehouse.refs import TableRef, valid_name
+from airloop.warehouse.refs import ROWS_BROUGHT, TableRef, valid_name
 
 
 def _only_if_it_counts(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -76,7 +76,15 @@ def extract(
         ctx.log.warning("%s: %s", name, line)
     branch = f"audit-{ctx.key[:12]}"
     base = ctx.warehouse.head(name)
-    commit = ctx.warehouse.commit(name, selected.batches(), key=ctx.key, mode="upsert", on=source.key, branch=branch)
+    commit = ctx.warehouse.commit(
+        name,
+        selected.batches(),
+        key=ctx.key,
+        mode="upsert",
+        on=source.key,
+        branch=branch,
+        properties={ROWS_BROUGHT: str(selected.rows)},
+    )
     counts = asdict(selected.counts) | {
         "rows_new": commit.added,
         "rows_corrected": commit.updated,

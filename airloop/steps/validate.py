@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from airloop.frame import StepContext, StepResult, step
-from airloop.warehouse.refs import TableRef
+from airloop.warehouse.refs import ROWS_BROUGHT, TableRef
 
 VERDICT = "verdict.json"
 
@@ -37,7 +37,8 @@ def validate(
 
     :param table: what extract wrote: a snapshot on an audit branch.
     :param suite: content of a suite file (JSON or YAML), or the same as a mapping.
-    :param max_quarantined_share: share of the new rows, 0 to 1, that may be kept back while the others are published.
+    :param max_quarantined_share: share of the rows that came, 0 to 1, that may be kept back while the others are
+        published. Rows that came and were there already count: what a source brings again is not all bad.
     """
     from airloop.quality.gate import Gate, batch_of, nothing_new
 
@@ -55,6 +56,7 @@ def validate(
         warehouse=ctx.warehouse,
         audit=table,
         batch=batch,
+        brought=_brought(ctx, table),
         suite=load_suite(suite),
         max_quarantined_share=max_quarantined_share,
         key=ctx.key,
@@ -82,6 +84,12 @@ def validate(
         changed=bool(published),
         event={"table": str(passed.published), "rows": published} if published else None,
     )
+
+
+def _brought(ctx: StepContext, table: TableRef) -> int:
+    """How many rows the extract step had in its hands; 0 if another writer made the snapshot."""
+    made = next((s for s in ctx.warehouse.history(table.name) if s.id == table.snapshot), None)
+    return int(made.summary.get(ROWS_BROUGHT, 0)) if made else 0
 
 
 def _made_at(ctx: StepContext, table: TableRef) -> str:

@@ -51,7 +51,7 @@ class ValidateOperator(StepOperator):
 
     :param table: the result of an extract task. (templated)
     :param suite: expectation suite: JSON or YAML file beside the DAG file, or a mapping. (templated)
-    :param max_quarantined_share: share of the new rows, 0 to 1, that may be put into quarantine by rules marked for
+    :param max_quarantined_share: share of the rows that came, 0 to 1, that may be put into quarantine by rules marked for
         it while the rest is published. (templated)
     """
 

@@ -192,9 +192,22 @@ class TestQuarantineAndGoOn:
         assert [r[0] for r in in_quarantine(warehouse)] == [22]
         assert (21, "AA", 99.0) in on_main(warehouse)
 
+    def test_rows_that_were_there_already_count_in_the_share(self, warehouse: Warehouse, run_step: RunStep) -> None:
+        run_step(
+            "validate", table=str(bring(warehouse, self.TRIPS, batch=BATCH)), suite=LENIENT, max_quarantined_share=0.1
+        )
+        before = on_main(warehouse)
+        # Read again, the source brings nothing new but what was kept back: that is no reason to stop.
+        again = bring(warehouse, self.TRIPS, batch=OTHER)
+        made = run_step("validate", table=str(again), suite=LENIENT, max_quarantined_share=0.1)
+        assert made["counts"]["rows_quarantined"] == 2
+        assert on_main(warehouse) == before
+
     def test_share_is_a_limit(self, warehouse: Warehouse, run_step: RunStep) -> None:
         ref = bring(warehouse, self.TRIPS, batch=BATCH)
-        with pytest.raises(RejectedRows, match=r"8\.70%, more than the 8\.00% that may be kept back"):
+        with pytest.raises(
+            RejectedRows, match=r"8\.70% of the 23 rows that came, more than the 8\.00% that may be kept back"
+        ):
             run_step("validate", table=str(ref), suite=LENIENT, max_quarantined_share=0.08)
         assert warehouse.head(TABLE) == 0
 
