@@ -13,7 +13,6 @@ import resource
 import shutil
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -106,7 +105,8 @@ def _attempt(
     clock.mark("resolve")
     with _locked(config, key):
         clock.mark("wait")
-        workdir = Path(tempfile.mkdtemp(prefix=f"{step.name.rpartition(':')[2]}-", dir=_folder(config.home / "work")))
+        # Named by the key, so that what a killed attempt left there goes with the next one.
+        workdir = _empty(config.home / "work" / f"{step.name.rpartition(':')[2]}-{key[:16]}")
         try:
             context = StepContext(config, call, key, store, workdir, logging.getLogger("airloop.step"))
             if call.interval != scope.interval:
@@ -262,6 +262,13 @@ def _locked(config: Config, key: str) -> Any:
 
 def _folder(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _empty(path: Path) -> Path:
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir(parents=True)
     return path
 
 
