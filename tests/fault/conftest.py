@@ -1,5 +1,64 @@
 """Fixtures of the tests that start payload processes."""
 
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fault.flights_loop import FIRST, REPOSITORY, SECOND, Home, StepServer, step_server, write_data
 from tests.payload_runs import code, environment, make_request, make_runner, run, run_folder, start
 
 __all__ = ["code", "environment", "make_request", "make_runner", "run", "run_folder", "start"]
+
+
+@pytest.fixture(scope="session")
+def steps(code: Path) -> Iterator[StepServer]:
+    """Runs steps in processes of their own; made once, for its imports take long."""
+    with step_server(code) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def flights_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the loop's files, and of its feature repository."""
+    folder = tmp_path_factory.mktemp("flights")
+    shutil.copytree(REPOSITORY / "feature_repo", folder / "repo", ignore=shutil.ignore_patterns("__pycache__"))
+    return write_data(folder)
+
+
+@pytest.fixture
+def make_home(steps: StepServer, flights_data: Path, tmp_path: Path) -> Callable[..., Home]:
+    """An AIRLOOP_HOME; the name is its folder's."""
+    return lambda name="home": Home(steps, tmp_path / name, flights_data, flights_data / "repo")
+
+
+@dataclass
+class Prepared:
+    """A home in which the loop ran undisturbed for two intervals, and what it held after each."""
+
+    home: Home
+    copy: Path
+    after_first: dict[str, Any]
+    after_second: dict[str, Any]
+
+    def back_to_first(self) -> Home:
+        """The home as it was after the first interval, at the same place: tables know their files by path."""
+        shutil.rmtree(self.home.folder)
+        shutil.copytree(self.copy, self.home.folder)
+        return self.home
+
+
+@pytest.fixture(scope="session")
+def prepared(steps: StepServer, flights_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    folder = tmp_path_factory.mktemp("prepared")
+    home = Home(steps, folder / "home", flights_data, flights_data / "repo")
+    home.loop(FIRST)
+    after_first = home.state()
+    shutil.copytree(home.folder, folder / "copy")
+    home.loop(SECOND)
+    return Prepared(home, folder / "copy", after_first, home.state())

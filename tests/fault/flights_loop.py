@@ -162,7 +162,7 @@ class Home:
         found: dict[str, Any] = self.server.ask(state=self.environment)
         return found
 
-    def tasks(self, names: Sequence[str] = ()) -> dict[str, tuple[str, dict[str, Any]]]:
+    def tasks(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """Step and arguments by task, as ``dags/flights_offline.py`` has them but for small limits."""
         found: dict[str, tuple[str, dict[str, Any]]] = {}
         for name in ("flights", "weather", "planes"):
@@ -197,7 +197,7 @@ class Home:
             "evaluate",
             {
                 "challenger": task("train"), "champion": "delay@champion", "examples": task("examples"),
-                "min_rows": 100, "slices": ["origin"], "resamples": 200,
+                "min_rows": 100, "slices": ["origin"], "cluster": "hour", "resamples": 200,
             },
         )  # fmt: skip
         found["register"] = ("register", {"model": task("gate"), "gate": task("gate"), "name": "delay"})
@@ -230,16 +230,15 @@ class Home:
         sql = (FLIGHTS / "sql" / f"{name}.sql").read_text()
         return {"sql": sql, "inputs": {source: task(f"{source}.validate")}, "table": table, "key": key}
 
-    def loop(self, interval: Interval) -> dict[str, dict[str, Any]]:
-        """Run every task; manifests by task."""
-        manifests: dict[str, dict[str, Any]] = {}
+    def loop(self, interval: Interval) -> dict[str, Outcome]:
+        """Run every task of the loop; how each ended, by task."""
+        outcomes: dict[str, Outcome] = {}
         results: dict[str, Any] = {}
         for name, (step, arguments) in self.tasks().items():
-            outcome = self.run(step, filled(arguments, results), interval)
-            assert outcome.code == 0, f"{name}: {outcome.log}"
-            assert outcome.manifest is not None
-            manifests[name], results[name] = outcome.manifest, outcome.result
-        return manifests
+            outcomes[name] = self.run(step, filled(arguments, results), interval)
+            assert outcomes[name].code == 0, f"{name}: {outcomes[name].log}"
+            results[name] = outcomes[name].result
+        return outcomes
 
 
 def task(name: str) -> dict[str, str]:
