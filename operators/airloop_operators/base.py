@@ -45,7 +45,8 @@ class StepOperator(BaseOperator):
     :param step: name in the catalogue (``airloop steps``) or ``package.module:function``. (templated)
     :param arguments: the step's arguments, JSON values. (templated)
     :param interval: ``start/end``, ISO 8601 with offsets, instead of the run's own interval. (templated)
-    :param force: do the work even if a complete manifest under the same key exists.
+    :param force: do the work even if a complete manifest under the same key exists. A table that holds this very
+        commit already keeps it as it is.
     :param runner: where to run: ``local``; default ``[airloop] runner``.
     :param memory_mb: memory limit, MiB; default ``[airloop] memory_mb``; over it the step is ended and OOM is named.
     :param cpus: processors that the step may use; default all.

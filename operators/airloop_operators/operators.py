@@ -299,6 +299,7 @@ class EvaluateOperator(StepOperator):
     :param min_slice_rows: smaller slices are reported as too few, never as fine. (templated)
     :param cluster: rows that are resampled together: ``day``, ``hour``, a column, or empty for single rows. (templated)
     :param resamples: bootstrap resamples. (templated)
+    :param seed: of the resamples. (templated)
     :param on_reject: ``keep`` the champion, or ``fail`` the task when the challenger breaks a floor. (templated)
     """
 
