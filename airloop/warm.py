@@ -163,6 +163,11 @@ class Server:
         # Libraries that start their threads when they are loaded must not: threads do not survive a fork.
         for name in _SINGLE_THREAD:
             os.environ[name] = "1"
+        # Read once, when the libraries are loaded.
+        from airloop.training import tracking, trainers
+
+        tracking.prepare_environment()
+        trainers.share_processors()
         gc.disable()
         begun = time.monotonic()
         for name in _expand(preload):
@@ -358,6 +363,12 @@ def _prime() -> None:
     # The list of distributions, kept by importlib.
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         importlib.metadata.version("airloop")
+    from airloop.frame.key import code_of
+    from airloop.steps import BUILT_IN, load
+
+    for step in BUILT_IN:
+        # Reads the source that each step reaches; a file that changes is read again.
+        code_of(load(step))
     with contextlib.suppress(ImportError):
         from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
