@@ -24,7 +24,7 @@ from airloop.errors import AirloopError, BadArgument, NotFound
 from airloop_operators.settings import Settings
 from airloop_operators.web import artifacts, manifests, pages, scheduler
 from airloop_operators.web.access import NotPermitted, NotSignedIn, User, readable, to_login
-from airloop_operators.web.data import RUNS_SHOWN, Loop, Reader
+from airloop_operators.web.data import RUNS_SHOWN, Loop, Reader, too_long
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def create_app(config: Config | None = None) -> FastAPI:
 
     @app.get("/loops/{dag_id}/run")
     def run_page(request: Request, user: User, dag_id: str, run_id: str) -> Response:
-        _check(user, dag_id)
+        _check(user, dag_id, run_id)
         run = reader.run_of(dag_id, run_id)
         if run is None:
             raise NotFound(f"No step of run {run_id} of {dag_id} has ended yet.")
@@ -132,7 +132,9 @@ def _permitted(reader: Reader, user: Any) -> list[str]:
     return sorted(readable(user, reader.dag_ids()))
 
 
-def _check(user: Any, dag_id: str) -> None:
+def _check(user: Any, dag_id: str, run_id: str = "") -> None:
+    if too_long(dag_id) or too_long(run_id):
+        raise NotFound("no DAG or run has so long a name")
     if not readable(user, [dag_id]):
         raise NotPermitted(f"You may not read the runs of {dag_id}.")
 

@@ -15,7 +15,7 @@ from fastapi.responses import FileResponse, Response
 
 from airloop.errors import AirloopError, BadArgument, NotFound
 from airloop_operators.web.access import NotPermitted, readable, reads_all
-from airloop_operators.web.data import Reader
+from airloop_operators.web.data import Reader, too_long
 
 POLICY = (
     # Without allow-scripts. The origin is kept so that a page's links to its neighbours carry the session's cookie.
@@ -70,6 +70,8 @@ def permit(reader: Reader, user: Any, name: str) -> str:
 
     :raises NotPermitted: he may not.
     """
+    if too_long(name):
+        raise NotFound(f"nothing is published under a name of {len(name)} characters")
     owner = owner_of(reader, name)
     if owner and readable(user, [owner]):
         return owner

@@ -14,14 +14,14 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from airloop.config import Config
 from airloop.contract import Interval
-from airloop.errors import AirloopError
+from airloop.errors import AirloopError, NotFound
 from airloop.frame import history
 from airloop.frame.manifest import run_folder
 from airloop.report import words
@@ -88,8 +88,8 @@ class Run:
     """Seconds of all tasks together."""
     state: str = ""
     """Airflow's, if Airflow knows the run."""
-    zone: str = "UTC"
-    """Time zone in which the loop tells time."""
+    zone: str = ""
+    """IANA time zone in which the loop tells time; empty if the run does not know it."""
     outcome: dict[str, Any] = field(default_factory=dict)
     model: str = ""
     metric: str = ""
@@ -183,7 +183,7 @@ class Loop:
 
     @property
     def zone(self) -> str:
-        return self.runs[0].zone if self.runs else "UTC"
+        return next((r.zone for r in self.runs if r.zone), "UTC")
 
     @property
     def report_index(self) -> str:
@@ -213,9 +213,13 @@ class Reader:
         """
         folders = self._folders(dag_id)
         newest = sorted(folders, key=lambda run_id: folders[run_id])[-last:]
-        runs = [self._run(dag_id, run_id, folders[run_id]) for run_id in newest]
+        read = [self._run(dag_id, run_id, folders[run_id]) for run_id in newest]
+        runs = [r for r in read if r.tasks or r.problem]
+        # The report knows in which zone a loop tells time; a run that has not come as far is told in the same.
+        zone = next((r.zone for r in reversed(runs) if r.zone), "UTC")
+        runs = [r if r.zone else _retold(r, zone) for r in runs]
         runs.sort(key=lambda r: ((r.interval or {}).get("start", ""), r.started_at), reverse=True)
-        loop = Loop(dag_id, dag_id, runs=runs, more_runs=max(0, len(folders) - len(runs)))
+        loop = Loop(dag_id, dag_id, runs=runs, more_runs=len(folders) - len(read))
         promotions, problem = self.promotions()
         own = {r.model for r in runs if r.model} | {p.model for p in promotions if p.dag_id == dag_id}
         loop.models = sorted(own)
@@ -226,8 +230,12 @@ class Reader:
 
     def run_of(self, dag_id: str, run_id: str) -> Run | None:
         """One run, or None if nothing of it is recorded."""
+        loop = self.loop(dag_id)
+        known = next((r for r in loop.runs if r.run_id == run_id), None)
+        if known is not None or not loop.more_runs:
+            return known
         changed = self._folders(dag_id).get(run_id)
-        return None if changed is None else self._run(dag_id, run_id, changed)
+        return None if changed is None else _retold(self._run(dag_id, run_id, changed), loop.zone)
 
     def promotions(self) -> tuple[list[Promotion], str]:
         """Closed entries of the ledger, the newest first; and why it cannot be read, empty if it can."""
@@ -255,6 +263,8 @@ class Reader:
         :raises NotFound: there is none of the name.
         :raises ValueError: it is not one.
         """
+        if too_long(name):
+            raise NotFound(f"nothing is published under a name of {len(name)} characters")
         found = json.loads(self.store.read_bytes(name))
         if not isinstance(found, dict):
             raise ValueError(f"{name} is not a JSON object")
@@ -315,10 +325,16 @@ class Reader:
         return sorted(closed, key=lambda p: p.recorded_at, reverse=True), ""
 
 
+def too_long(name: str) -> bool:
+    """Whether no file system could hold a file of this name."""
+    return len(name) > 2000 or any(len(quote(part)) > 240 for part in name.split("/"))
+
+
 def words_of(text: str) -> str:
-    """A step's sentence with metrics called what people call them."""
+    """A step's sentence with metrics called what people call them, and true minus signs."""
     for key in words.METRICS:
-        text = re.sub(rf"\b{key}\b", words.metric_name(key), text)
+        text = re.sub(rf"\b{key}\b", words.metric_name(key, in_text=True), text)
+    text = re.sub(r"(?<![\w.])-(?=\d)", words.minus("-"), text)
     return text[:1].upper() + text[1:]
 
 
@@ -348,12 +364,12 @@ def _describe(reader: Reader, record: history.RunRecord) -> Run:
     )
     decision = decision_of(gate)
     metric = decision.get("metric", "")
-    zone = (report or {}).get("arguments", {}).get("zone") or "UTC"
+    zone = (report or {}).get("arguments", {}).get("zone") or ""
     fresh = [manifests[t.name] for t in tasks if t.status == "done" and t.name in manifests]
     return Run(
         record.dag_id,
         record.run_id,
-        words.interval(record.interval, zone) if record.interval else record.run_id,
+        words.interval(record.interval, zone or "UTC") if record.interval else record.run_id,
         _iso(record.interval),
         record.started_at,
         max((t.record.get("finished_at", "") for t in record.tasks.values()), default=""),
@@ -371,6 +387,12 @@ def _describe(reader: Reader, record: history.RunRecord) -> Run:
         report=next((t.report for t in tasks if t.step == "report" and t.report), ""),
         tasks=tasks,
     )
+
+
+def _retold(run: Run, zone: str) -> Run:
+    if run.zone or run.interval is None:
+        return run
+    return replace(run, zone=zone, label=words.interval(Interval.parse(run.interval), zone))
 
 
 def _manifest(reader: Reader, task: history.TaskRecord) -> dict[str, Any] | None:

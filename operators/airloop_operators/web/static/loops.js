@@ -13,15 +13,33 @@
     text: "fg", muted: "fg-muted", link: "fg-info",
   };
 
+  // A report knows light and dark by the system's setting alone; shown here it follows the page around it.
+  const conditions = new WeakMap();
+  const adapt = (frame) => {
+    const inner = frame.contentDocument;
+    if (!inner || !inner.documentElement) return;
+    const dark = root.dataset.theme === "dark";
+    inner.documentElement.style.colorScheme = dark ? "dark" : "light";
+    for (const sheet of inner.styleSheets) {
+      for (const rule of sheet.cssRules) {
+        if (!(rule instanceof frame.contentWindow.CSSMediaRule)) continue;
+        if (!conditions.has(rule)) conditions.set(rule, rule.media.mediaText);
+        const condition = conditions.get(rule);
+        const scheme = /^\(prefers-color-scheme:\s*(dark|light)\)$/.exec(condition);
+        if (scheme) rule.media.mediaText = (scheme[1] === "dark") === dark ? "all" : "not all";
+      }
+    }
+  };
+
   const dress = () => {
     const chosen = outside ? (outside.documentElement.classList.contains("dark") ? "dark" : "light") : "";
     root.dataset.theme = chosen || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
-    if (!outside) return;
-    const theirs = getComputedStyle(outside.documentElement);
-    for (const [mine, name] of Object.entries(tokens)) {
+    const theirs = outside && getComputedStyle(outside.documentElement);
+    for (const [mine, name] of outside ? Object.entries(tokens) : []) {
       const value = theirs.getPropertyValue(`--chakra-colors-${name}`).trim();
       if (value) root.style.setProperty(`--${mine}`, value);
     }
+    document.querySelectorAll("iframe").forEach(adapt);
   };
 
   dress();
@@ -30,6 +48,13 @@
   } else {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", dress);
   }
+
+  document.addEventListener("DOMContentLoaded", () => {
+    for (const frame of document.querySelectorAll("iframe")) {
+      frame.addEventListener("load", () => adapt(frame));
+      adapt(frame);
+    }
+  });
 
   // The frame may neither open windows nor steer the UI around it; a link that belongs to the UI does.
   document.addEventListener("click", (event) => {
