@@ -62,6 +62,10 @@ PRELOAD = (
     "pyiceberg.catalog.sql",
     "pyiceberg.io.pyarrow",
     "pandas",
+    "great_expectations.render.renderer.page_renderer",
+    "great_expectations.render.view.view",
+    "feast.feature_store",
+    "feast.infra.online_stores.sqlite",
     "scipy.sparse",
     "sklearn.metrics",
     "sklearn.compose",
@@ -78,13 +82,9 @@ PRELOAD = (
     "mlflow.tracing.provider",
     "alembic.command",
     "git",
-    "feast.feature_store",
-    "feast.infra.online_stores.sqlite",
-    "great_expectations.render.renderer.page_renderer",
-    "great_expectations.render.view.view",
     "airloop.*",
 )
-"""Modules to import, small and common ones first; ``package.*``: with all modules below it."""
+"""Modules to import: common ones first, then in the order of a loop; ``package.*``: with all modules below it."""
 
 _NEVER = ("airloop.warm", "airloop.__main__", "airloop.cli")
 _pools: Any = None
