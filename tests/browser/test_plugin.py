@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -271,4 +270,4 @@ def test_a_dag_has_its_loop_as_a_tab(visit: Callable[..., Page], told: tuple[str
     page.get_by_role("link", name="Loop", exact=True).click()
     frame = _inside(page)
     frame.get_by_role("heading", name="told").wait_for()
-    assert frame.get_by_text("1 run").count() == 1
+    assert frame.get_by_role("link", name=told[1]).count() == 1

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
-
-with warnings.catch_warnings():
-    # It asks for httpx's successor, which Airflow does not bring.
-    warnings.filterwarnings("ignore", "Using `httpx`")
-    from fastapi.testclient import TestClient
+from fastapi.testclient import TestClient
 
 from airloop.config import Config
 from tests.loop_world import World, populate
