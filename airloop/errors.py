@@ -183,7 +183,7 @@ def classify(error: BaseException) -> AirloopError | None:
                 return StoreReadOnly(f"SQLite: {text}", "give the worker's user write access to AIRLOOP_HOME")
             # The index of its write-ahead log is mapped memory: a full disk shows there as an I/O error.
             if "full" in text or getattr(current, "sqlite_errorname", "").startswith("SQLITE_IOERR_SHM"):
-                return StoreFull(f"SQLite: {text}", "free space, then run the task again")
+                return StoreFull(f"no space left: SQLite: {text}", "free space, then run the task again")
         if isinstance(current, ConnectionError):
             return Unreachable(f"a service does not answer: {text}", "see `airloop doctor`")
         if isinstance(current, MemoryError):

@@ -15,13 +15,14 @@ import sqlite3
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, ClassVar, Self
 
-from airloop.errors import BadInput, NotFound, TryAgain
+from airloop.errors import AirloopError, BadInput, NotFound, TryAgain
 from airloop.reference import Reference, Scope
+from airloop.warehouse.store import storing
 
 PACKAGE = "package:"
 _SETTLED_S = 2.0
@@ -132,6 +133,8 @@ class DigestCache:
                     if _stamp(os.fstat(file.fileno())) != stamp:
                         raise TryAgain(f"{path} is being written", "run the task again once it is complete")
                     self._remember(path, stamp, digest)
+        except AirloopError:
+            raise
         except FileNotFoundError as cause:
             raise NotFound(f"there is no file {path}", _nearest(path)) from cause
         except PermissionError as cause:
@@ -139,7 +142,7 @@ class DigestCache:
         return SourceFile(name, digest, path, stamp)
 
     def _remembered(self, path: Path, stamp: tuple[int, ...]) -> str | None:
-        with closing(self._connect()) as connection:
+        with self._connected() as connection:
             row = connection.execute(
                 "SELECT sha256 FROM digests WHERE path = ? AND stamp = ?", (str(path), repr(stamp))
             ).fetchone()
@@ -148,14 +151,18 @@ class DigestCache:
     def _remember(self, path: Path, stamp: tuple[int, ...], digest: str) -> None:
         if time.time() - max(stamp[1], stamp[2]) / 1e9 < _SETTLED_S:
             return
-        with closing(self._connect()) as connection:
+        with self._connected() as connection:
             connection.execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", (str(path), repr(stamp), digest))
 
-    def _connect(self) -> sqlite3.Connection:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self._path, timeout=30, isolation_level=None)
-        connection.execute("CREATE TABLE IF NOT EXISTS digests (path TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT)")
-        return connection
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        with storing(f"remembering digests in {self._path}"):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self._path, timeout=30, isolation_level=None)) as connection:
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS digests (path TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT)"
+                )
+                yield connection
 
 
 def _open_regular(path: str, flags: int) -> int:

@@ -73,7 +73,7 @@ class ArtifactStore:
             return
         staging = Path(tempfile.mkdtemp(prefix=".part-", dir=target.parent))
         try:
-            shutil.copytree(source, staging / "new")
+            _copy(source, staging / "new")
             if target.exists():
                 # A folder cannot be replaced by rename; its address carries the key, so the content is the same.
                 os.rename(target, staging / "old")
@@ -97,6 +97,24 @@ class ArtifactStore:
         folder = self.path(prefix)
         found = (p for p in folder.rglob("*") if p.is_file() and ".part-" not in str(p.relative_to(folder)))
         return sorted(p.relative_to(self.root).as_posix() for p in found)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """
+    Copy a folder, its bytes onto the disk.
+
+    ``shutil.copytree`` gathers errors as texts: a full disk could not be told from a bug.
+    """
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        place = target / path.name
+        if path.is_dir():
+            _copy(path, place)
+            continue
+        with path.open("rb") as content, place.open("wb") as file:
+            shutil.copyfileobj(content, file)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def sha256(content: bytes) -> str:
