@@ -41,6 +41,7 @@ import airloop
 from airloop.minder.folder import runtime_folder
 from airloop.minder.mind import serve
 from airloop.minder.wire import Request, send
+from airloop.training.environment import prepare_environment
 
 log = logging.getLogger("airloop.warm")
 
@@ -164,10 +165,7 @@ class Server:
         for name in _SINGLE_THREAD:
             os.environ[name] = "1"
         # Read once, when the libraries are loaded.
-        from airloop.training import tracking, trainers
-
-        tracking.prepare_environment()
-        trainers.share_processors()
+        prepare_environment()
         gc.disable()
         begun = time.monotonic()
         for name in _expand(preload):
@@ -366,9 +364,10 @@ def _prime() -> None:
     from airloop.frame.key import code_of
     from airloop.steps import BUILT_IN, load
 
-    for step in BUILT_IN:
-        # Reads the source that each step reaches; a file that changes is read again.
-        code_of(load(step))
+    for step, target in BUILT_IN.items():
+        if target.partition(":")[0] in sys.modules:
+            # Reads the source that the step reaches; a file that changes is read again.
+            code_of(load(step))
     with contextlib.suppress(ImportError):
         from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import socket
 import sqlite3
@@ -24,6 +23,7 @@ from urllib.parse import urlsplit
 from airloop.config import Config, without_password
 from airloop.errors import AirloopError, BadConfiguration, NotFound, StoreBusy, Unreachable, classify
 from airloop.faults import point
+from airloop.training.environment import prepare_environment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,28 +40,8 @@ LOCK_TIMEOUT_S = 120.0
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 """Of addresses: a server, or a database that is used without one."""
 
-ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # Its defaults retry for minutes; the scheduler's own retries are better at waiting.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
-    # MLflow looks for a git repository around the process by starting git.
-    "GIT_PYTHON_REFRESH": "quiet",
-}
-"""Settings of MLflow that hold unless the environment says otherwise; set before it is imported."""
-
 _clients: dict[str, MlflowClient] = {}
 """By address: a client opens its database once."""
-
-
-def prepare_environment() -> None:
-    """Set :data:`ENVIRONMENT` where nothing is set; before MLflow is imported."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
 
 
 def client(config: Config) -> MlflowClient:

@@ -10,7 +10,6 @@ while fitting, which multiplies the odds by about ``w``; :func:`deflate` brings 
 from __future__ import annotations
 
 import importlib
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from airloop.errors import BadArgument, BadConfiguration, NotFound
+from airloop.training.environment import prepare_environment
 from airloop.training.parameters import (
     LightGBMParameters,
     XGBoostParameters,
@@ -121,7 +121,7 @@ def trainer_of(name: str) -> Trainer:
     :raises BadArgument: neither.
     :raises BadConfiguration: its library is not installed.
     """
-    share_processors()
+    prepare_environment()
     if name == "xgboost":
         return XGBoostTrainer()
     if name == "lightgbm":
@@ -324,7 +324,7 @@ def load_predictor(flavor: str, folder: Path, *, trainer: str, trusted: Sequence
     :param trusted: types beyond the reader's own list that the bundle names; checked before they are trusted.
     :raises NotFound: the flavour is not known here.
     """
-    share_processors()
+    prepare_environment()
     if flavor == "xgboost":
         return XGBoostTrainer.load(folder, threads)
     if flavor == "lightgbm":
@@ -385,14 +385,6 @@ def installed(*distributions: str, need: str, extra: str = "") -> str:
         return name
     what = f"'airloop[{extra}]'" if extra else distributions[0]
     raise BadConfiguration(f"{need} needs {distributions[0]}, which is not installed", f"pip install {what}")
-
-
-def share_processors() -> None:
-    """
-    Have threads of OpenMP give the processor up while they wait: it is shared with the loop's other tasks. Spinning
-    cost five times the processor time, seen with XGBoost on two busy cores. Before the libraries are imported.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def import_xgboost() -> Any:

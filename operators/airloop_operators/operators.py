@@ -51,8 +51,8 @@ class ValidateOperator(StepOperator):
 
     :param table: the result of an extract task. (templated)
     :param suite: expectation suite: JSON or YAML file beside the DAG file, or a mapping. (templated)
-    :param max_quarantined_share: share of the rows that came, 0 to 1, that may be put into quarantine by rules marked for
-        it while the rest is published. (templated)
+    :param max_quarantined_share: share of the rows that came, 0 to 1, that rules marked for it may put into
+        quarantine while the rest is published. (templated)
     """
 
     step_name: ClassVar[str] = "validate"

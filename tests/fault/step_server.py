@@ -33,7 +33,7 @@ LEFT_OUT = {"_batch", "feature_snapshots", "entry", "key", "by", "run_id", "reco
 
 def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
-    from airloop.training.tracking import prepare_environment
+    from airloop.training.environment import prepare_environment
     from airloop.warm import PRELOAD, _expand
 
     prepare_environment()

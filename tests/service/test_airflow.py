@@ -200,9 +200,14 @@ def test_task_groups_and_setup_and_teardown(new_dag: Callable[..., DAG], run_dag
     assert not (tmp_path / "made").exists()
 
 
-def test_a_secret_reaches_the_step_and_nothing_else(new_dag: Callable[..., DAG], run_dag: RunDag, config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+def test_a_secret_reaches_the_step_and_nothing_else(
+    new_dag: Callable[..., DAG],
+    run_dag: RunDag,
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_SERVICE", "http://user:pa55word-of-the-service@127.0.0.1:1")
     with new_dag() as dag:
         StepOperator(task_id="secretive", step=f"{STEPS}:secretive", secrets={"SERVICE_PASSWORD": "service.password"})

@@ -31,7 +31,7 @@ log = logging.getLogger("airloop.runner")
 
 DRAIN_S = 2.0
 """Seconds that output may still come after the payload and all that it started have ended."""
-AIRFLOWS_OWN = ("AIRFLOW__", "AIRFLOW_CONN_", "AIRFLOW_VAR_", "_AIRFLOW_", "__AIRFLOW_")
+AIRFLOWS_OWN = ("AIRFLOW__", "AIRFLOW_CONN_", "AIRFLOW_VAR_", "AIRFLOW_CTX_", "_AIRFLOW_", "__AIRFLOW_")
 """Beginnings of variables that hold Airflow's configuration, connections and tokens; a payload never sees them."""
 _MINDER = "import sys; sys.path.append(sys.argv[2]); from airloop.minder.mind import main; main(int(sys.argv[1]))"
 
