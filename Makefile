@@ -10,7 +10,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 export AIRLOOP_HOME ?= $(CURDIR)/.airloop
-export PYTHONWARNINGS ?= default
 
 .PHONY: help
 help: ## What can be made
