@@ -24,7 +24,7 @@ $(UV):
 # A stamp stands for what a requirement file says; the virtual environment holds the last set that was asked for.
 $(VENV)/.demo: requirements/demo.txt pyproject.toml | $(UV)
 	@echo "Installing the pinned requirements (about 1 GB the first time)"
-	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/demo.txt
+	@$(UV) pip install --python $(BIN)/python --require-hashes -r requirements/demo.txt
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 

@@ -43,7 +43,8 @@ class Config:
     mlflow_artifacts: str
     """``AIRLOOP_MLFLOW_ARTIFACTS``: where MLflow keeps the files of runs; used when it has no server."""
     feature_repo: Path | None
-    """``AIRLOOP_FEATURE_REPO``: folder with ``feature_store.yaml`` and the Feast definitions."""
+    """``AIRLOOP_FEATURE_REPO``: folder with ``feature_store.yaml`` and the Feast definitions; default ``feature_repo``
+    beside ``home``, if it is there."""
     online_store: Path
     """``AIRLOOP_ONLINE_STORE``: SQLite file of the online features."""
     feast_registry: Path
@@ -62,6 +63,8 @@ class Config:
         :raises BadConfiguration: a value cannot be read.
         """
         root = Path(environment.get("AIRLOOP_HOME") or home or find_home()).expanduser().resolve()
+
+        beside = root.parent / "feature_repo"
 
         def path(name: str, default: Path | None) -> Any:
             value = environment.get(f"AIRLOOP_{name}")
@@ -82,7 +85,7 @@ class Config:
             artifacts=path("ARTIFACTS", root / "artifacts"),
             mlflow=environment.get("AIRLOOP_MLFLOW") or f"sqlite:///{root / 'mlflow.db'}",
             mlflow_artifacts=environment.get("AIRLOOP_MLFLOW_ARTIFACTS") or str(root / "mlflow"),
-            feature_repo=path("FEATURE_REPO", None),
+            feature_repo=path("FEATURE_REPO", beside if (beside / "feature_store.yaml").is_file() else None),
             online_store=path("ONLINE_STORE", root / "online.db"),
             feast_registry=path("FEAST_REGISTRY", root / "feast-registry.db"),
             rows_per_chunk=number("ROWS_PER_CHUNK", 1_000_000, 1),

@@ -167,27 +167,47 @@ def classify(error: BaseException) -> AirloopError | None:
     """
     seen: set[int] = set()
     current: BaseException | None = error
+    caused = True
     while current is not None and id(current) not in seen:
         seen.add(id(current))
+        # An error of ours that was merely being handled says nothing about the one that came then.
         if isinstance(current, AirloopError):
-            return current
-        text = str(current)
-        if isinstance(current, OSError) and current.errno in (errno.ENOSPC, errno.EDQUOT):
-            return StoreFull(f"no space left: {text}", "free space or move AIRLOOP_HOME, then run the task again")
-        if isinstance(current, OSError) and current.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            return StoreReadOnly(f"cannot write: {text}", "give the worker's user write access to AIRLOOP_HOME")
-        if isinstance(current, sqlite3.OperationalError):
-            if "locked" in text or "busy" in text:
-                return StoreBusy(f"SQLite is locked: {text}", "another process holds it; the task can be run again")
-            if "readonly" in text:
-                return StoreReadOnly(f"SQLite: {text}", "give the worker's user write access to AIRLOOP_HOME")
-            # The index of its write-ahead log is mapped memory: a full disk shows there as an I/O error.
-            if "full" in text or getattr(current, "sqlite_errorname", "").startswith("SQLITE_IOERR_SHM"):
-                return StoreFull(f"no space left: SQLite: {text}", "free space, then run the task again")
-        if isinstance(current, ConnectionError):
-            return Unreachable(f"a service does not answer: {text}", "see `airloop doctor`")
-        if isinstance(current, MemoryError):
-            return OutOfMemory(f"out of memory: {text}", "raise the task's memory or lower rows_per_chunk")
+            if caused:
+                return current
+        elif (found := _of_surroundings(current)) is not None:
+            return found
         # SQLAlchemy wraps the driver's error without always chaining it.
-        current = getattr(current, "orig", None) or current.__cause__ or current.__context__
+        cause = getattr(current, "orig", None) or current.__cause__
+        if cause is None and not current.__suppress_context__:
+            caused, cause = False, current.__context__
+        current = cause
+    return None
+
+
+def _of_surroundings(error: BaseException) -> AirloopError | None:
+    text = str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull(f"no space left: {text}", "free space or move AIRLOOP_HOME, then run the task again")
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return StoreReadOnly(f"cannot write: {text}", "give the worker a place that can be written, see AIRLOOP_HOME")
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
+        return StoreReadOnly(f"no access: {text}", "give the worker's user access to it")
+    if isinstance(error, sqlite3.OperationalError):
+        return _of_sqlite(error)
+    if isinstance(error, ConnectionError):
+        return Unreachable(f"a service does not answer: {text}", "see `airloop doctor`")
+    if isinstance(error, MemoryError):
+        return OutOfMemory(f"out of memory: {text}", "raise the task's memory or lower rows_per_chunk")
+    return None
+
+
+def _of_sqlite(error: sqlite3.OperationalError) -> AirloopError | None:
+    text = str(error)
+    if "locked" in text or "busy" in text:
+        return StoreBusy(f"SQLite is locked: {text}", "another process holds it; the task can be run again")
+    if "readonly" in text:
+        return StoreReadOnly(f"SQLite: {text}", "give the worker's user write access to AIRLOOP_HOME")
+    # The index of its write-ahead log is mapped memory: a full disk shows there as an I/O error.
+    if "full" in text or getattr(error, "sqlite_errorname", "").startswith("SQLITE_IOERR_SHM"):
+        return StoreFull(f"no space left: SQLite: {text}", "free space, then run the task again")
     return None

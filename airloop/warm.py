@@ -119,21 +119,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def stop(folder: Path | None = None) -> list[int]:
-    """End the warm servers of a folder (default: this environment's); returns the process ids of those that ended."""
+def stop(folder: Path | None = None, *, within_s: float = 10.0) -> list[int]:
+    """
+    End the warm servers of a folder (default: this environment's).
+
+    :param within_s: how long each is given to say its process id and to end.
+    :returns: the process ids of those that were asked to end.
+    """
     ended = []
     for path in sorted((folder or runtime_folder(os.environ)).glob("warm-*.lock")):
+        deadline = time.monotonic() + within_s
         with path.open("r+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                continue  # Nobody holds it.
-            except BlockingIOError:
-                words = lock.read().split()
-            if words:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(words[0]), signal.SIGTERM)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                ended.append(int(words[0]))
+            asked = 0
+            while time.monotonic() < deadline:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break  # Nobody holds it, or not any more.
+                except BlockingIOError:
+                    lock.seek(0)
+                    words = lock.read().split()
+                # 0: it is being started and has no process of its own yet.
+                pid = int(words[0]) if words else 0
+                if pid > 0 and pid != asked:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGTERM)
+                    asked = pid
+                    ended.append(pid)
+                time.sleep(0.05)
     return ended
 
 

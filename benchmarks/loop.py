@@ -86,7 +86,7 @@ def run_plain(tasks: list[dict[str, Any]], months: int, home: Path) -> dict[str,
     return result
 
 
-def run_airflow(months: int, home: Path, *, again: bool = False) -> dict[str, Any]:
+def run_airflow(months: int, home: Path) -> dict[str, Any]:
     """The loop through Airflow's scheduler; returns where the time of each task went."""
     done = subprocess.run(
         [sys.executable, str(REPOSITORY / "scripts" / "demo.py"), "--months", str(months)],

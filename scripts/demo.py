@@ -31,6 +31,7 @@ from airloop.warehouse.artifacts import ArtifactStore
 DAG_ID = "flights_offline"
 NEW_YORK = ZoneInfo("America/New_York")
 NO_PROGRESS_WITHIN_S = 600
+PATIENCE_S = 60
 
 
 class DemoError(Exception):
@@ -51,9 +52,20 @@ class Airflow:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
         data = json.dumps(body).encode() if body is not None else None
         request = urllib.request.Request(f"{self._url}{path}", data=data, headers=headers, method=method)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            text = answer.read()
-        return json.loads(text) if text else None
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    text = answer.read()
+                return json.loads(text) if text else None
+            except urllib.error.HTTPError as error:
+                if method != "GET" or error.code < 500 or time.monotonic() > deadline:
+                    raise
+            except OSError as error:
+                # A busy machine answers late; only what changes nothing is asked again.
+                if method != "GET" or time.monotonic() > deadline:
+                    raise DemoError(f"Airflow does not answer at {self._url}: {error}") from error
+            time.sleep(1)
 
     def wait_for_dag(self, dag_id: str, timeout_s: float = 120) -> None:
         deadline = time.monotonic() + timeout_s

@@ -26,6 +26,8 @@ import psutil
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STARTED_WITHIN_S = 180
+MARK = "AIRLOOP_STACK"
+"""Environment variable by which processes of a stack are told from all others."""
 
 
 class StackError(Exception):
@@ -91,6 +93,7 @@ class Stack:
     def environment(self) -> dict[str, str]:
         """Environment of every process of the stack, and of commands that work on its state."""
         settings = {
+            MARK: str(self.home),
             "AIRLOOP_HOME": str(self.home),
             "AIRLOOP_FEATURE_REPO": os.environ.get("AIRLOOP_FEATURE_REPO") or str(REPOSITORY / "feature_repo"),
             "AIRFLOW_HOME": str(self.airflow_home),
@@ -115,7 +118,8 @@ class Stack:
             "PYTHONUNBUFFERED": "1",
         }
         mine = ("AIRFLOW__", "AIRFLOW_CONN_", "AIRFLOW_VAR_")
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(mine)}
+        # The warm server of this stack is kept below its home, not with the user's others.
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(mine) and k != "XDG_RUNTIME_DIR"}
         return inherited | settings
 
     def up(self, *, everything: bool = True) -> None:
@@ -128,9 +132,10 @@ class Stack:
         for folder in (self.home, self.airflow_home, self.home / "logs"):
             folder.mkdir(parents=True, exist_ok=True)
         self.airflow_home.chmod(0o700)
+        self.services = [s for s in self.services if s.alive()]
         if not self.running("api-server"):
             self.stop_orphans()
-            self.services = [s for s in self.services if s.alive()]
+            self.services = []
             self.airflow_port = free_port()
         if everything and not self.running("mlflow"):
             self.mlflow_port = free_port()
@@ -166,18 +171,17 @@ class Stack:
         return ended
 
     def stop_orphans(self) -> int:
-        """End processes that work on this home and have lost their parents; returns how many."""
+        """End what is left of an earlier stack on this home, its warm process included; returns how many."""
+        from airloop.warm import stop as stop_warm_servers
+
         mine = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                variables = process.environ()
-                here = variables.get("AIRFLOW_HOME") == str(self.airflow_home) or (
-                    variables.get("AIRLOOP_HOME") == str(self.home) and "airloop" in " ".join(process.cmdline())
-                )
-                if process.pid not in mine and here and not any(p.pid == os.getpid() for p in process.parents()):
+                if process.environ().get(MARK) == str(self.home) and process.pid not in mine:
                     found.append(process)
-        return _end(found)
+        folder = self.home / "run"
+        return _end(found) + (len(stop_warm_servers(folder)) if folder.is_dir() else 0)
 
     def command(self, arguments: list[str]) -> int:
         """Run an ``airflow`` command on this state; returns its exit code."""
@@ -185,7 +189,10 @@ class Stack:
             folder.mkdir(parents=True, exist_ok=True)
         self._migrate()
         command = [sys.executable, "-m", "airflow", *arguments]
-        return subprocess.run(command, env=self.environment(), check=False).returncode
+        environment = self.environment()
+        # What a person runs by hand is not part of the stack, and `make down` leaves it alone.
+        del environment[MARK]
+        return subprocess.run(command, env=environment, check=False).returncode
 
     def login(self) -> tuple[str, str]:
         """User and password of the Airflow UI."""

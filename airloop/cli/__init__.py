@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
 from collections.abc import Sequence
 
 from airloop.cli import data, doctor, models, steps
@@ -31,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     for command in commands.choices.values():
         # Accepted after the command too, where people write it.
         command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        command.add_argument("--home", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the edge of the program: classified, or shown whole
         known = classify(error)
         if known is None:
-            traceback.print_exc()
+            output.unexpected(error)
             return 1
         output.error(known)
         return known.exit_code

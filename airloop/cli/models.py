@@ -34,21 +34,37 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     promote.add_argument("model", help="registered model")
     promote.add_argument("version", type=int)
     promote.add_argument("--reason", required=True, help="why; kept in the ledger")
+    promote.add_argument(
+        "--effective",
+        metavar="TIME",
+        help="data time from which it holds, ISO 8601 with an offset; default now. Runs of intervals that end before "
+        "it will not replace it, so a loop that replays the past needs one in that past",
+    )
     promote.set_defaults(run=promote_version)
 
 
 def show_models(arguments: argparse.Namespace, config: Config, output: Output) -> None:
-    from airloop.registry.ledger import Ledger
-    from airloop.warehouse.catalog import Warehouse
-
-    entries = Ledger(Warehouse.open(config)).entries(arguments.model)
     if arguments.model:
+        from airloop.registry.ledger import Ledger
+        from airloop.warehouse.catalog import Warehouse
+
+        entries = Ledger(Warehouse.open(config)).entries(arguments.model)
         output.rows([_row(e) for e in entries], empty=f"Nothing was ever promoted of {arguments.model}.")
         return
-    newest: dict[tuple[str, str], Entry] = {}
-    for entry in entries:
-        newest[(entry.model, entry.alias)] = entry
-    output.rows([_row(e) for e in newest.values()], empty="No models yet; a first run of a loop registers one.")
+    from airloop.registry.models import versions
+
+    rows = [
+        {
+            "model": found["model"],
+            "version": found["version"],
+            "is": ", ".join(found["aliases"]),
+            "registered": found["created_at"][:19],
+            "run": found["run_id"],
+            "description": found["description"],
+        }
+        for found in versions(config)
+    ]
+    output.rows(rows, empty="No models yet; a first run of a loop registers one.")
 
 
 def show_live(arguments: argparse.Namespace, config: Config, output: Output) -> None:
@@ -64,7 +80,14 @@ def show_live(arguments: argparse.Namespace, config: Config, output: Output) -> 
 def promote_version(arguments: argparse.Namespace, config: Config, output: Output) -> None:
     from airloop.registry.models import promote
 
-    entry = promote(config, arguments.model, arguments.version, reason=arguments.reason, by=getpass.getuser())
+    entry = promote(
+        config,
+        arguments.model,
+        arguments.version,
+        reason=arguments.reason,
+        by=getpass.getuser(),
+        effective_at=_time(arguments.effective),
+    )
     output.data(_row(entry))
     output.say(f"{entry.model} version {entry.version} is {entry.alias} now.")
 

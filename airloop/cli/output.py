@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,6 +74,18 @@ class Output:
         print(f"{head} {error.found}", file=sys.stderr)
         if error.advice:
             print(f"       {error.advice}", file=sys.stderr)
+
+    def unexpected(self, error: Exception) -> None:
+        """An error that nobody expected: where it happened, on one screen; all of it with ``AIRLOOP_DEBUG=1``."""
+        frames = traceback.format_exception(error)
+        if self.as_json:
+            found = f"{type(error).__name__}: {error}"
+            print(json.dumps({"error": "unexpected", "found": found, "exit_code": 1}), file=sys.stderr)
+            return
+        lines = "".join(frames).splitlines()
+        if len(lines) > 20 and not os.environ.get("AIRLOOP_DEBUG"):
+            lines = ["… (AIRLOOP_DEBUG=1 shows all of it)", *lines[-18:]]
+        print("\n".join(lines), file=sys.stderr)
 
 
 def _cell(value: Any) -> str:

@@ -8,13 +8,15 @@ the same key waits for the first and then finds its manifest.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import resource
 import shutil
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -128,6 +130,9 @@ def _attempt(
             clock.mark("run")
             if not isinstance(result, StepResult):
                 raise BadArgument(f"step {step.name} returned {type(result).__name__}, not a StepResult")
+            for name, figure in result.metrics.items():
+                if not math.isfinite(figure):
+                    raise BadArgument(f"step {step.name} measured {name} = {figure}", "leave out what is not a number")
             manifest = _manifest(step, call, key, arguments, code, result, started_at, clock)
             if point("manifest"):
                 return Receipt(call.attempt, "done", key)
@@ -254,10 +259,24 @@ def _with_attempt(call: Call) -> Call:
     return Call(call.step, call.arguments, attempt, call.run, call.interval, call.force)
 
 
-def _locked(config: Config, key: str) -> Any:
-    from filelock import FileLock
+@contextmanager
+def _locked(config: Config, key: str) -> Iterator[None]:
+    """One attempt at a key at a time; says what it waits for. The task's own time limit ends the wait."""
+    from filelock import FileLock, Timeout
 
-    return FileLock(_folder(config.home / "locks" / "steps") / f"{key[:16]}.lock")
+    lock = FileLock(_folder(config.home / "locks" / "steps") / f"{key[:16]}.lock")
+    patience_s = 2.0
+    while True:
+        try:
+            lock.acquire(timeout=patience_s)
+            break
+        except Timeout:
+            log.info("waiting for another run of the same step (key %s)", key[:12])
+            patience_s = 30.0
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _folder(path: Path) -> Path:

@@ -13,6 +13,8 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import sys
+import sysconfig
 from collections.abc import Mapping
 from datetime import date, datetime
 from enum import Enum
@@ -90,7 +92,11 @@ def canonical(value: Any) -> Any:
 
 
 def reach(module: str) -> dict[str, str]:
-    """Source digest of a module and of every first-party module that it imports, at any depth, lazily or not."""
+    """
+    Source digest of a module and of every first-party module that it imports, at any depth, lazily or not.
+
+    First-party are the module's own package, airloop, and whatever is found outside the installed packages.
+    """
     top = module.partition(".")[0]
     found: dict[str, str] = {}
     waiting = [module]
@@ -104,8 +110,20 @@ def reach(module: str) -> dict[str, str]:
         stat = path.stat()
         digest, imports = _read_module(name, path, stat.st_size, stat.st_mtime_ns)
         found[name] = digest
-        waiting += [i for i in imports if i.partition(".")[0] in {top, "airloop"}]
+        waiting += [i for i in imports if (head := i.partition(".")[0]) in {top, "airloop"} or not is_installed(head)]
+        # Importing a module runs its parents too.
+        waiting.append(name.rpartition(".")[0] or name)
     return found
+
+
+@lru_cache(maxsize=1024)
+def is_installed(package: str) -> bool:
+    """Whether a top-level package is part of the environment, as opposed to a team's own code beside it."""
+    if package in sys.stdlib_module_names:
+        return True
+    folders = _package_folders(package)
+    homes = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")]
+    return not folders or any(folder.resolve().is_relative_to(home) for folder in folders for home in homes)
 
 
 @lru_cache(maxsize=1024)

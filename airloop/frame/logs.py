@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from urllib.parse import urlsplit
 
 from airloop.contract import ENV_LOG_FORMAT, ENV_SECRETS, log_line
 
@@ -23,7 +24,8 @@ class Redactor:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Redactor:
         names = environment.get(ENV_SECRETS, "").split(",")
-        return cls(environment[n] for n in names if environment.get(n))
+        passwords = (urlsplit(v).password for n, v in environment.items() if n.startswith("AIRLOOP_") and "://" in v)
+        return cls([*(environment[n] for n in names if environment.get(n)), *filter(None, passwords)])
 
     def __call__(self, text: str) -> str:
         for secret in self._secrets:

@@ -93,9 +93,26 @@ def _safe(text: str) -> str:
     return "%2E" + name[1:] if name.startswith(".") else name
 
 
+STRUCTURE = frozenset(
+    {"format", "step", "key", "attempt", "status", "manifest", "digest", "run", "outputs", "inputs", "code", "interval"}
+)
+"""Parts of a manifest that others rely on to the letter; no free text comes there."""
+
+
 def encode(document: Mapping[str, Any], redact: Redactor) -> bytes:
     """Readable JSON without secrets. :raises ValueError: a figure is NaN or infinite."""
-    return redact(json.dumps(document, indent=1, allow_nan=False, default=str)).encode() + b"\n"
+    masked = {name: value if name in STRUCTURE else _masked(value, redact) for name, value in document.items()}
+    return json.dumps(masked, indent=1, allow_nan=False, default=str).encode() + b"\n"
+
+
+def _masked(value: Any, redact: Redactor) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {redact(str(name)): _masked(v, redact) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked(v, redact) for v in value]
+    return value if value is None or isinstance(value, bool | int | float) else redact(str(value))
 
 
 def describe_outputs(outputs: Mapping[str, Reference | str]) -> dict[str, dict[str, str]]:

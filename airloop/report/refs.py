@@ -42,7 +42,7 @@ class ManifestRef(Reference):
         return self.manifest
 
     def canonical(self) -> Any:
-        return {"step": self.content["step"], "key": self.content["key"]}
+        return {name: self.content[name] for name in ("step", "key", "attempt")}
 
     def __str__(self) -> str:
         return self.address

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sysconfig
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from airloop.frame import StepContext, StepResult, step
-from airloop.frame.key import reach
+from airloop.frame.key import is_installed, reach
 from airloop.registry.refs import ModelRef
 from airloop.warehouse.refs import TableRef
 
@@ -54,18 +52,6 @@ class TrainerChoice(BaseModel):
         if is_installed(top):
             return {"name": name, "libraries": _versions(packages_distributions().get(top, []))}
         return {"name": name, "code": reach(module)}
-
-
-def is_installed(package: str) -> bool:
-    """Whether a package is part of the environment, as opposed to a team's own code beside it."""
-    import importlib.util
-
-    spec = importlib.util.find_spec(package)
-    if spec is None:
-        return False
-    place = spec.origin or next(iter(spec.submodule_search_locations or ()), None)
-    homes = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")]
-    return place is not None and any(Path(place).resolve().is_relative_to(home) for home in homes)
 
 
 def _versions(distributions: Any) -> dict[str, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from airloop.errors import BadConfiguration
+
 NETWORK = frozenset(
     {
         "9p", "afs", "beegfs", "ceph", "cifs", "davfs", "fuse.cephfs", "fuse.gcsfuse", "fuse.glusterfs",
@@ -44,6 +46,20 @@ def file_system(path: Path, mounts: Path = MOUNTS) -> str:
 def is_network(path: Path, mounts: Path = MOUNTS) -> bool:
     """Whether ``path`` is on a file system that other machines may mount too."""
     return file_system(path, mounts) in NETWORK
+
+
+def refuse_network(path: Path, what: str) -> None:
+    """
+    Refuse to keep an SQLite database where its locks do not hold.
+
+    :param what: what is kept there, for the error.
+    :raises BadConfiguration: ``path`` is on a network file system.
+    """
+    if is_network(path):
+        raise BadConfiguration(
+            f"{what} {path} is on {file_system(path)}, where SQLite's locks do not hold",
+            "put AIRLOOP_HOME on a local disk, or use a database server",
+        )
 
 
 def _unescape(field: str) -> str:

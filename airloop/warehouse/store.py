@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from airloop.config import Config
 from airloop.errors import AirloopError, BadConfiguration, OutOfMemory, StoreFull, StoreReadOnly, classify
-from airloop.warehouse.mounts import file_system, is_network
+from airloop.warehouse.mounts import refuse_network
 
 if TYPE_CHECKING:
     from pyiceberg.catalog.sql import SqlCatalog
@@ -49,11 +49,7 @@ def open_catalog(config: Config) -> SqlCatalog:
         sweep_spill(config.home / "spill")
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            if is_network(file):
-                raise BadConfiguration(
-                    f"the catalog {file} is on {file_system(file)}, where SQLite's locks do not hold",
-                    "put AIRLOOP_HOME on a local disk, or use a PostgreSQL catalog",
-                )
+            refuse_network(file, "the catalog")
             for place in (file.parent, file):
                 # Even to read, SQLite has to write beside its file.
                 if place.exists() and not os.access(place, os.W_OK):

@@ -133,6 +133,7 @@ class StepOperator(BaseOperator):
 
     def on_kill(self) -> None:
         """End the step and everything that it started."""
+        self._killed = True
         running = getattr(self, "_running", None)
         if running is not None:
             running.on_kill()
@@ -171,13 +172,23 @@ class StepOperator(BaseOperator):
             # A limit that was hit once will be hit again: that is for a person, or the task's own retries.
             if not isinstance(error, InfrastructureFailure) or isinstance(error, OutOfMemory | TimedOut):
                 break
+            # Whoever ended the task does not want it started again.
+            if getattr(self, "_killed", False):
+                break
             if attempt < self.infrastructure_retries:
                 self.log.warning("%s: %s; starting the step again", type(error).__name__, error)
         return outcome
 
     def _announce(self, context: Context, outcome: RunOutcome, result: Mapping[str, Any]) -> None:
         manifest = outcome.manifest or {}
-        if result["status"] != "done" or not manifest.get("changed", True) or self.announces is None:
+        run = context["ti"]
+        made_here = {"dag_id": run.dag_id, "run_id": run.run_id, "task_id": run.task_id}.items() <= dict(
+            manifest.get("run") or {}
+        ).items()
+        # An earlier try of this very task may have made it and been killed before it could say so. If it did say so
+        # and the task was cleared since, the event comes twice, with the same key: lost would be worse.
+        new = result["status"] == "done" or (made_here and run.try_number > 1)
+        if not new or not manifest.get("changed", True) or self.announces is None:
             return
         if "event" in manifest and manifest["event"] is None and self.event_only:
             return

@@ -53,16 +53,16 @@ def partition_interval(key: str, zone: tzinfo) -> Interval:
         )
     year, month, day, hour = (int(part) if part else None for part in match.groups())
     try:
-        start = datetime(year or 1, month or 1, day or 1, hour or 0)
-    except ValueError as cause:
-        raise BadInterval(f"partition key {key!r} is no date: {cause}") from cause
-    if month is None:
-        end = start.replace(year=start.year + 1)
-    elif day is None:
-        end = start.replace(year=start.year + start.month // 12, month=start.month % 12 + 1)
-    elif hour is None:
-        end = start + timedelta(days=1)
-    else:
+        start = datetime(year or 0, 1 if month is None else month, 1 if day is None else day, hour or 0)
+        if month is None:
+            end = start.replace(year=start.year + 1)
+        elif day is None:
+            end = start.replace(year=start.year + start.month // 12, month=start.month % 12 + 1)
+        else:
+            end = start + timedelta(days=1)
+    except (ValueError, OverflowError) as cause:
+        raise BadInterval(f"partition key {key!r} is no date: {cause}", "use a day of the calendar") from cause
+    if hour is not None:
         begin = start.replace(tzinfo=zone).astimezone(UTC)
         return Interval(begin, begin + timedelta(hours=1))
     # Wall-clock midnights: a day in New York has 23 or 25 hours twice a year.

@@ -38,6 +38,19 @@ def test_a_cause_is_classified_through_wrappers() -> None:
     assert isinstance(classify(wrapped), errors.StoreFull)
 
 
+def test_an_error_that_was_only_being_handled_is_not_the_error() -> None:
+    found: BaseException | None = None
+    try:
+        try:
+            raise errors.NotFound("no table")
+        except errors.NotFound:
+            raise TypeError("a bug in the handler")  # noqa: B904
+    except TypeError as bug:
+        found = bug
+    assert found is not None
+    assert classify(found) is None
+
+
 def test_the_tree_at_the_top_is_the_tree() -> None:
     drawn = errors.__doc__ or ""
     for name, found in inspect.getmembers(errors, inspect.isclass):

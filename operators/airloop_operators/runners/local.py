@@ -19,7 +19,7 @@ from pathlib import Path
 
 import airloop
 from airloop.contract import ENV_CALL, ENV_LOG_FORMAT, ENV_RECEIPT, ENV_SECRETS, RECEIPT_LIMIT
-from airloop.errors import AirloopError, BadArgument, BadConfiguration
+from airloop.errors import AirloopError, BadArgument, BadConfiguration, ProcessLost
 from airloop.minder.folder import runtime_folder
 from airloop.minder.wire import Report, Request, receive, send
 from airloop_operators.runners.base import Ending, RunOutcome, RunRequest, conclude, read_record
@@ -59,12 +59,14 @@ class LocalRunner:
         self._grace_s = grace_s
         self._idle_s = idle_s
         self._attempts: set[_Attempt] = set()
+        self._stopped = False
 
     def run(self, request: RunRequest) -> RunOutcome:
         """
         Run an attempt to its end.
 
         :raises BadArgument: it asks for several ranks.
+        :raises ProcessLost: the task was stopped before.
         """
         if request.ranks != 1:
             raise BadArgument(f"ranks={request.ranks}", "the local runner starts one process per step")
@@ -73,6 +75,8 @@ class LocalRunner:
         attempt = _Attempt(request, self._grace_s, self._server)
         self._attempts.add(attempt)
         try:
+            if self._stopped:
+                raise ProcessLost(f"step {request.call.step} was not started because its task was stopped")
             return attempt.run()
         finally:
             self._attempts.discard(attempt)
@@ -94,7 +98,8 @@ class LocalRunner:
             return None
 
     def on_kill(self) -> None:
-        """End everything that runs; returns when it is gone."""
+        """End everything that runs, and start nothing more; returns when it is gone."""
+        self._stopped = True
         for attempt in list(self._attempts):
             attempt.stop()
 
@@ -131,6 +136,9 @@ class _Attempt:
             environment = payload_environment(request, receipt)
             pipes = self._start(environment, stack)
             try:
+                if self._stopped:
+                    # Asked while there was nobody yet to tell.
+                    self._end(self._grace_s)
                 self._pump(pipes)
             except BaseException:
                 # Airflow's time-out, a signal, a bug of ours: nothing may go on without its task.

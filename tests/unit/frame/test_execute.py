@@ -16,6 +16,7 @@ from airloop.errors import BadArgument, BadInterval, RejectedRows, StepSkipped, 
 from airloop.frame import history
 from airloop.frame.execute import execute
 from airloop.frame.logs import Redactor
+from airloop.frame.manifest import encode
 from airloop.warehouse.artifacts import ArtifactStore
 
 from . import steps_under_test as steps
@@ -109,7 +110,19 @@ def test_how_an_attempt_failed_is_recorded(
 def test_figures_that_are_not_finite_are_an_error_and_no_manifest(config: Config) -> None:
     receipt, error = execute(steps.not_finite, Call("not_finite"), config, Redactor([]))
     assert error is not None
-    assert receipt.status == "failed"
+    assert "loss = nan" in str(error)
+    assert receipt.status == "rejected"
+
+
+def test_a_secret_is_masked_where_text_is_and_nowhere_else(config: Config) -> None:
+    # One that looks like a number, and one that JSON writes in another way.
+    redact = Redactor(["2013", 'pä"ss'])
+    document = {"key": "ab2013", "counts": {"bytes": 120134}, "details": {"said": 'the pä"ss of 2013', "2013": [1]}}
+    assert json.loads(encode(document, redact)) == {
+        "key": "ab2013",
+        "counts": {"bytes": 120134},
+        "details": {"said": "the *** of ***", "***": [1]},
+    }
 
 
 def _attempt(home: str, queue: Any) -> None:

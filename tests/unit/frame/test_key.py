@@ -60,6 +60,14 @@ def test_a_line_of_code_that_is_reached_changes_the_key(package: Path, name: str
     assert _fingerprint() != before
 
 
+def test_modules_beside_a_step_count_as_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fp_flat.py").write_text("import fp_beside\nimport json, numpy\n")
+    (tmp_path / "fp_beside.py").write_text("X = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    assert set(reach("fp_flat")) == {"fp_flat", "fp_beside"}
+
+
 def test_code_that_is_not_reached_changes_nothing(package: Path) -> None:
     before = _fingerprint()
     (package / "other.py").write_text("C = 2\n")

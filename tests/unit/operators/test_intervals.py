@@ -67,7 +67,7 @@ def test_a_partition_key_is_wall_clock_time_in_the_dags_zone(key: str, hours: in
     assert interval.end - interval.start == timedelta(hours=hours)
 
 
-@pytest.mark.parametrize("key", ["2013-13", "2013-02-30", "eu-west", "13-01"])
+@pytest.mark.parametrize("key", ["2013-13", "2013-00", "2013-01-00", "9999", "2013-02-30", "eu-west", "13-01"])
 def test_a_partition_key_that_is_no_time_is_named(key: str) -> None:
     with pytest.raises(BadInterval, match=key):
         partition_interval(key, UTC)
