@@ -108,8 +108,9 @@ def _attempt(
     with _locked(config, key):
         clock.mark("wait")
         # Named by the key, so that what a killed attempt left there goes with the next one.
-        workdir = _empty(config.home / "work" / f"{step.name.rpartition(':')[2]}-{key[:16]}")
+        workdir = config.home / "work" / f"{step.name.rpartition(':')[2]}-{key[:16]}"
         try:
+            _empty(workdir)
             context = StepContext(config, call, key, store, workdir, logging.getLogger("airloop.step"))
             if call.interval != scope.interval:
                 context.call = Call(call.step, call.arguments, call.attempt, call.run, scope.interval, call.force)
@@ -284,11 +285,10 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _empty(path: Path) -> Path:
+def _empty(path: Path) -> None:
     if path.exists():
         shutil.rmtree(path)
     path.mkdir(parents=True)
-    return path
 
 
 def _now() -> str:

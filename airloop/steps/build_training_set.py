@@ -50,7 +50,7 @@ def build_training_set(
     feature_service: FeatureServiceRef,
     tables: list[TableRef],
     table: str,
-    label: str = "label",
+    label_column: str = "label",
     time_column: str = "event_time",
     known_column: str = "arrival_time",
     window: str = "",
@@ -71,7 +71,7 @@ def build_training_set(
     :param feature_service: name of the Feast feature service.
     :param tables: the snapshot of each table that the service's views read.
     :param table: namespace.table that is replaced by the training set; earlier ones stay as snapshots.
-    :param label: column with the answer; rows where it is NULL are left out.
+    :param label_column: column with the answer; rows where it is NULL are left out.
     :param time_column: the time of prediction.
     :param known_column: when the label became known.
     :param window: how far back from the interval's end, such as 90d; empty: all.
@@ -87,7 +87,7 @@ def build_training_set(
     service = service_of(ctx.config, feature_service)
     chosen = choose_tables(service, tables)
     keys = list(dict.fromkeys([*ctx.warehouse.key(labels.name), *service.keys]))
-    special = [time_column, label, known_column]
+    special = [time_column, label_column, known_column]
     _refuse_special(service, special, keys)
     with ctx.warehouse.duckdb({**chosen, "spine.labels": labels}, workdir=ctx.workdir) as connection:
         dated = [f"{f.name}__arrival_time" for f in service.request]
@@ -96,7 +96,7 @@ def build_training_set(
         ctx.log.info("Joining %s with %d views of %s", labels, len(service.views), feature_service.name)
         inside = _in_window(bounds, time_column)
         make_spine(connection, "spine.labels", service, handed, called=labels.name, where=inside)
-        _make_parts(connection, bounds, label, time_column, known_column)
+        _make_parts(connection, bounds, label_column, time_column, known_column)
         counts = _counts(connection)
         _refuse_empty(counts, labels, bounds)
         joined = join_features(connection, "examples_spine", service, time_column=time_column)
@@ -112,8 +112,8 @@ def build_training_set(
             "snapshots": {name: str(ref) for name, ref in {labels.name: labels, **chosen}.items()},
             "bounds": bounds.as_json(),
             "leakage": gate,
-            "label": label,
-            "label_means": _label_means(connection, label),
+            "label": label_column,
+            "label_means": _label_means(connection, label_column),
             "label_columns_not_used": sorted(set(present) - {*handed, *(f.name for f in service.request)}),
         }
     ctx.log.info("Wrote %s: %s", committed.ref, ", ".join(f"{n:,} {what}" for what, n in counts.items()))

@@ -138,16 +138,29 @@ class MaterializeFeaturesOperator(StepOperator):
 
     :param feature_service: name of the Feast feature service. (templated)
     :param tables: snapshots of the feature tables. (templated)
+    :param feature_views: only these of the service's views; default all. (templated)
     """
 
     step_name: ClassVar[str] = "materialize"
-    step_arguments: ClassVar[tuple[str, ...]] = ("feature_service", "tables")
+    step_arguments: ClassVar[tuple[str, ...]] = (
+        "feature_service",
+        "tables",
+        "feature_views",
+    )
     template_fields = (*StepOperator.template_fields, *step_arguments)
 
-    def __init__(self, *, feature_service: str, tables: Sequence[Result], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        feature_service: str,
+        tables: Sequence[Result],
+        feature_views: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.feature_service = feature_service
         self.tables = tables
+        self.feature_views = feature_views
 
 
 class BuildTrainingSetOperator(StepOperator):
@@ -161,6 +174,9 @@ class BuildTrainingSetOperator(StepOperator):
     :param window: how far back from the interval's end examples are taken: ``90d``; default all. (templated)
     :param holdout: last part of the window that no model is trained on: ``7d``. (templated)
     :param validation: part before the hold-out, for early stopping: ``7d``. (templated)
+    :param label_column: column of the labels with the answer. (templated)
+    :param time_column: column of the labels with the time of prediction. (templated)
+    :param known_column: column of the labels that says when a label became known. (templated)
     """
 
     step_name: ClassVar[str] = "build_training_set"
@@ -172,6 +188,9 @@ class BuildTrainingSetOperator(StepOperator):
         "window",
         "holdout",
         "validation",
+        "label_column",
+        "time_column",
+        "known_column",
     )
     template_fields = (*StepOperator.template_fields, *step_arguments)
 
@@ -185,6 +204,9 @@ class BuildTrainingSetOperator(StepOperator):
         window: str | None = None,
         holdout: str | None = None,
         validation: str | None = None,
+        label_column: str | None = None,
+        time_column: str | None = None,
+        known_column: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -195,6 +217,9 @@ class BuildTrainingSetOperator(StepOperator):
         self.window = window
         self.holdout = holdout
         self.validation = validation
+        self.label_column = label_column
+        self.time_column = time_column
+        self.known_column = known_column
 
 
 class BatchScoreOperator(StepOperator):
@@ -206,10 +231,18 @@ class BatchScoreOperator(StepOperator):
     :param feature_service: name of the Feast feature service. (templated)
     :param tables: snapshots of the feature tables. (templated)
     :param table: ``namespace.table`` of the predictions. (templated)
+    :param time_column: column of the entities with the time of prediction. (templated)
     """
 
     step_name: ClassVar[str] = "batch_score"
-    step_arguments: ClassVar[tuple[str, ...]] = ("model", "entities", "feature_service", "tables", "table")
+    step_arguments: ClassVar[tuple[str, ...]] = (
+        "model",
+        "entities",
+        "feature_service",
+        "tables",
+        "table",
+        "time_column",
+    )
     template_fields = (*StepOperator.template_fields, *step_arguments)
 
     def __init__(
@@ -220,6 +253,7 @@ class BatchScoreOperator(StepOperator):
         feature_service: str,
         tables: Sequence[Result],
         table: str,
+        time_column: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -228,6 +262,7 @@ class BatchScoreOperator(StepOperator):
         self.feature_service = feature_service
         self.tables = tables
         self.table = table
+        self.time_column = time_column
 
 
 class TrainOperator(StepOperator):
@@ -237,6 +272,7 @@ class TrainOperator(StepOperator):
     :param examples: the result of a training-set task. (templated)
     :param trainer: ``xgboost``, ``lightgbm``, or the import path of a scikit-learn-compatible classifier. (templated)
     :param hyperparameters: the trainer's parameters; unknown ones are refused. (templated)
+    :param target: column with the answer. (templated)
     :param features: columns to train on; default all that the training set names. (templated)
     :param experiment: MLflow experiment; default the training set's table. (templated)
     :param seed: seed of every random choice. (templated)
@@ -254,6 +290,7 @@ class TrainOperator(StepOperator):
         "seed",
         "early_stopping_rounds",
         "imbalance",
+        "target",
     )
     template_fields = (*StepOperator.template_fields, *step_arguments)
 
@@ -268,12 +305,14 @@ class TrainOperator(StepOperator):
         seed: int | None = None,
         early_stopping_rounds: int | None = None,
         imbalance: Literal["none", "balanced"] | None = None,
+        target: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.examples = examples
         self.trainer = trainer
         self.hyperparameters = hyperparameters
+        self.target = target
         self.features = features
         self.experiment = experiment
         self.seed = seed
@@ -372,11 +411,18 @@ class RegisterModelOperator(StepOperator):
     :param name: registered model. (templated)
     :param alias: alias that a promotion moves. (templated)
     :param model: the model, if not the gate's own. (templated)
+    :param any_champion: accept a promotion over another model than the one that the gate compared with. (templated)
     """
 
     step_name: ClassVar[str] = "register"
-    step_arguments: ClassVar[tuple[str, ...]] = ("gate", "name", "alias", "model")
-    template_fields = (*StepOperator.template_fields, "gate", "name", "alias", "model")
+    step_arguments: ClassVar[tuple[str, ...]] = (
+        "gate",
+        "name",
+        "alias",
+        "model",
+        "any_champion",
+    )
+    template_fields = (*StepOperator.template_fields, *step_arguments)
     event_only: ClassVar[bool] = True
 
     def __init__(
@@ -386,6 +432,7 @@ class RegisterModelOperator(StepOperator):
         name: str,
         alias: str | None = None,
         model: Result = None,
+        any_champion: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -393,6 +440,7 @@ class RegisterModelOperator(StepOperator):
         self.name = name
         self.alias = alias
         self.model = model
+        self.any_champion = any_champion
 
     def call_arguments(self) -> dict[str, Any]:
         """The gate's result names both the decision and the model that it was made on."""

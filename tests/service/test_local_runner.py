@@ -243,7 +243,7 @@ def test_a_time_out_ends_children_grandchildren_and_daemons(run: Run, tmp_path: 
 
 
 def test_a_step_that_is_asked_to_end_cleans_up(make_runner: MakeRunner, make_request: Make, tmp_path: Path) -> None:
-    outcome = make_runner(grace_s=5.0).run(make_request("family", path=str(tmp_path / "pids"), timeout_s=1.5))
+    outcome = make_runner(grace_s=5.0).run(make_request("family", path=str(tmp_path / "pids"), timeout_s=3.0))
     assert isinstance(outcome.error, TimedOut)
     assert list((tmp_path / "home" / "work").iterdir()) == []
 

@@ -262,4 +262,4 @@ def test_changed_definitions_change_the_key_and_the_columns(build: Build, config
 
 def test_label_cannot_be_a_feature(build: Build) -> None:
     with pytest.raises(BadArgument, match="hour cannot be time, label, arrival or split"):
-        build(label="hour")
+        build(label_column="hour")
