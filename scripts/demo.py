@@ -25,6 +25,7 @@ from stack import Stack, StackError, default_home
 
 from airloop.config import Config
 from airloop.contract import Interval
+from airloop.errors import BadConfiguration
 from airloop.frame import history
 from airloop.warehouse.artifacts import ArtifactStore
 
@@ -259,7 +260,7 @@ def main() -> int:
         since = datetime.now(tz=ZoneInfo("UTC")).isoformat().replace("+00:00", "Z")
         airflow.backfill(DAG_ID, starts[0], starts[-1])
         run_ids = follow(airflow, store, starts, since)
-    except (StackError, DemoError) as error:
+    except (StackError, DemoError, BadConfiguration) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

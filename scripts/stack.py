@@ -24,10 +24,17 @@ from typing import Any
 
 import psutil
 
+from airloop.errors import BadConfiguration
+from airloop.warehouse.mounts import refuse_network
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 STARTED_WITHIN_S = 180
 MARK = "AIRLOOP_STACK"
 """Environment variable by which processes of a stack are told from all others."""
+
+
+_CHILDREN: list[subprocess.Popen[bytes]] = []
+"""What this process started; it is to outlive this process, unless `down` comes first."""
 
 
 class StackError(Exception):
@@ -132,9 +139,11 @@ class Stack:
         for folder in (self.home, self.airflow_home, self.home / "logs"):
             folder.mkdir(parents=True, exist_ok=True)
         self.airflow_home.chmod(0o700)
-        self.services = [s for s in self.services if s.alive()]
+        refuse_network(self.airflow_home, "Airflow's metadata database in")
         if not self.running("api-server"):
             self.stop_orphans()
+        self.services = [s for s in self.services if s.alive()]
+        if not self.running("api-server"):
             self.services = []
             self.airflow_port = free_port()
         if everything and not self.running("mlflow"):
@@ -167,21 +176,34 @@ class Stack:
         ended = _end([psutil.Process(service.pid) for service in groups])
         ended += self.stop_orphans()
         self.services = []
+        # Those that are gone are no longer anybody's.
+        _CHILDREN[:] = [child for child in _CHILDREN if child.poll() is None]
         self._state_file.unlink(missing_ok=True)
         return ended
+
+    def members(self) -> list[psutil.Process]:
+        """Every process of the stack that runs, those included that have lost their parents."""
+        mine = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
+        sessions = {service.pid: service.started_at for service in self.services}
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                # Airflow's processes rename themselves, which overwrites the environment that others can see; a
+                # service's session is what its children keep.
+                session = os.getsid(process.pid)
+                ours = session in sessions and process.create_time() >= sessions[session] - 2
+                if process.pid in mine or process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                if ours or process.environ().get(MARK) == str(self.home):
+                    found.append(process)
+        return found
 
     def stop_orphans(self) -> int:
         """End what is left of an earlier stack on this home, its warm process included; returns how many."""
         from airloop.warm import stop as stop_warm_servers
 
-        mine = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get(MARK) == str(self.home) and process.pid not in mine:
-                    found.append(process)
         folder = self.home / "run"
-        return _end(found) + (len(stop_warm_servers(folder)) if folder.is_dir() else 0)
+        return _end(self.members()) + (len(stop_warm_servers(folder)) if folder.is_dir() else 0)
 
     def command(self, arguments: list[str]) -> int:
         """Run an ``airflow`` command on this state; returns its exit code."""
@@ -233,6 +255,7 @@ class Stack:
                 stderr=file,
                 start_new_session=True,
             )
+        _CHILDREN.append(process)
         service = Service(name, process.pid, psutil.Process(process.pid).create_time(), str(log))
         self.services = [*(s for s in self.services if s.name != name), service]
         state = {
@@ -311,7 +334,7 @@ def main() -> int:
         print("Starting Airflow and MLflow …", flush=True)
         try:
             stack.up()
-        except StackError as error:
+        except (StackError, BadConfiguration) as error:
             print(f"error: {error}", file=sys.stderr)
             stack.down()
             return 1

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from airloop.errors import BadInput, StoreBusy, StoreReadOnly
 from airloop.faults import point
+from airloop.warehouse.mounts import refuse_network
 
 log = logging.getLogger("airloop.online")
 
@@ -132,6 +133,7 @@ class OnlineFile:
     @contextmanager
     def connect(self) -> Iterator[sqlite3.Connection]:
         """A connection in WAL mode without implicit transactions; our tables are there."""
+        refuse_network(self.path, "the online store")
         connection = sqlite3.connect(self.path, timeout=self.busy_timeout_s, isolation_level=None)
         try:
             try:

@@ -24,6 +24,7 @@ from airloop.config import Config, without_password
 from airloop.errors import AirloopError, BadConfiguration, NotFound, StoreBusy, Unreachable, classify
 from airloop.faults import point
 from airloop.training.environment import prepare_environment
+from airloop.warehouse.mounts import refuse_network
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -72,6 +73,8 @@ def client(config: Config) -> MlflowClient:
             from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
         with _locked(config), quiet():
             file = _sqlite_file(address)
+            if file is not None:
+                refuse_network(file, "MLflow's database")
             if file is not None and (not file.exists() or not file.stat().st_size):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 # MlflowClient would give its default experiment a folder below the current one.
