@@ -189,7 +189,7 @@ def _of_surroundings(error: BaseException) -> AirloopError | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull(f"no space left: {text}", "free space or move AIRLOOP_HOME, then run the task again")
     if isinstance(error, OSError) and error.errno == errno.EROFS:
-        return StoreReadOnly(f"cannot write: {text}", "give the worker a place that can be written, see AIRLOOP_HOME")
+        return StoreReadOnly(f"cannot write: {text}", "give the worker's user write access, or move AIRLOOP_HOME")
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
         return StoreReadOnly(f"no access: {text}", "give the worker's user access to it")
     if isinstance(error, sqlite3.OperationalError):
