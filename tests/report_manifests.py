@@ -17,6 +17,7 @@ def manifest(step: str, *, run_id: str = RUN, minute: int = 0, **parts: Any) -> 
         "format": 1,
         "step": step,
         "key": f"{step}-".ljust(64, "0"),
+        "attempt": "0123456789abcdef",
         "run": {"dag_id": "loop", "run_id": run_id, "task_id": step, "map_index": -1, "try_number": 1},
         "interval": {"start": START, "end": END},
         "arguments": {},

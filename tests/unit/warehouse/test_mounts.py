@@ -8,7 +8,7 @@ import pytest
 
 from airloop.config import Config
 from airloop.errors import BadConfiguration
-from airloop.warehouse import mounts, store
+from airloop.warehouse import mounts
 from airloop.warehouse.catalog import Warehouse
 
 
@@ -51,7 +51,7 @@ def test_this_machine(tmp_path: Path) -> None:
 
 def test_sqlite_on_a_network_share_is_refused(tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     table = table_of(tmp_path, ("/", "nfs"))
-    monkeypatch.setattr(store, "is_network", lambda path: mounts.is_network(path, table))
-    monkeypatch.setattr(store, "file_system", lambda path: mounts.file_system(path, table))
+    read = mounts.file_system
+    monkeypatch.setattr(mounts, "file_system", lambda path, _=None: read(path, table))
     with pytest.raises(BadConfiguration, match="is on nfs"):
         Warehouse.open(config)
