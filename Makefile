@@ -73,7 +73,7 @@ docs: $(VENV)/.dev ## Build the documentation into site/
 
 .PHONY: bench
 bench: $(VENV)/.dev ## Time the whole loop in Airflow against one plain Python process
-	@$(BIN)/python benchmarks/loop.py
+	@$(BIN)/python benchmarks/loop.py $(ARGS)
 
 .PHONY: requirements
 requirements: | $(UV) ## Compile the pinned, hashed requirement files anew
