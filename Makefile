@@ -72,8 +72,8 @@ docs: $(VENV)/.dev ## Build the documentation into site/
 	@$(BIN)/mkdocs build --strict
 
 .PHONY: bench
-bench: $(VENV)/.dev ## Time the whole loop in Airflow against one plain Python process
-	@$(BIN)/python benchmarks/loop.py $(ARGS)
+bench: $(VENV)/.dev ## Measure speed and memory beside peers and limits
+	@$(BIN)/python -m benchmarks.run $(ARGS)
 
 .PHONY: requirements
 requirements: | $(UV) ## Compile the pinned, hashed requirement files anew

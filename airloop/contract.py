@@ -32,6 +32,8 @@ ENV_LOG_FORMAT = "AIRLOOP_LOG_FORMAT"
 """``json``: one JSON object a line on stderr (:func:`log_line`); anything else: for people."""
 ENV_SECRETS = "AIRLOOP_SECRETS"
 """Comma-separated names of environment variables whose values never appear in logs, manifests or errors."""
+ENV_SPAWNED_AT = "AIRLOOP_SPAWNED_AT"
+"""When the runner set out to start the payload, ISO 8601 with offset; the attempt's record keeps it. Never in a key."""
 ENV_FAULT = "AIRLOOP_FAULT"
 """Fault injection for tests; see :mod:`airloop.faults`."""
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from airloop.config import Config
-from airloop.contract import ENV_RECEIPT, Call, Exit, Receipt, attempt_id
+from airloop.contract import ENV_RECEIPT, ENV_SPAWNED_AT, Call, Exit, Receipt, attempt_id
 from airloop.errors import AirloopError, BadArgument, ContractBroken, StepSkipped, classify
 from airloop.faults import point
 from airloop.frame.key import Code, canonical, code_of, key_of
@@ -42,10 +42,13 @@ from airloop.warehouse.artifacts import ArtifactStore
 log = logging.getLogger("airloop.step")
 
 
-def execute(step: Step, call: Call, config: Config, redact: Redactor) -> tuple[Receipt, AirloopError | None]:
+def execute(
+    step: Step, call: Call, config: Config, redact: Redactor, *, spawned_at: str | None = None
+) -> tuple[Receipt, AirloopError | None]:
     """
     Make one attempt. Never raises for what the step did: the error comes back beside the receipt.
 
+    :param spawned_at: when a runner set out to start this process, ISO 8601; kept in the attempt's record.
     :returns: the receipt, and the error unless the step is done; an unclassified error comes wrapped in
         :class:`AirloopError` with exit code 1.
     """
@@ -58,6 +61,7 @@ def execute(step: Step, call: Call, config: Config, redact: Redactor) -> tuple[R
         "run": asdict(call.run),
         "interval": call.interval.as_json() if call.interval else None,
         "host": socket.gethostname(),
+        "spawned_at": spawned_at,
         "started_at": _now(),
     }
     error: AirloopError | None = None
@@ -219,7 +223,7 @@ def run_from_environment(step: Step, config: Config, redact: Redactor) -> int:
     receipt_path = os.environ.get(ENV_RECEIPT)
     if not receipt_path:
         raise ContractBroken(f"{ENV_RECEIPT} is not set", "start steps through an operator or `airloop run STEP`")
-    receipt, error = execute(step, call, config, redact)
+    receipt, error = execute(step, call, config, redact, spawned_at=os.environ.get(ENV_SPAWNED_AT))
     if error is not None:
         report_error(error, redact)
     if not point("receipt"):

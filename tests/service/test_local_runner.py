@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,9 @@ def test_a_step_is_done_and_tells_what_it_used(run: Run) -> None:
     assert outcome.manifest["counts"] == {"rows": 5}
     used = outcome.resources
     assert 0 < float(used["start_s"]) < float(used["wall_s"])
+    assert outcome.record is not None
+    spawned, began = (datetime.fromisoformat(outcome.record[name]) for name in ("spawned_at", "started_at"))
+    assert 0 <= (began - spawned).total_seconds() < float(used["wall_s"])
     assert int(used["peak_rss_bytes"]) > 10 << 20
 
 

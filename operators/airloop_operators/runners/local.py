@@ -15,10 +15,11 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 import airloop
-from airloop.contract import ENV_CALL, ENV_LOG_FORMAT, ENV_RECEIPT, ENV_SECRETS, RECEIPT_LIMIT
+from airloop.contract import ENV_CALL, ENV_LOG_FORMAT, ENV_RECEIPT, ENV_SECRETS, ENV_SPAWNED_AT, RECEIPT_LIMIT
 from airloop.errors import AirloopError, BadArgument, BadConfiguration, ProcessLost
 from airloop.minder.folder import runtime_folder
 from airloop.minder.wire import Report, Request, receive, send
@@ -329,6 +330,7 @@ def payload_environment(request: RunRequest, receipt: Path) -> dict[str, str]:
         ENV_CALL: request.call.to_json(),
         ENV_RECEIPT: str(receipt),
         ENV_LOG_FORMAT: "json",
+        ENV_SPAWNED_AT: datetime.now(UTC).isoformat(timespec="milliseconds"),
         ENV_SECRETS: ",".join(request.secrets),
     }
 
