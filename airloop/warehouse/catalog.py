@@ -21,7 +21,7 @@ from pyiceberg.table import Table
 from airloop.config import Config
 from airloop.errors import BadArgument, CommitConflict, NotFound
 from airloop.warehouse import branches, commit, evolve, read
-from airloop.warehouse.commit import KEY, Commit
+from airloop.warehouse.commit import KEY, MODE, Commit
 from airloop.warehouse.files import ROWS_PER_GROUP, DataFileWriter, Rows, chunks, remove
 from airloop.warehouse.plan import (
     Plan,
@@ -301,7 +301,8 @@ class Warehouse:
 
                 try:
                     refuse_duplicates(connection, name, staged, table.schema(), on)
-                    return self._commit(name, key, branch, properties, plan)
+                    kept = {MODE: mode if replace_where is None else "replace_where", **(properties or {})}
+                    return self._commit(name, key, branch, kept, plan)
                 finally:
                     # What was sent may be named by a snapshot, even if we never heard of it.
                     used = {file.file_path for file in last.add} if last.sent else set()

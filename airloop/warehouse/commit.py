@@ -35,6 +35,8 @@ from airloop.warehouse.store import file_lock
 
 KEY = "airloop.key"
 """Snapshot property: the key of the step that made the snapshot."""
+MODE = "airloop.mode"
+"""Snapshot property: ``replace`` if nothing of the snapshot before it was kept; else how rows were added."""
 ADDED, UPDATED, DELETED = "airloop.rows-added", "airloop.rows-updated", "airloop.rows-deleted"
 TRIES = 20
 LOCK_WAIT_S = 10.0
