@@ -26,6 +26,7 @@ from airloop.config import Config
 from airloop.contract import ENV_RECEIPT, ENV_SPAWNED_AT, Call, Exit, Receipt, attempt_id
 from airloop.errors import AirloopError, BadArgument, ContractBroken, StepSkipped, classify
 from airloop.faults import point
+from airloop.frame.archive import archive
 from airloop.frame.key import Code, canonical, code_of, key_of
 from airloop.frame.logs import Redactor
 from airloop.frame.manifest import (
@@ -129,6 +130,8 @@ def _attempt(
                     key[:12], manifest["finished_at"][:19], made_by["dag_id"] or "cli", made_by["run_id"] or "-",
                 )  # fmt: skip
                 return Receipt(call.attempt, "reused", key, uri, digest)
+            tree = archive(store, step, arguments, config)
+            clock.mark("archive")
             point("run")
             started_at = _now()
             result = step.function(context, **arguments)
@@ -138,7 +141,7 @@ def _attempt(
             for name, figure in result.metrics.items():
                 if not math.isfinite(figure):
                     raise BadArgument(f"step {step.name} measured {name} = {figure}", "leave out what is not a number")
-            manifest = _manifest(step, call, key, arguments, code, result, started_at, clock)
+            manifest = _manifest(step, call, config, key, arguments, code, tree, result, started_at, clock)
             if point("manifest"):
                 return Receipt(call.attempt, "done", key)
             uri, digest = publish_manifest(store, step.name, key, manifest, redact)
@@ -168,9 +171,11 @@ def _reusable(step: Step, context: StepContext, scope: Scope) -> tuple[dict[str,
 def _manifest(
     step: Step,
     call: Call,
+    config: Config,
     key: str,
     arguments: Mapping[str, Any],
     code: Code,
+    tree: str,
     result: StepResult,
     started_at: str,
     clock: _Clock,
@@ -192,7 +197,15 @@ def _manifest(
         "links": result.links,
         "changed": result.changed,
         "event": result.event,
-        "code": {"fingerprint": code.fingerprint, "modules": code.modules, "libraries": code.libraries},
+        "code": {
+            "fingerprint": code.fingerprint,
+            "modules": code.modules,
+            "libraries": code.libraries,
+            "tree": tree,
+            # How the step is named in a call, wherever its short name comes from.
+            "target": f"{step.module}:{step.function.__name__}",
+        },
+        "threads": config.cpu_threads(),
         "python": sys.version.split()[0],
         "started_at": started_at,
         "finished_at": _now(),

@@ -104,7 +104,7 @@ def reach(module: str) -> dict[str, str]:
         name = waiting.pop()
         if name in found or any(name == f or name.startswith(f + ".") for f in FRAME):
             continue
-        path = _source_path(name)
+        path = source_path(name)
         if path is None:
             continue
         stat = path.stat()
@@ -154,7 +154,7 @@ def _package_folders(top: str) -> tuple[Path, ...]:
     return tuple(Path(p) for p in spec.submodule_search_locations)
 
 
-def _source_path(name: str) -> Path | None:
+def source_path(name: str) -> Path | None:
     """Source file of a dotted name, found by path: asking the import system would import the parents."""
     top, *rest = name.split(".")
     for folder in _package_folders(top):
