@@ -15,7 +15,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -23,14 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from airloop.config import Config
-from airloop.contract import ENV_RECEIPT, ENV_SPAWNED_AT, Call, Exit, Receipt, attempt_id
+from airloop.contract import ENV_RECEIPT, ENV_SPAWNED_AT, Call, Exit, Receipt, RunInfo, attempt_id
 from airloop.errors import AirloopError, BadArgument, ContractBroken, StepSkipped, classify
 from airloop.faults import point
 from airloop.frame.archive import archive
+from airloop.frame.compare import Side, differences, earlier_attempt, evidence, sentence
 from airloop.frame.key import Code, canonical, code_of, key_of
 from airloop.frame.logs import Redactor
 from airloop.frame.manifest import (
     describe_outputs,
+    masked,
     outputs_exist,
     publish_attempt,
     publish_manifest,
@@ -109,6 +111,10 @@ def _attempt(
     key = key_of(step, arguments, code)
     record["key"] = key
     record["arguments"] = {name: canonical(value) for name, value in arguments.items()}
+    record["code"] = {"fingerprint": code.fingerprint}
+    keyless = [name for name in arguments if not step.parameters[name].in_key]
+    if keyless:
+        record["keyless"] = keyless
     clock.mark("resolve")
     with _locked(config, key):
         clock.mark("wait")
@@ -119,8 +125,8 @@ def _attempt(
             context = StepContext(config, call, key, store, workdir, logging.getLogger("airloop.step"))
             if call.interval != scope.interval:
                 context.call = Call(call.step, call.arguments, call.attempt, call.run, scope.interval, call.force)
-            reused = None if call.force else _reusable(step, context, scope)
-            if reused is not None:
+            reused = "force=True" if call.force else _reusable(step, context, scope)
+            if not isinstance(reused, str):
                 clock.mark("reuse")
                 manifest, uri, digest = reused
                 record["reused"] = {"made_at": manifest["finished_at"], "made_by": manifest["run"]}
@@ -130,6 +136,7 @@ def _attempt(
                     key[:12], manifest["finished_at"][:19], made_by["dag_id"] or "cli", made_by["run_id"] or "-",
                 )  # fmt: skip
                 return Receipt(call.attempt, "reused", key, uri, digest)
+            _say_why(store, record, _references("", dict(arguments)), code, reused, redact)
             tree = archive(store, step, arguments, config)
             clock.mark("archive")
             point("run")
@@ -150,22 +157,43 @@ def _attempt(
             shutil.rmtree(workdir, ignore_errors=True)
 
 
-def _reusable(step: Step, context: StepContext, scope: Scope) -> tuple[dict[str, Any], str, str] | None:
+def _reusable(step: Step, context: StepContext, scope: Scope) -> tuple[dict[str, Any], str, str] | str:
+    """The manifest under the key, its address and digest; else why it cannot be reused, empty if there is none."""
     from airloop.frame.manifest import manifest_name
     from airloop.warehouse.artifacts import sha256
 
     manifest = read_manifest(context.artifacts, step.name, context.key)
     if manifest is None:
-        return None
+        return ""
     gone = outputs_exist(manifest, scope)
     if gone:
-        log.warning("Not reused: key %s made %s, which is gone", context.key[:12], gone)
-        return None
+        return f"key {context.key[:12]} made {gone}, which is gone"
     if step.still_there is not None and not step.still_there(context, manifest):
-        log.warning("Not reused: the effect of key %s is gone", context.key[:12])
-        return None
+        return f"the effect of key {context.key[:12]} is gone"
     name = manifest_name(step.name, context.key)
     return manifest, context.artifacts.uri(name), sha256(context.artifacts.read_bytes(name))
+
+
+def _say_why(
+    store: ArtifactStore, record: dict[str, Any], inputs: Iterable[str], code: Code, reason: str, redact: Redactor
+) -> None:
+    """
+    Log and record why a task that ran before, for the same interval, is not reused.
+
+    :param inputs: paths of arguments that are references.
+    :param reason: if it is not a difference between the two.
+    """
+    before = earlier_attempt(store, RunInfo(**record["run"]), record["interval"])
+    if before is not None:
+        record["compared_with"] = {"attempt": before["attempt"], "run_id": before["run"]["run_id"]}
+    if reason:
+        record["not_reused"] = reason
+    elif before is not None:
+        known = {"inputs": inputs, "code": asdict(code)}
+        now = Side.of(record | {"arguments": masked(record["arguments"], redact)}, known)
+        reason = sentence(differences(Side.of(before, evidence(store, before)), now))
+    if reason:
+        log.info("Not reused: %s", redact(reason))
 
 
 def _manifest(

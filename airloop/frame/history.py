@@ -8,8 +8,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from airloop.contract import Interval
-from airloop.errors import BadArgument
-from airloop.frame.manifest import run_folder
+from airloop.frame.manifest import manifest_at, run_folder
 from airloop.warehouse.artifacts import ArtifactStore
 
 
@@ -92,14 +91,7 @@ def manifest_of(store: ArtifactStore, task: TaskRecord) -> dict[str, Any] | None
 
     :raises BadArgument: the record names a manifest outside this store.
     """
-    if task.status not in ("done", "reused"):
-        return None
-    address = str(task.record["manifest"])
-    root = store.root.as_uri() + "/"
-    if not address.startswith(root):
-        raise BadArgument(f"manifest {address} is not in {store.root}")
-    manifest: dict[str, Any] = json.loads(store.read_bytes(address.removeprefix(root)))
-    return manifest
+    return manifest_at(store, task.record)
 
 
 def _children(store: ArtifactStore, folder: str) -> list[str]:

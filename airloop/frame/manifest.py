@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from airloop.contract import Receipt, RunInfo, attempt_record_path
-from airloop.errors import ContractBroken, NotFound
+from airloop.errors import BadArgument, ContractBroken, NotFound
 from airloop.frame.logs import Redactor
 from airloop.frame.step import manifest_folder
 from airloop.reference import Reference, Scope
@@ -42,6 +42,22 @@ def read_manifest(store: ArtifactStore, step_name: str, key: str) -> dict[str, A
             f"manifest {store.uri(manifest_name(step_name, key))} cannot be read: {cause}",
             "remove the file to have the step done again",
         ) from cause
+    return manifest
+
+
+def manifest_at(store: ArtifactStore, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """
+    The manifest that an attempt's record relies on; None if the attempt made and reused none.
+
+    :raises BadArgument: the record names a manifest outside this store.
+    """
+    if record["status"] not in ("done", "reused"):
+        return None
+    address = str(record["manifest"])
+    root = store.root.as_uri() + "/"
+    if not address.startswith(root):
+        raise BadArgument(f"manifest {address} is not in {store.root}")
+    manifest: dict[str, Any] = json.loads(store.read_bytes(address.removeprefix(root)))
     return manifest
 
 
@@ -94,24 +110,39 @@ def _safe(text: str) -> str:
 
 
 STRUCTURE = frozenset(
-    {"format", "step", "key", "attempt", "status", "manifest", "digest", "run", "outputs", "inputs", "code", "interval"}
+    {
+        "format",
+        "step",
+        "key",
+        "attempt",
+        "status",
+        "manifest",
+        "digest",
+        "run",
+        "outputs",
+        "inputs",
+        "code",
+        "interval",
+        "compared_with",
+    }
 )
 """Parts of a manifest that others rely on to the letter; no free text comes there."""
 
 
 def encode(document: Mapping[str, Any], redact: Redactor) -> bytes:
     """Readable JSON without secrets. :raises ValueError: a figure is NaN or infinite."""
-    masked = {name: value if name in STRUCTURE else _masked(value, redact) for name, value in document.items()}
-    return json.dumps(masked, indent=1, allow_nan=False, default=str).encode() + b"\n"
+    shown = {name: value if name in STRUCTURE else masked(value, redact) for name, value in document.items()}
+    return json.dumps(shown, indent=1, allow_nan=False, default=str).encode() + b"\n"
 
 
-def _masked(value: Any, redact: Redactor) -> Any:
+def masked(value: Any, redact: Redactor) -> Any:
+    """A JSON value without secrets, in names too."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):
-        return {redact(str(name)): _masked(v, redact) for name, v in value.items()}
+        return {redact(str(name)): masked(v, redact) for name, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_masked(v, redact) for v in value]
+        return [masked(v, redact) for v in value]
     return value if value is None or isinstance(value, bool | int | float) else redact(str(value))
 
 

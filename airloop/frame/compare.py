@@ -1,0 +1,212 @@
+"""
+What differs between two attempts at one task: arguments, inputs, code, libraries. Also finds the earlier one.
+
+An attempt is described by its record; its code by its manifest, or by the fingerprint in its record if it failed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from airloop.contract import RunInfo
+from airloop.errors import NotFound
+from airloop.frame.manifest import manifest_at, run_folder, run_record_name
+from airloop.warehouse.artifacts import ArtifactStore
+
+Kind = Literal["interval", "input", "argument", "code", "library", "version", "key"]
+
+RUNS_SEARCHED = 50
+"""Newest runs of a loop among which an earlier one of the same interval is looked for before a step runs."""
+SHOWN = 60
+"""Characters of a value that a sentence shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that is not the same."""
+
+    kind: Kind
+    name: str
+    """Path of the argument, name of the module or distribution."""
+    old: Any
+    """None: it was not there."""
+    new: Any
+    """None: it is gone."""
+
+    def __str__(self) -> str:
+        if self.kind == "code":
+            how = "added" if self.old is None else "removed" if self.new is None else "changed"
+            return f"code {how}: {self.name}"
+        if self.kind == "version":
+            return "the step's version was raised"
+        if self.kind == "key":
+            return "keys are made in another way now"
+        return f"{self.kind} {self.name}: {_change(self.old, self.new)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two attempts."""
+
+    key: str
+    arguments: Mapping[str, Any]
+    """Canonical, without those that are no part of the key."""
+    inputs: frozenset[str]
+    """Paths of arguments that are references."""
+    fingerprint: str
+    modules: Mapping[str, str] | None
+    """SHA-256 of the source by module; None: not known, the attempt failed."""
+    libraries: Mapping[str, str] | None
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any], manifest: Mapping[str, Any] | None) -> Side:
+        """
+        :param record: of the attempt.
+        :param manifest: the one that it made or reused; None if it failed.
+        """
+        keyless = set(record.get("keyless") or ())
+        code = (manifest or {}).get("code") or record.get("code") or {}
+        return cls(
+            key=str(record.get("key") or ""),
+            arguments={n: v for n, v in (record.get("arguments") or {}).items() if n not in keyless},
+            inputs=frozenset((manifest or {}).get("inputs") or ()),
+            fingerprint=str(code.get("fingerprint") or ""),
+            modules=code.get("modules"),
+            libraries=code.get("libraries"),
+        )
+
+
+def differences(old: Side, new: Side) -> list[Difference]:
+    """What differs and can change a key; empty if the keys are the same."""
+    if old.key == new.key:
+        return []
+    found = [*_code(old, new), *_values("", old.arguments, new.arguments, old.inputs | new.inputs)]
+    order: list[Kind] = ["interval", "input", "argument", "code", "library", "version"]
+    found.sort(key=lambda d: (order.index(d.kind), d.name))
+    return found or [Difference("key", "", old.key, new.key)]
+
+
+def sentence(found: list[Difference], *, most: int = 4) -> str:
+    """The differences in one line."""
+    parts = [str(d) for d in found[:most]]
+    # One change of code often reaches many modules: their names say enough.
+    code = [d.name for d in found if d.kind == "code" and d.old is not None and d.new is not None]
+    if len(code) > 1:
+        names = ", ".join(code[:most]) + (f" and {len(code) - most} more" if len(code) > most else "")
+        rest = [d for d in found if d.kind != "code" or d.old is None or d.new is None]
+        parts = [*(str(d) for d in rest[:most]), f"code changed: {names}"]
+        found = [*rest, found[0]]
+    more = len(found) - most
+    return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
+
+
+def earlier_attempt(store: ArtifactStore, run: RunInfo, interval: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """
+    The record of the newest attempt at a task so far, in this run, else in a run of the same interval.
+
+    Only the newest :data:`RUNS_SEARCHED` runs are looked at: it is asked before every step that is not reused.
+    """
+    if not run.dag_id:
+        return None
+    name = run_record_name(run)
+    own = _read(store, name)
+    if own is not None or interval is None:
+        return own
+    folder = store.path(run_folder(run.dag_id))
+    if not folder.is_dir():
+        return None
+    runs = sorted((p for p in folder.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime, reverse=True)
+    for path in runs[:RUNS_SEARCHED]:
+        record = _read(store, f"{run_folder(run.dag_id)}/{path.name}/{name.rpartition('/')[2]}")
+        if record is not None and record.get("interval") == interval:
+            return record
+    return None
+
+
+def evidence(store: ArtifactStore, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The manifest that an attempt relies on; None if there is none, or if it was removed or damaged since."""
+    try:
+        return manifest_at(store, record)
+    except (NotFound, ValueError):
+        return None
+
+
+def _read(store: ArtifactStore, name: str) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] = json.loads(store.read_bytes(name))
+    except NotFound:
+        return None
+    return record
+
+
+def _code(old: Side, new: Side) -> Iterator[Difference]:
+    if old.fingerprint == new.fingerprint:
+        return
+    if old.modules is None or new.modules is None or old.libraries is None or new.libraries is None:
+        yield Difference("code", "which, an attempt that failed does not say", old.fingerprint, new.fingerprint)
+        return
+    changed = [
+        *(Difference("code", *d) for d in _changed(old.modules, new.modules)),
+        *(Difference("library", *d) for d in _changed(old.libraries, new.libraries)),
+    ]
+    yield from changed or [Difference("version", "", old.fingerprint, new.fingerprint)]
+
+
+def _values(path: str, old: Any, new: Any, inputs: frozenset[str]) -> Iterator[Difference]:
+    """Differences of two JSON values, each at the deepest path where they part."""
+    if old == new:
+        return
+    if path == "interval":
+        yield Difference("interval", "", _interval(old), _interval(new))
+    elif path in inputs and _is_files(old) and _is_files(new):
+        yield from (Difference("input", f"file {n}", o, w) for n, o, w in _changed(dict(old), dict(new)))
+    elif path in inputs:
+        yield Difference("input", path, old, new)
+    elif isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in sorted(old.keys() | new.keys()):
+            yield from _values(f"{path}.{name}" if path else name, old.get(name), new.get(name), inputs)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (before, after) in enumerate(zip(old, new, strict=True)):
+            yield from _values(f"{path}[{index}]", before, after, inputs)
+    else:
+        yield Difference("argument", path, old, new)
+
+
+def _changed(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[tuple[str, str | None, str | None]]:
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            yield name, old.get(name), new.get(name)
+
+
+def _is_files(value: Any) -> bool:
+    """Whether this is how the content of files stands in a key: pairs of name and digest."""
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and re.fullmatch("[0-9a-f]{64}", str(pair[1])) for pair in value
+    )
+
+
+def _interval(value: Any) -> str | None:
+    return f"{value['start']}/{value['end']}" if isinstance(value, Mapping) else value
+
+
+def _change(old: Any, new: Any) -> str:
+    if isinstance(old, str) and isinstance(new, str) and "\n" in old + new:
+        # Long texts, such as SQL: the first line that is not the same.
+        lines = list(zip(old.splitlines(), new.splitlines(), strict=False))
+        number = next((i for i, (a, b) in enumerate(lines) if a != b), len(lines))
+        before, after = ([*text.splitlines(), ""][number].strip() for text in (old, new))
+        return f"line {number + 1}: {_shown(before)} → {_shown(after)}"
+    return f"{_shown(old)} → {_shown(new)}"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    if re.fullmatch("[0-9a-f]{64}", text):
+        return text[:12]
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
