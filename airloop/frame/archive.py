@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from airloop.config import Config
-from airloop.errors import ContractBroken, TryAgain
+from airloop.errors import ContractBroken, NotFound, TryAgain
 from airloop.frame.key import reach, source_path
 from airloop.frame.step import Step
 from airloop.reference import Reference
@@ -120,6 +120,21 @@ def unpack(store: ArtifactStore, tree: str, folder: Path) -> None:
                 target = folder / place
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(content)
+
+
+def read_source(store: ArtifactStore, tree: str, module: str) -> str | None:
+    """Source of a module as a tree holds it; None if it does not, or if the tree is gone."""
+    inner = f"{PYTHON}/{module.replace('.', '/')}"
+    try:
+        listing = read_tree(store, tree)
+        place = next((p for p in (f"{inner}.py", f"{inner}/__init__.py") if p in listing["files"]), None)
+        if place is None:
+            return None
+        pack = listing["packs"]["/".join(place.split("/")[:2])]
+        with zipfile.ZipFile(io.BytesIO(store.read_bytes(pack_name(pack)))) as archived:
+            return archived.read(place).decode()
+    except NotFound:
+        return None
 
 
 def _by_package(digests: Mapping[str, str]) -> dict[str, dict[str, str]]:

@@ -45,7 +45,7 @@ class Difference:
             return "the step's version was raised"
         if self.kind == "key":
             return "keys are made in another way now"
-        return f"{self.kind} {self.name}: {_change(self.old, self.new)}"
+        return f"{' '.join(filter(None, (self.kind, self.name)))}: {_change(self.old, self.new)}"
 
 
 @dataclass(frozen=True, slots=True)

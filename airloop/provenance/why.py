@@ -1,0 +1,238 @@
+"""
+Why a task of a run was reused, or why it ran: its attempt held against the nearest earlier one.
+
+Nearest is, in this order: an earlier attempt in the same run, one in another run of the same interval, one in the run
+of the interval before.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from airloop.config import Config
+from airloop.contract import RunInfo, attempt_record_path
+from airloop.errors import NotFound
+from airloop.frame import history
+from airloop.frame.archive import read_source
+from airloop.frame.compare import Difference, Side, differences, evidence, sentence
+from airloop.frame.history import RunRecord
+from airloop.warehouse.artifacts import ArtifactStore
+
+DIFF_LINES = 40
+"""Lines of a module's difference that are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A difference, and what is known about where it comes from."""
+
+    kind: str
+    name: str
+    old: Any
+    new: Any
+    text: str
+    made_by: dict[str, str] = field(default_factory=dict)
+    """For a table: who made the old and the new snapshot, ``DAG/RUN/TASK``."""
+    diff: list[str] = field(default_factory=list)
+    """For code: the unified difference, cut to :data:`DIFF_LINES`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """The explanation of one task of one run."""
+
+    dag_id: str
+    run_id: str
+    task: str
+    step: str
+    interval: Any
+    status: str
+    key: str
+    because: str
+    """In one sentence."""
+    made_by: str = ""
+    """Whose result was reused, ``DAG/RUN/TASK``."""
+    made_at: str = ""
+    compared_with: str = ""
+    """The earlier attempt: ``DAG/RUN/TASK``."""
+    changes: list[Change] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def find_run(store: ArtifactStore, name: str) -> RunRecord:
+    """
+    A run by ``DAG/RUN``, or by ``RUN`` alone where only one loop has it.
+
+    :raises NotFound: there is none, or there are several.
+    """
+    known = {dag_id: history.run_ids(store, dag_id) for dag_id in history.loops(store)}
+    found = [(d, r) for d, runs in known.items() for r in runs if name in (f"{d}/{r}", r)]
+    if len(found) == 1:
+        return history.run(store, *found[0])
+    if found:
+        raise NotFound(f"{len(found)} loops have a run {name}", f"name one: {', '.join(f'{d}/{r}' for d, r in found)}")
+    everything = [f"{d}/{r}" for d, runs in known.items() for r in runs]
+    near = _near(name, [*everything, *(r for runs in known.values() for r in runs)]) or everything[-5:]
+    raise NotFound(f"no run {name} is known", f"there is {', '.join(near)}" if near else "nothing has run yet")
+
+
+def explain(config: Config, run: RunRecord, task: str) -> Why:
+    """
+    Why a task was reused or ran.
+
+    :param task: task id, with ``[index]`` for a mapped one.
+    :raises NotFound: the run has no such task.
+    """
+    store = ArtifactStore(config.artifacts)
+    if task not in run.tasks:
+        near = _near(task, run.tasks) or list(run.tasks)
+        raise NotFound(f"run {run.dag_id}/{run.run_id} has no task {task}", f"it has {', '.join(near)}")
+    record = run.tasks[task].record
+    base = {
+        "dag_id": run.dag_id, "run_id": run.run_id, "task": task, "step": record["step"],
+        "interval": record.get("interval"), "status": record["status"], "key": str(record.get("key") or ""),
+    }  # fmt: skip
+    if record["status"] == "reused":
+        return Why(**base, **_reuse(store, record))
+    if not base["key"]:
+        return Why(**base, because=f"it ended before its key was known: {record['error']['message']}")
+    earlier = _earlier(store, record)
+    if earlier is None:
+        return Why(**base, because=f"it ran because this task of {run.dag_id} had never run before")
+    with_it = _who(earlier["run"])
+    if record.get("not_reused"):
+        return Why(**base, because=f"it ran again: {record['not_reused']}", compared_with=with_it)
+    manifests = evidence(store, earlier), evidence(store, record)
+    found = differences(Side.of(earlier, manifests[0]), Side.of(record, manifests[1]))
+    changes = [_change(config, store, difference, manifests) for difference in found]
+    return Why(**base, because=_sentence(record, earlier, found), compared_with=with_it, changes=changes)
+
+
+def _reuse(store: ArtifactStore, record: Mapping[str, Any]) -> dict[str, Any]:
+    made = record["reused"]
+    manifest = evidence(store, record) or {}
+    code = manifest.get("code", {})
+    parts = [
+        _number(len(code.get("modules", ())), "module"),
+        _number(len(code.get("libraries", ())), "library", "libraries"),
+        _number(len(record["arguments"]), "argument"),
+        _number(len(manifest.get("inputs", ())), "input"),
+    ]
+    who = _who(made["made_by"])
+    return {
+        "because": f"it was reused: key {record['key'][:12]} was made at {made['made_at'][:19]} by {who}; "
+        f"{', '.join(parts)} are the same, and what it made is still there",
+        "made_by": who,
+        "made_at": made["made_at"],
+    }
+
+
+def _sentence(record: Mapping[str, Any], earlier: Mapping[str, Any], found: list[Difference]) -> str:
+    name = f"{earlier['run']['dag_id']}/{earlier['run']['run_id']}"
+    if not earlier.get("key"):
+        return f"it ran again: the attempt in {name} had ended before its key was known"
+    if not found:
+        if earlier["status"] in ("done", "reused"):
+            return f"it ran again: the manifest of {name} was gone"
+        return f"it ran again: nothing differs, but the attempt in {name} had ended as {earlier['status']}"
+    again = "again" if earlier.get("interval") == record.get("interval") else f"for another interval than {name}"
+    return f"it ran {again}: {sentence(found)}"
+
+
+def _earlier(store: ArtifactStore, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record of the nearest attempt that had begun before this one."""
+    if record.get("compared_with"):
+        try:
+            content = store.read_bytes(attempt_record_path(record["compared_with"]["attempt"]))
+        except NotFound:
+            pass  # removed since: the other runs may still tell
+        else:
+            found: dict[str, Any] = json.loads(content)
+            return found
+    run = RunInfo(**record["run"])
+    name = run.task_id if run.map_index < 0 else f"{run.task_id}[{run.map_index}]"
+    others = [
+        r.tasks[name].record
+        for r in history.runs(store, run.dag_id)
+        if r.run_id != run.run_id and name in r.tasks and r.tasks[name].record["started_at"] < record["started_at"]
+    ]
+    same = [r for r in others if r.get("interval") == record.get("interval")]
+    if same:
+        return max(same, key=_started)
+    before = [r for r in others if _begin(r) < _begin(record)]
+    if before:
+        return max(before, key=lambda r: (_begin(r), _started(r)))
+    return max(others, key=_started, default=None)
+
+
+def _started(record: Mapping[str, Any]) -> str:
+    return str(record["started_at"])
+
+
+def _begin(record: Mapping[str, Any]) -> str:
+    return str((record.get("interval") or {"start": ""})["start"])
+
+
+def _change(
+    config: Config,
+    store: ArtifactStore,
+    difference: Difference,
+    manifests: tuple[Mapping[str, Any] | None, Mapping[str, Any] | None],
+) -> Change:
+    made: dict[str, str] = {}
+    diff: list[str] = []
+    if difference.kind == "input":
+        made = {side: who for side in ("old", "new") if (who := _maker(config, store, getattr(difference, side)))}
+    elif difference.kind == "code":
+        diff = _diff(store, difference.name, manifests)
+    return Change(difference.kind, difference.name, difference.old, difference.new, str(difference), made, diff)
+
+
+def _maker(config: Config, store: ArtifactStore, reference: Any) -> str:
+    """Who made a table's snapshot; empty if it is none, or nobody that left a manifest."""
+    from airloop.warehouse.catalog import Warehouse
+    from airloop.warehouse.refs import TableRef
+
+    try:
+        ref = TableRef.parse(reference)
+    except ValueError:
+        return ""
+    warehouse = Warehouse.open(config)
+    if not ref.snapshot or not warehouse.exists(ref.name):
+        return ""
+    key = next((s.key for s in warehouse.history(ref.name) if s.id == ref.snapshot), None)
+    if not key:
+        return ""
+    for path in store.path("steps").glob(f"*/{key[:2]}/{key}/manifest.json"):
+        return _who(json.loads(path.read_bytes())["run"])
+    return ""
+
+
+def _diff(store: ArtifactStore, module: str, manifests: Sequence[Mapping[str, Any] | None]) -> list[str]:
+    texts: list[list[str]] = []
+    for manifest in manifests:
+        tree = ((manifest or {}).get("code") or {}).get("tree")
+        source = read_source(store, tree, module) if tree else None
+        if source is None:
+            return []
+        texts.append(source.splitlines())
+    return list(difflib.unified_diff(texts[0], texts[1], "before", "now", n=1, lineterm=""))[:DIFF_LINES]
+
+
+def _who(run: Mapping[str, Any]) -> str:
+    index = f"[{run['map_index']}]" if run.get("map_index", -1) >= 0 else ""
+    return f"{run['dag_id'] or 'cli'}/{run['run_id'] or '-'}/{run['task_id'] or '-'}{index}"
+
+
+def _number(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def _near(name: str, known: Iterable[str]) -> list[str]:
+    return difflib.get_close_matches(name, list(known), n=5, cutoff=0.5)
