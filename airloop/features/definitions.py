@@ -6,7 +6,7 @@ What a feature repository defines, as plain data: readable without Feast, whose 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any, Self
@@ -54,6 +54,15 @@ class ViewDefinition:
     @property
     def spine_keys(self) -> tuple[str, ...]:
         return self.entity_keys or self.keys
+
+    def as_lookup(self) -> dict[str, Any]:
+        """How its rows are found, as JSON: what a manifest keeps to say later which row a feature came from."""
+        return {name: value for name, value in asdict(self).items() if name != "features"}
+
+    @classmethod
+    def from_lookup(cls, document: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`as_lookup`; without features."""
+        return cls(**{**document, **{n: tuple(document[n]) for n in ("keys", "entity_keys")}, "features": ()})
 
     def spec(self, relation: str = "") -> ViewSpec:
         """

@@ -135,6 +135,7 @@ def batch_score(
         details={
             "model": {"uri": str(model), "run_id": loaded.run_id, "key": loaded.key, "trainer": loaded.trainer},
             "feature_snapshots": json.loads(snapshots),
+            "views": [view.as_lookup() for view in service.views],
             "missing": dict(tally.missing),
             **({} if tally.rows else {"reason": f"{entities} has no row in the interval"}),
         },

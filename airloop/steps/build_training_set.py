@@ -109,6 +109,7 @@ def build_training_set(
         committed = _save(ctx, connection, table, columns, keys, special, service)
         details = {
             "features": _describe(connection, service),
+            "views": [view.as_lookup() for view in service.views],
             "snapshots": {name: str(ref) for name, ref in {labels.name: labels, **chosen}.items()},
             "bounds": bounds.as_json(),
             "leakage": gate,
