@@ -19,6 +19,7 @@ from typing import NoReturn
 from airloop.config import Config
 from airloop.contract import Call
 from airloop.errors import AirloopError, BadConfiguration, ContractBroken
+from airloop.faults import instrument
 from airloop.frame.execute import report_error, run_from_environment
 from airloop.frame.logs import set_up
 from airloop.frame.step import Step
@@ -33,6 +34,7 @@ def main(step_name: str) -> int:
     :returns: the exit code, one of :class:`airloop.contract.Exit`, or 1.
     """
     faulthandler.enable()
+    instrument()
     # Asked to end, a step still removes its working folder; one that is deep in native code is killed a little later.
     signal.signal(signal.SIGTERM, _leave_on_signal)
     redact = set_up()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import socket
 import sqlite3
@@ -76,13 +77,26 @@ def client(config: Config) -> MlflowClient:
             if file is not None:
                 refuse_network(file, "MLflow's database")
             if file is not None and (not file.exists() or not file.stat().st_size):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                # MlflowClient would give its default experiment a folder below the current one.
-                SqlAlchemyStore(address, _artifact_root(config))  # type: ignore[no-untyped-call]
+                _create(SqlAlchemyStore, file, _artifact_root(config))
             made = MlflowClient(address, address)
             # Makes the registry look at the database too, while nobody else does.
             made.search_registered_models(max_results=1)
             return _clients.setdefault(address, made)
+
+
+def _create(store: Any, file: Path, artifacts: str) -> None:
+    """
+    Make MLflow's database whole or not at all: half of its hundreds of migrations is a database nobody can use.
+
+    :param store: MLflow's class of such stores. Its client would give the default experiment a folder below the
+        current one.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for left in file.parent.glob(f"{file.name}.part-*"):
+        left.unlink()
+    part = file.with_name(f"{file.name}.part-{os.getpid()}")
+    store(f"sqlite:///{part}", artifacts).engine.dispose()
+    part.replace(file)
 
 
 @contextmanager
