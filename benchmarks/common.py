@@ -161,10 +161,8 @@ def options(about: str | None, *, runs: int, sizes: Sequence[int], quick: Sequen
     :param sizes: what is measured unless the command line says otherwise; ``quick``: with ``--quick``.
     """
     parser = parser_for(about, runs=runs)
-    parser.add_argument("--sizes", type=_numbers, help=f"comma-separated; default {','.join(map(str, sizes))}")
-    arguments = parser.parse_args()
-    arguments.sizes = arguments.sizes or (quick if arguments.quick else sizes)
-    return settled(arguments)
+    sizes_of(parser, sizes)
+    return settled(parser.parse_args(), quick=quick)
 
 
 def parser_for(about: str | None, *, runs: int) -> argparse.ArgumentParser:
@@ -177,9 +175,18 @@ def parser_for(about: str | None, *, runs: int) -> argparse.ArgumentParser:
     return parser
 
 
-def settled(arguments: argparse.Namespace) -> argparse.Namespace:
+def sizes_of(parser: argparse.ArgumentParser, sizes: Sequence[int]) -> None:
+    """Add the option ``--sizes``."""
+    listed = ",".join(map(str, sizes))
+    parser.add_argument("--sizes", type=_numbers, default=tuple(sizes), help=f"comma-separated; default {listed}")
+
+
+def settled(arguments: argparse.Namespace, *, quick: Sequence[int] = ()) -> argparse.Namespace:
+    """What ``--quick`` means: one run, of the sizes ``quick`` if there are any."""
     if arguments.quick:
         arguments.runs = 1
+        if quick:
+            arguments.sizes = tuple(quick)
     return arguments
 
 

@@ -67,6 +67,7 @@ class Stack:
     airflow_port: int = 0
     mlflow_port: int = 0
     services: list[Service] = field(default_factory=list)
+    dags: Path = REPOSITORY / "dags"
 
     @classmethod
     def load(cls, home: Path) -> Stack:
@@ -104,7 +105,7 @@ class Stack:
             "AIRLOOP_HOME": str(self.home),
             "AIRLOOP_FEATURE_REPO": os.environ.get("AIRLOOP_FEATURE_REPO") or str(REPOSITORY / "feature_repo"),
             "AIRFLOW_HOME": str(self.airflow_home),
-            "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(self.dags),
             "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "plugins"),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(self.airflow_home / "passwords.json"),
