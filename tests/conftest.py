@@ -24,6 +24,8 @@ AIRFLOW_HOME = Path(tempfile.mkdtemp(prefix="airloop-airflow-"))
 atexit.register(shutil.rmtree, AIRFLOW_HOME, ignore_errors=True)
 (AIRFLOW_HOME / "dags").mkdir()
 os.environ |= {
+    # Small matrices: threads that wait for each other on a busy machine cost five times the arithmetic.
+    "OPENBLAS_NUM_THREADS": "1",
     "AIRFLOW_HOME": str(AIRFLOW_HOME),
     "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{AIRFLOW_HOME / 'airflow.db'}",
     "AIRFLOW__CORE__LOAD_EXAMPLES": "False",

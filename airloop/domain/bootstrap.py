@@ -4,7 +4,8 @@ Paired cluster bootstrap of the difference of two models on the same rows.
 Both models score every row, so a resample draws rows once for both: what makes a row hard cancels out. Rows of one
 day share weather and knock-on delays, so days are drawn, not rows: with single rows the interval would be too narrow.
 The interval is ``estimate ± t · s``, with the bootstrap's standard error ``s``, widened by ``sqrt(G / (G - 1))``, and
-Student's t with ``G - 1`` degrees of freedom, ``G`` clusters, which stays honest when there are few of them.
+Student's t with ``G - 1`` degrees of freedom, ``G`` clusters, which stays honest when there are few of them. With more
+than :data:`MANY` clusters ``s`` is the bootstrap's limit, :mod:`airloop.domain.influence`, which costs one sort.
 
 Source: Cameron, Gelbach, Miller, Bootstrap-based improvements for inference with clustered errors, 2008.
 """
@@ -21,8 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airloop.domain.distributions import student_t_quantile, student_t_sf
+from airloop.domain.influence import influence
 from airloop.domain.metrics import Floats, Metric, resampled
 
+MANY = 100
+"""Clusters above which the standard error is computed from influences, without resamples."""
 UNDEFINED_LIMIT = 0.01
 """Share of resamples that may leave the metric undefined (one class) before the interval is not trusted."""
 
@@ -41,6 +45,7 @@ class Difference:
     standard_error: float
     clusters: int
     resamples: int
+    """That the standard error comes from; 0: from the rows' influence, without resamples."""
 
     def p_not_above(self, limit: float) -> float:
         """One-sided p-value of "the gain is at most ``limit``"; small: it is above."""
@@ -124,21 +129,48 @@ def _interval(
     estimate = sum(weight * metric.function(labels, scores, None) for scores, weight in models)
     if not math.isfinite(estimate):
         return None
-    generator = np.random.default_rng(seed)
-    parts = []
-    # The draws are at most 4 M numbers at a time.
-    chunk = max(1, min(resamples, 4_000_000 // size))
-    for start in range(0, resamples, chunk):
-        draws = _draw(generator, min(chunk, resamples - start), size)
-        values = [weight * resampled(metric, labels, scores, index, draws) for scores, weight in models]
-        parts.append(np.sum(values, axis=0))
-    found = np.concatenate(parts)
+    error, used = (
+        _linear_error(labels, models, metric, index, size)
+        if size > MANY
+        else _resampled_error(labels, models, metric, index, size, resamples, seed)
+    )
+    if error is None:
+        return None
+    error *= math.sqrt(size / (size - 1))
+    reach = student_t_quantile((1 + confidence) / 2, size - 1) * error
+    return Difference(estimate, estimate - reach, estimate + reach, confidence, error, size, used)
+
+
+def _linear_error(
+    labels: Floats, models: Sequence[tuple[Floats, float]], metric: Metric, clusters: NDArray[np.intp], size: int
+) -> tuple[float | None, int]:
+    """Standard error from the rows' influence; None where resamples would often lack a class."""
+    if metric.row_loss is None:
+        holding = min(len(np.unique(clusters[labels == label])) for label in (0, 1))
+        if (1 - holding / size) ** size > UNDEFINED_LIMIT:
+            return None, 0
+    by_row = np.sum([weight * influence(metric, labels, scores) for scores, weight in models], axis=0)
+    by_cluster = np.bincount(clusters, by_row, minlength=size)
+    return math.sqrt(float(by_cluster @ by_cluster)), 0
+
+
+def _resampled_error(
+    labels: Floats,
+    models: Sequence[tuple[Floats, float]],
+    metric: Metric,
+    clusters: NDArray[np.intp],
+    size: int,
+    resamples: int,
+    seed: int,
+) -> tuple[float | None, int]:
+    """Standard error over resamples of clusters, and how many defined the metric; None if too few did."""
+    draws = _draw(np.random.default_rng(seed), resamples, size)
+    values = [weight * resampled(metric, labels, scores, clusters, draws) for scores, weight in models]
+    found = np.sum(values, axis=0)
     defined = found[np.isfinite(found)]
     if len(defined) < 2 or len(defined) < len(found) * (1 - UNDEFINED_LIMIT):
-        return None
-    error = float(defined.std(ddof=1)) * math.sqrt(size / (size - 1))
-    reach = student_t_quantile((1 + confidence) / 2, size - 1) * error
-    return Difference(estimate, estimate - reach, estimate + reach, confidence, error, size, len(defined))
+        return None, len(defined)
+    return float(defined.std(ddof=1)), len(defined)
 
 
 def seed_of(*parts: Any) -> int:
@@ -166,6 +198,7 @@ def holm(p_values: list[float]) -> list[float]:
 
 def _draw(generator: np.random.Generator, resamples: int, size: int) -> Floats:
     """How often each of ``size`` clusters falls in each resample, shape ``(resamples, size)``."""
+    # Several times faster than drawing from the multinomial distribution.
     picks = generator.integers(0, size, (resamples, size))
     picks += np.arange(resamples)[:, None] * size
     return np.bincount(picks.ravel(), minlength=resamples * size).reshape(resamples, size).astype(np.float64)

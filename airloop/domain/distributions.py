@@ -7,6 +7,7 @@ Here because importing SciPy costs a step more than all its arithmetic. Proven a
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 _TINY = 1e-300
 
@@ -24,6 +25,7 @@ def student_t_sf(t: float, df: float) -> float:
     return tail if t >= 0 else 1 - tail
 
 
+@lru_cache(maxsize=1024)
 def student_t_quantile(probability: float, df: float) -> float:
     """
     The t below which a share ``probability`` lies.

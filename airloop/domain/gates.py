@@ -7,12 +7,12 @@ It asks in this order:
 2. Does the challenger hold every absolute floor, calibration included? If not: **reject**, it is unfit by itself.
 3. Is there a champion? If not: **promote** on the floors alone.
 4. Is the gain's confidence interval wholly above ``min_gain``? If not: **keep**.
-5. Is some slice shown to lose more than is tolerated? If so: **keep**. Each slice is tested with the same paired
-   bootstrap, all of them together under Holm's correction; a slice with too few rows is listed as such, not tested.
+5. Is some slice shown to lose more than is tolerated? If so: **keep**. Each slice is tested in the same way, all of
+   them together under Holm's correction; a slice with too few rows is listed as "too few", which is not "ok".
 6. **Promote.**
 
 Two models of the same quality are told apart wrongly, in favour of the challenger, in at most
-``(1 - confidence) / 2`` of the cases.
+``(1 - confidence) / 2`` of the cases; ``benchmarks/gates.py`` measures it, and the power.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ SAME = 1e-9
 """Scores or gains closer than this are the same: what is left is rounding."""
 SLICE_VALUES = 50
 """Values of a slice column that are tested, the most frequent first; the rest is listed, not tested."""
+NAMED = 5
+"""Slices with too few rows that the reason names; the decision lists all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +65,7 @@ class Policy:
     min_slice_rows: int = 200
     """Rows of a slice, fewer are not tested."""
     resamples: int = 2000
+    """Of the clusters; not drawn with more than :data:`airloop.domain.bootstrap.MANY` of them."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -230,9 +233,15 @@ def decide(
     if found:
         reasons.append(
             f"no slice is shown to lose more than {policy.slice_tolerance:g}: {tested} tested, "
-            f"{len(found) - tested} with too few rows"
+            f"{len(found) - tested} with too few rows{_names_of_too_few(found)}"
         )
     return decision("promote", reasons, **evidence)
+
+
+def _names_of_too_few(slices: list[Slice]) -> str:
+    names = [f"{s.column}={s.value}" for s in slices if s.outcome == "too few"]
+    more = ["…"] if len(names) > NAMED else []
+    return f" ({', '.join(names[:NAMED] + more)})" if names else ""
 
 
 def _check(labels: Floats, scores: Mapping[str, Floats]) -> None:

@@ -172,32 +172,13 @@ def test_small_and_empty_slices_are_listed_not_tested(rows: dict[str, np.ndarray
     assert found["carrier", "(none)"].rows == 5
     assert found["origin", "EWR"].outcome == "ok"
     assert decision.outcome == "promote"
+    assert "4 tested, 2 with too few rows (carrier=HA, carrier=(none))" in decision.reasons[2]
 
 
 def test_only_the_most_frequent_values_are_tested(rows: dict[str, np.ndarray]) -> None:
     decision = gate(rows, slices={"tail": np.arange(N) % 60}, min_slice_rows=10, min_class_rows=1)
     assert len(decision.slices) == 60
     assert sum("most frequent" in s.why for s in decision.slices) == 10
-
-
-def test_equal_models_pass_rarely() -> None:
-    """Two noisy copies of one model: at most 5% of trials promote."""
-    promoted = 0
-    trials = 200
-    for seed in range(trials):
-        generator = np.random.default_rng(seed)
-        rate = generator.beta(1, 3, 600)
-        labels = (generator.random(600) < rate).astype(float)
-        first, second = (np.clip(rate + 0.1 * generator.standard_normal(600), 0, 1) for _ in range(2))
-        decision = decide(
-            labels=labels,
-            challenger=first,
-            champion=second,
-            clusters=np.repeat(np.arange(8), 75),
-            policy=Policy(resamples=200),
-        )
-        promoted += decision.outcome == "promote"
-    assert promoted <= 0.05 * trials
 
 
 def test_scores_that_are_not_finite_are_an_error(rows: dict[str, np.ndarray]) -> None:

@@ -53,12 +53,14 @@ def test_resampled_is_the_weighted_metric(name: str, clusters: int) -> None:
     assert found == pytest.approx(expected, abs=1e-12)
 
 
-def test_resamples_are_made_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    labels, scores, _ = rows(4, 3000, ties=False)
-    draws = np.random.default_rng(1).poisson(1.0, (2000, 3000)).astype(float)
-    found = resampled(METRICS["average_precision"], labels, scores, np.arange(3000), draws)
-    assert len(found) == 2000
-    assert found[1999] == pytest.approx(scikit("average_precision", labels, scores, draws[1999]))
+def test_resamples_are_made_in_chunks() -> None:
+    labels, scores, _ = rows(4, 4000, ties=False)
+    clusters = np.arange(4000) % 50
+    draws = np.random.default_rng(1).poisson(1.0, (3000, 50)).astype(float)
+    found = resampled(METRICS["average_precision"], labels, scores, clusters, draws)
+    assert len(np.unique(scores[labels == 1])) * len(draws) > 2_000_000, "one chunk would do"
+    for i in (0, 2999):
+        assert found[i] == pytest.approx(scikit("average_precision", labels, scores, draws[i][clusters]))
 
 
 def test_undefined_is_left_out() -> None:

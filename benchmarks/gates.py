@@ -1,0 +1,141 @@
+"""
+How often the gates are wrong: measured on worlds whose truth is known, through the gates' own functions.
+
+    python benchmarks/gates.py [promotion] [--trials 1000] [--power-trials 200] [--processes 2] [--check]
+
+Figures go to ``benchmarks/results/gates.json``. ``--check`` fails if a rate is beyond what docs/gates.md
+promises. Everything follows from seeds: the same command gives the same figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices: threads would only wait for each other
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from airloop.domain.distributions import beta_regularized
+from airloop.domain.gates import Policy, decide
+from benchmarks.loop import REPOSITORY
+from benchmarks.worlds import two_models
+
+OUT = REPOSITORY / "benchmarks" / "results" / "gates.json"
+FLOORS = {"roc_auc": 0.6, "ece": 0.15}
+Map = Callable[[Callable[[int], Any], Sequence[int]], Any]
+
+
+def binomial_interval(hits: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """
+    Exact two-sided interval of a rate.
+
+    Source: Clopper and Pearson, The use of confidence or fiducial limits, 1934.
+    """
+
+    def at(probability: float, a: float, b: float) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if beta_regularized(a, b, middle) < probability else (low, middle)
+        return low
+
+    tail = (1 - confidence) / 2
+    return (
+        at(tail, hits, trials - hits + 1) if hits else 0.0,
+        at(1 - tail, hits + 1, trials - hits) if hits < trials else 1.0,
+    )
+
+
+def rate_of(hits: int, trials: int) -> dict[str, Any]:
+    low, high = binomial_interval(hits, trials)
+    return {"hits": hits, "trials": trials, "rate": hits / trials, "low": round(low, 5), "high": round(high, 5)}
+
+
+def gate_outcome(trial: int, *, world: dict[str, Any], policy: dict[str, Any], clustered: bool = True) -> str:
+    """The whole decision on one draw: ``promote``, ``keep``, ``reject``, or ``slice`` where a slice alone kept."""
+    rows = two_models((1, trial), **world)
+    decision = decide(
+        labels=rows.labels,
+        challenger=rows.challenger,
+        champion=rows.champion,
+        clusters=rows.days if clustered else None,
+        slices=rows.slices,
+        policy=Policy(**({"floors": FLOORS} | policy)),
+    )
+    blocked = decision.outcome == "keep" and any(s.outcome == "worse" for s in decision.slices)
+    return "slice" if blocked and decision.reasons[0].startswith("slice") else decision.outcome
+
+
+def promotions(
+    run: Map, trials: int, world: dict[str, Any], policy: dict[str, Any] | None = None, clustered: bool = True
+) -> dict[str, Any]:
+    one = partial(gate_outcome, world=world, policy=policy or {}, clustered=clustered)
+    began = time.process_time()
+    outcomes = Counter(run(one, range(trials)))
+    return (
+        {**world, "policy": policy or {}, "clusters": "day" if clustered else "row"}
+        | rate_of(outcomes["promote"], trials)
+        | {"kept_by_a_slice": outcomes["slice"], "cpu_s_a_trial": round((time.process_time() - began) / trials, 4)}
+    )
+
+
+SAME = (
+    ({"rows": 500, "days": 7}, {}, True),
+    ({"rows": 2_000, "days": 7}, {}, True),
+    ({"rows": 2_000, "days": 28}, {}, True),
+    ({"rows": 2_000, "days": 28}, {}, False),
+    ({"rows": 2_000, "days": 28, "correlation": 0.99}, {}, True),
+    ({"rows": 2_000, "days": 28, "day_share": 0.5}, {}, True),
+    ({"rows": 2_000, "days": 28}, {"metric": "log_loss"}, True),
+    ({"rows": 2_000, "days": 28}, {"metric": "average_precision"}, True),
+    ({"rows": 2_000, "days": 28}, {"metric": "brier"}, True),
+    ({"rows": 10_000, "days": 28}, {}, True),
+)
+"""Worlds of two models of the same quality: world, policy, whether days are clusters."""
+MARGINS = (0.005, 0.01, 0.02, 0.03, 0.05)
+ROWS = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
+
+
+def promotion(run: Map, trials: int, power_trials: int) -> dict[str, Any]:
+    """False promotions and the power curve."""
+    same = []
+    for world, policy, clustered in SAME:
+        same.append(promotions(run, trials, world, policy, clustered))
+        print(_line(same[-1]), flush=True)
+    power = []
+    for margin in MARGINS:
+        for rows in ROWS:
+            power.append(promotions(run, power_trials, {"rows": rows, "days": 28, "margin": margin}))
+            print(_line(power[-1]), flush=True)
+    return {"same": same, "power": power}
+
+
+def _line(row: dict[str, Any]) -> str:
+    known = ("hits", "trials", "rate", "low", "high", "kept_by_a_slice", "cpu_s_a_trial")
+    world = " ".join(f"{k}={v}" for k, v in row.items() if k not in known)
+    return (
+        f"{world}: {row['hits']}/{row['trials']} = {row['rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}], "
+        f"{row['kept_by_a_slice']} kept by a slice, {row['cpu_s_a_trial']} s"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--power-trials", type=int, default=200)
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args()
+    results = {"promotion": promotion(map, arguments.trials, arguments.power_trials)}
+    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
