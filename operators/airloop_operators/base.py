@@ -6,11 +6,17 @@ It neither knows how a step works nor where it runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.sdk import Asset, AssetAlias, BaseOperator
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowRescheduleException,
+    AirflowSkipException,
+)
 
 from airloop.contract import Call, RunInfo, attempt_id
 from airloop.errors import (
@@ -24,6 +30,7 @@ from airloop.errors import (
 )
 from airloop_operators.intervals import interval_of
 from airloop_operators.links import ManifestLink, MlflowRunLink, ReportLink
+from airloop_operators.turn import Order, Place, not_yet
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -56,6 +63,9 @@ class StepOperator(BaseOperator):
     :param python: interpreter of another virtual environment that has airloop installed.
     :param infrastructure_retries: how often a step that was ended by its surroundings (not by memory or time limits)
         is started again before the task itself fails; apart from the task's ``retries``.
+    :param order: what the task waits for while runs of earlier data intervals are under way: ``task``, the same task
+        in them; ``run``, their end; ``none``, nothing. Default: as the task's arguments ask for, see
+        :mod:`airloop_operators.turn`.
     :param announces: asset whose event is emitted only when the step made something new, with the step's key and
         interval in its extra. (A plain outlet fires again when a reused task is cleared.)
     """
@@ -68,6 +78,10 @@ class StepOperator(BaseOperator):
     """Step of a built-in operator."""
     step_arguments: ClassVar[tuple[str, ...]] = ()
     """Attributes of a built-in operator that are arguments of its step; None means: not given."""
+    step_reads: ClassVar[tuple[str, ...]] = ("arguments",)
+    """Attributes that name tables and models which the step reads."""
+    own_order: ClassVar[Order] = "task"
+    """Order of a task that takes only results of other tasks."""
 
     def __init__(
         self,
@@ -83,6 +97,7 @@ class StepOperator(BaseOperator):
         secrets: Mapping[str, str] | None = None,
         python: str | None = None,
         infrastructure_retries: int = 1,
+        order: Order | None = None,
         announces: Asset | None = None,
         **kwargs: Any,
     ) -> None:
@@ -100,6 +115,7 @@ class StepOperator(BaseOperator):
         self.secrets = secrets
         self.python = python
         self.infrastructure_retries = infrastructure_retries
+        self.order = order
         self.announces = announces
 
     def call_arguments(self) -> dict[str, Any]:
@@ -111,12 +127,24 @@ class StepOperator(BaseOperator):
                 given[name] = value
         return given
 
+    @property
+    def place(self) -> Place:
+        """The task's place in the order of runs."""
+        return Place(self.task_id, self.order, self.own_order, [getattr(self, name) for name in self.step_reads])
+
     def execute(self, context: Context) -> dict[str, Any]:
-        """Run the step; returns its references and counts."""
+        """Run the step, once it is its turn; returns its references and counts."""
         from airloop_operators.results import links_of, result_of
         from airloop_operators.runners import get_runner
         from airloop_operators.settings import Settings
 
+        waiting = not_yet(context, self.place, _places(self.dag.tasks))
+        if waiting is not None:
+            reason, until = waiting
+            self.log.info(
+                "Not yet its turn: %s. Looking again in %.0f s.", reason, (until - datetime.now(UTC)).total_seconds()
+            )
+            raise AirflowRescheduleException(until)  # type: ignore[no-untyped-call]
         settings = Settings.read()
         self._running: Runner = get_runner(self.runner or settings.runner, settings)
         try:
@@ -197,6 +225,17 @@ class StepOperator(BaseOperator):
 
     event_only: ClassVar[bool] = False
     """True: the step itself decides whether there is something to announce."""
+
+
+def _places(tasks: Iterable[Any]) -> Iterator[Place]:
+    """Places of the tasks of a DAG that are ours."""
+    for task in tasks:
+        if isinstance(task, StepOperator):
+            yield task.place
+        elif isinstance(kind := getattr(task, "operator_class", None), type) and issubclass(kind, StepOperator):
+            given = task.partial_kwargs
+            reads = [given[name] for name in kind.step_reads if name in given]
+            yield Place(task.task_id, given.get("order"), kind.own_order, reads)
 
 
 def _for_airflow(error: AirloopError) -> AirflowException:

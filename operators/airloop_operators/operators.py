@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from airloop_operators.base import StepOperator
+from airloop_operators.turn import Order
 
 Result = Any
 """A reference as text, or the ``output`` of the task that makes it."""
@@ -28,6 +29,7 @@ class ExtractOperator(StepOperator):
 
     step_name: ClassVar[str] = "extract"
     step_arguments: ClassVar[tuple[str, ...]] = ("source", "files", "table")
+    step_reads: ClassVar[tuple[str, ...]] = ()
     template_fields = (*StepOperator.template_fields, *step_arguments)
     template_ext = (".yaml", ".yml")
 
@@ -57,6 +59,7 @@ class ValidateOperator(StepOperator):
 
     step_name: ClassVar[str] = "validate"
     step_arguments: ClassVar[tuple[str, ...]] = ("table", "suite", "max_quarantined_share")
+    step_reads: ClassVar[tuple[str, ...]] = ("table",)
     template_fields = (*StepOperator.template_fields, *step_arguments)
     template_ext = (".json", ".yaml", ".yml")
 
@@ -90,6 +93,7 @@ class SqlOperator(StepOperator):
 
     step_name: ClassVar[str] = "sql"
     step_arguments: ClassVar[tuple[str, ...]] = ("sql", "inputs", "table", "key", "mode", "partition_by")
+    step_reads: ClassVar[tuple[str, ...]] = ("inputs",)
     template_fields = (*StepOperator.template_fields, *step_arguments)
     template_ext = (".sql",)
     template_fields_renderers: ClassVar[dict[str, str]] = {"sql": "sql"}
@@ -147,6 +151,7 @@ class MaterializeFeaturesOperator(StepOperator):
         "tables",
         "feature_views",
     )
+    step_reads: ClassVar[tuple[str, ...]] = ("tables",)
     template_fields = (*StepOperator.template_fields, *step_arguments)
 
     def __init__(
@@ -192,6 +197,7 @@ class BuildTrainingSetOperator(StepOperator):
         "time_column",
         "known_column",
     )
+    step_reads: ClassVar[tuple[str, ...]] = ("labels", "tables")
     template_fields = (*StepOperator.template_fields, *step_arguments)
 
     def __init__(
@@ -243,6 +249,7 @@ class BatchScoreOperator(StepOperator):
         "table",
         "time_column",
     )
+    step_reads: ClassVar[tuple[str, ...]] = ("model", "entities", "tables")
     template_fields = (*StepOperator.template_fields, *step_arguments)
 
     def __init__(
@@ -292,6 +299,8 @@ class TrainOperator(StepOperator):
         "imbalance",
         "target",
     )
+    step_reads: ClassVar[tuple[str, ...]] = ("examples",)
+    own_order: ClassVar[Order] = "none"
     template_fields = (*StepOperator.template_fields, *step_arguments)
 
     def __init__(
@@ -361,6 +370,7 @@ class EvaluateOperator(StepOperator):
         "seed",
         "on_reject",
     )
+    step_reads: ClassVar[tuple[str, ...]] = ("challenger", "champion", "examples")
     template_fields = (*StepOperator.template_fields, *step_arguments)
 
     def __init__(
@@ -422,6 +432,7 @@ class RegisterModelOperator(StepOperator):
         "model",
         "any_champion",
     )
+    step_reads: ClassVar[tuple[str, ...]] = ("gate", "model")
     template_fields = (*StepOperator.template_fields, *step_arguments)
     event_only: ClassVar[bool] = True
 
@@ -486,6 +497,7 @@ class DetectDriftOperator(StepOperator):
         "max_age",
         "ignore",
     )
+    step_reads: ClassVar[tuple[str, ...]] = ("model", "current", "predictions", "labels", "watch")
     template_fields = (*StepOperator.template_fields, *step_arguments)
     event_only: ClassVar[bool] = True
 
@@ -537,6 +549,8 @@ class ReportOperator(StepOperator):
 
     step_name: ClassVar[str] = "report"
     step_arguments: ClassVar[tuple[str, ...]] = ("tasks", "loop", "title", "zone")
+    step_reads: ClassVar[tuple[str, ...]] = ("tasks",)
+    own_order: ClassVar[Order] = "none"
     template_fields = (*StepOperator.template_fields, *step_arguments)
 
     def __init__(
