@@ -127,12 +127,12 @@ def checksum(table: Any) -> int:
     odd = np.uint64(0x9E3779B97F4A7C15)
     label = (table["label_id"].to_numpy().astype(np.uint64) + np.uint64(1)) * odd
     label ^= label >> np.uint64(29)
-    total = np.uint64(len(label))
+    total = len(label)
     for number, name in enumerate(("driver", *FEATURES)):
         column = table[name].cast(pa.float64())
         bits = column.fill_null(float("inf")).to_numpy().view(np.uint64) + np.uint64(number)
-        total += (label * (bits * odd)).sum(dtype=np.uint64)
-    return int(total)
+        total += int((label * (bits * odd)).sum(dtype=np.uint64))
+    return total % 2**64
 
 
 def by_feast(folder: str, repository: str) -> dict[str, Any]:

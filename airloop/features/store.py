@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -166,9 +167,9 @@ class IcebergOfflineStore(OfflineStore):
                 connection.register("entity_rows", rows)
                 joined = point_in_time_join(
                     connection, "entity_rows", specs,
-                    time_column=time_column, full_names=full_feature_names, evidence=False, order_by=(ROW,),
+                    time_column=time_column, full_names=full_feature_names, evidence=False,
                 )  # fmt: skip
-                return joined.to_arrow_table().drop_columns([ROW])
+                return _in_order(joined.to_arrow_table())
 
         demanded = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
         keys = [c for c in rows.column_names if c not in (ROW, time_column)]
@@ -299,7 +300,15 @@ def _entity_rows(entity_df: pd.DataFrame | pa.Table) -> tuple[pa.Table, str]:
             f"the entity rows cannot be read: {cause}", "give one type per column and ISO 8601 times"
         ) from cause
     rows = rows.set_column(rows.column_names.index(name), name, column)
-    return rows.append_column(ROW, pa.array(range(rows.num_rows), pa.int64())), name
+    return rows.append_column(ROW, pa.array(np.arange(rows.num_rows))), name
+
+
+def _in_order(joined: pa.Table) -> pa.Table:
+    """The rows as they were numbered, each number once. Putting them there is faster than sorting them."""
+    numbers = joined[ROW].to_numpy()
+    places = np.empty_like(numbers)
+    places[numbers] = np.arange(len(numbers))
+    return joined.drop_columns([ROW]).combine_chunks().take(pa.array(places))
 
 
 def _time_column(schema: pa.Schema) -> str:

@@ -142,6 +142,15 @@ def test_equals_brute_force_on_more_rows(connection: Any, lag: str, ttl: timedel
     check(connection, spine, values, ttl=ttl)
 
 
+@pytest.mark.parametrize("double", [False, True])
+def test_rows_are_compared_in_passes(connection: Any, monkeypatch: pytest.MonkeyPatch, double: bool) -> None:
+    """Two rows of one key and time are found whichever pass they fall into."""
+    monkeypatch.setattr("airloop.features.asof.ROWS_PER_PASS", 7)
+    values = [(key, 1.0, e, at(e), at(e + 1)) for key in "abc" for e in range(0, 40, 2)]
+    values += [("b", 2.0, 8, at(8), at(9))] if double else []
+    check(connection, [(n, "abc"[n % 3], at(n)) for n in range(45)], values)
+
+
 def test_late_value_is_not_seen_before_it_arrived(connection: Any) -> None:
     values = [("a", 1.0, 1, at(0), at(1)), ("a", 9.0, 9, at(5), at(50))]
     check(connection, [(0, "a", at(10)), (1, "a", at(49)), (2, "a", at(50))], values)
