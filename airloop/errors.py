@@ -8,9 +8,11 @@ Errors of Airloop. Each says what was found, what was expected and what to do; i
     │   ├── BadArgument            (ValueError)   an argument of a step
     │   │   └── BadInterval                       an interval is malformed, missing or empty
     │   ├── BadInput               (ValueError)   a file, row or field
-    │   │   └── SchemaMismatch                    columns or types differ from the declared ones
+    │   │   ├── SchemaMismatch                    columns or types differ from the declared ones
+    │   │   └── DuplicateKeys                     two rows that are to be written share a key
     │   ├── RejectedRows           (ValueError)   a data gate said no
     │   ├── LeakageFound           (ValueError)   a feature was not known at prediction time
+    │   ├── ParityBroken           (ValueError)   what is served online is not what training is given
     │   ├── NotFound               (LookupError)  a table, snapshot, model, file or step is not there
     │   ├── BadConfiguration       (ValueError)   configuration or installation
     │   ├── StoreReadOnly          (PermissionError)
@@ -74,12 +76,20 @@ class SchemaMismatch(BadInput):
     """Columns or types differ from the declared ones in a way that no evolution rule allows."""
 
 
+class DuplicateKeys(BadInput):
+    """Two rows that are to be written share a key."""
+
+
 class RejectedRows(Rejected, ValueError):
     """A data gate said no."""
 
 
 class LeakageFound(Rejected, ValueError):
     """A feature's value was not yet known at the time of prediction."""
+
+
+class ParityBroken(Rejected, ValueError):
+    """A value that is served online is not what training is given."""
 
 
 class NotFound(Rejected, LookupError):

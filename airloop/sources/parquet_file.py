@@ -14,7 +14,7 @@ from airloop.sources.streams import Data
 from airloop.sources.types import name_of
 from airloop.sources.values import cast
 
-ROWS = 65_536
+ROWS = 131_072
 """Rows decoded at a time."""
 
 

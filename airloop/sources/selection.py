@@ -1,9 +1,9 @@
 """
 From files to the rows that a run brings: those of its interval, late and corrected ones, each key once.
 
-The rows are staged in one Parquet file of the step's own folder, so that every check is done before the first row
+The rows are staged in one Arrow file of the step's own folder, so that every check is done before the first row
 reaches the table, and memory is bounded by a chunk whatever the files' size. Keys are compared by DuckDB, which spills
-to disk.
+to disk, and only if the table's writer has found that some come twice.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as parquet
 
 from airloop.contract import Interval
 from airloop.errors import BadInput
@@ -51,7 +53,7 @@ class Counts:
 
 @dataclass(slots=True)
 class Selection:
-    """Rows ready for the table."""
+    """Rows ready for the table, but that keys may come twice until :meth:`settle` was called."""
 
     schema: pa.Schema
     counts: Counts
@@ -60,6 +62,10 @@ class Selection:
     report: tuple[str, ...]
     """Accepted differences from the declaration, for people."""
     staged: Path
+    _batch: str
+    _labels: list[str]
+    """Names of the streams by their position."""
+    _doubles: Callable[[], pa.Array] | None
     _dropped: pa.Array = field(default_factory=lambda: pa.array([], pa.int64()))
 
     @property
@@ -67,14 +73,36 @@ class Selection:
         c = self.counts
         return c.rows_in - c.rows_outside - c.rows_duplicate - c.rows_superseded
 
+    @property
+    def settled(self) -> bool:
+        """Whether each key comes once."""
+        return self._doubles is None
+
+    def settle(self) -> None:
+        """
+        Leave out, and count, rows that give way to another one of the same key.
+
+        :raises BadInput: two rows of one file have the same key and differ.
+        """
+        if self._doubles is not None:
+            self._dropped = self._doubles()
+            self._doubles = None
+
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The rows in the order of the files, with the table's schema; can be asked for more than once."""
-        with parquet.ParquetFile(self.staged) as file:
-            for batch in file.iter_batches(batch_size=CHUNK):
+        with pa.OSFile(str(self.staged)) as file, pa.ipc.open_file(file) as reader:
+            for number in range(reader.num_record_batches):
+                batch = reader.get_batch(number)
+                # A batch is of one stream.
+                label = self._labels[batch.column("_file")[0].as_py()]
                 if len(self._dropped):
                     keep = pc.invert(pc.is_in(batch.column("_place"), value_set=self._dropped))
                     batch = batch.filter(keep)
-                yield batch.select(self.schema.names).cast(self.schema)
+                columns = {name: batch.column(name) for name in batch.schema.names} | {
+                    "_batch": pa.repeat(pa.scalar(self._batch, pa.string()), batch.num_rows),
+                    "_source": pa.repeat(pa.scalar(label, pa.string()), batch.num_rows),
+                }
+                yield pa.record_batch([columns[f.name] for f in self.schema], schema=self.schema)
 
 
 def select(
@@ -104,22 +132,26 @@ def select(
     planned = plan(spec, files, known)
     counts = Counts()
     schema = spec.table_schema(planned.added)
-    staged = workdir / "rows.parquet"
-    stage = pa.schema([*schema, pa.field("_file", pa.int32()), pa.field("_place", pa.int64())])
+    staged = workdir / "rows.arrow"
+    own = [f for f in schema if f.name not in ("_batch", "_source")]
+    stage = pa.schema([*own, pa.field("_file", pa.int32()), pa.field("_place", pa.int64())])
     window = _Window(spec, interval) if interval and spec.interval_column else None
+    labels = [data.label for data, _ in planned.parts]
     place = 0
     with (
         Deriver(spec, planned.added, memory_mb=memory_mb, threads=threads) as deriver,
-        parquet.ParquetWriter(staged, stage, compression="lz4") as writer,
+        pa.OSFile(str(staged), "wb") as file,
+        pa.ipc.new_file(file, stage, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer,
     ):
         for position, label, first_row, chunk in _chunks(spec, planned, min(rows_per_chunk, CHUNK)):
             counts.rows_in += chunk.num_rows
             progress(chunk.num_rows)
-            numbers = pa.array(range(first_row, first_row + chunk.num_rows), pa.int64())
+            numbers = _count_from(first_row, chunk.num_rows)
             if window is not None:
                 moments = deriver.moments(chunk, label=label, first_row=first_row)
                 kept = window.mask(moments, counts, label=label, first_row=first_row)
-                chunk, numbers = chunk.filter(kept), numbers.filter(kept)
+                if kept.true_count < len(kept):
+                    chunk, numbers = chunk.filter(kept), numbers.filter(kept)
             if not chunk.num_rows:
                 continue
             done = deriver.derived(chunk, label=label, first_row=first_row).combine_chunks()
@@ -127,19 +159,21 @@ def select(
                 _check_derived(spec, part, label, numbers)
             count = done.num_rows
             metadata = {
-                "_batch": pa.repeat(pa.scalar(batch, pa.string()), count),
-                "_source": pa.repeat(pa.scalar(label, pa.string()), count),
                 "_row": numbers,
                 "_file": pa.repeat(pa.scalar(position, pa.int32()), count),
-                "_place": pa.array(range(place, place + count), pa.int64()),
+                "_place": _count_from(place, count),
             }
             place += count
             columns = {name: done.column(name) for name in done.column_names} | metadata
             writer.write_table(pa.table([columns[n] for n in stage.names], names=stage.names).cast(stage))
-    for file in files:
-        file.check_unchanged()
-    dropped = _without_doubles(spec, staged, schema, counts, workdir, memory_mb, threads)
-    return Selection(schema, counts, planned.added, planned.report, staged, dropped)
+    for source in files:
+        source.check_unchanged()
+    doubles = partial(_without_doubles, spec, staged, schema, labels, counts, workdir, memory_mb, threads)
+    return Selection(schema, counts, planned.added, planned.report, staged, batch, labels, doubles)
+
+
+def _count_from(first: int, count: int) -> pa.Array:
+    return pa.array(np.arange(first, first + count, dtype=np.int64))
 
 
 def _chunks(spec: SourceSpec, planned: Plan, most: int) -> Iterator[tuple[int, str, int, pa.Table]]:
@@ -221,7 +255,14 @@ def _check_derived(spec: SourceSpec, part: pa.RecordBatch, label: str, numbers: 
 
 
 def _without_doubles(
-    spec: SourceSpec, staged: Path, schema: pa.Schema, counts: Counts, workdir: Path, memory_mb: int, threads: int
+    spec: SourceSpec,
+    staged: Path,
+    schema: pa.Schema,
+    labels: Sequence[str],
+    counts: Counts,
+    workdir: Path,
+    memory_mb: int,
+    threads: int,
 ) -> pa.Array:
     """
     Places of the rows that give way to another row of the same key.
@@ -231,6 +272,8 @@ def _without_doubles(
 
     :raises BadInput: two rows of one file have the same key and differ.
     """
+    from pyarrow.dataset import dataset
+
     key = ", ".join(f'"{name}"' for name in spec.key)
     content = ", ".join(f'"{name}" := "{name}"' for name in schema.names if not name.startswith("_"))
     config: dict[str, str | bool | int | float | list[str]] = {
@@ -240,8 +283,7 @@ def _without_doubles(
     }
     with storing(f"comparing the keys of {spec.name}"), duckdb.connect(config=config) as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        path = str(staged).replace("'", "''")
-        connection.execute(f"CREATE VIEW staged AS SELECT * FROM read_parquet('{path}')")
+        connection.register("staged", dataset(staged, format="ipc"))
         connection.execute(f"CREATE TEMP TABLE twice AS SELECT {key} FROM staged GROUP BY ALL HAVING count(*) > 1")
         if not connection.execute("SELECT count(*) FROM twice").fetchall()[0][0]:
             return pa.array([], pa.int64())
@@ -250,11 +292,11 @@ def _without_doubles(
             f"SELECT *, struct_pack({content}) AS content FROM staged SEMI JOIN twice USING ({key})"
         )
         conflicts = connection.execute(
-            f"SELECT {key}, any_value(_source), list(_row ORDER BY _row) FROM double "
+            f"SELECT {key}, _file, list(_row ORDER BY _row) FROM double "
             f"GROUP BY {key}, _file HAVING count(DISTINCT content) > 1 ORDER BY min(_place)"
         ).fetchall()
         if conflicts:
-            raise _conflict(spec, conflicts)
+            raise _conflict(spec, labels, conflicts)
         dropped = connection.execute(
             "SELECT _place, content IS NOT DISTINCT FROM first_value(content) OVER best AS identical FROM double "
             f"WINDOW best AS (PARTITION BY {key} ORDER BY _file DESC, _place) "
@@ -266,13 +308,13 @@ def _without_doubles(
     return dropped.column("_place").combine_chunks()
 
 
-def _conflict(spec: SourceSpec, conflicts: list[tuple[object, ...]]) -> BadInput:
-    *values, label, row_numbers = conflicts[0]
+def _conflict(spec: SourceSpec, labels: Sequence[str], conflicts: list[tuple[Any, ...]]) -> BadInput:
+    *values, position, row_numbers = conflicts[0]
     key = ", ".join(f"{name}={shown(str(value))}" for name, value in zip(spec.key, values, strict=True))
-    numbers = list(row_numbers) if isinstance(row_numbers, list) else []
+    numbers = list(row_numbers)
     named = ", ".join(f"{number:,}" for number in numbers[:5]) + (" …" if len(numbers) > 5 else "")
     more = f"; {len(conflicts) - 1:,} more keys are like it" if len(conflicts) > 1 else ""
     return BadInput(
-        f"{label}: rows {named} have the same key ({key}) and differ{more}",
+        f"{labels[position]}: rows {named} have the same key ({key}) and differ{more}",
         "keep one of them; a corrected row belongs into a later file",
     )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airloop.contract import Interval
-from airloop.errors import BadArgument, BadInterval
+from airloop.errors import BadArgument, BadInterval, DuplicateKeys
 from airloop.frame import StepContext, StepResult, step
 from airloop.frame.logs import Progress
 from airloop.sources.files import FileSet
 from airloop.sources.spec import SourceSpec
 from airloop.warehouse.refs import ROWS_BROUGHT, TableRef, valid_name
+
+if TYPE_CHECKING:
+    from airloop.sources.selection import Selection
+    from airloop.warehouse.catalog import Commit
 
 
 def _only_if_it_counts(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -76,15 +80,7 @@ def extract(
         ctx.log.warning("%s: %s", name, line)
     branch = f"audit-{ctx.key[:12]}"
     base = ctx.warehouse.head(name)
-    commit = ctx.warehouse.commit(
-        name,
-        selected.batches(),
-        key=ctx.key,
-        mode="upsert",
-        on=source.key,
-        branch=branch,
-        properties={ROWS_BROUGHT: str(selected.rows)},
-    )
+    commit = _commit(ctx, name, selected, source.key, branch)
     counts = asdict(selected.counts) | {
         "rows_new": commit.added,
         "rows_corrected": commit.updated,
@@ -98,10 +94,35 @@ def extract(
             "branch": branch,
             "base": base,
             "evolution": [*selected.report, *evolved],
+            # Where the files were, for people and for a replay: no part of the key.
+            "patterns": list(files.patterns),
             "files": [{"name": f.name, "sha256": f.sha256, "bytes": f.size} for f in files.files],
         },
-        changed=commit.changed,
+        changed=ctx.is_news(commit),
     )
+
+
+def _commit(ctx: StepContext, name: str, selected: Selection, key: list[str], branch: str) -> Commit:
+    """Bring the rows in. Keys that come twice are looked for as they are written: most files have none."""
+    try:
+        commit = ctx.warehouse.commit(
+            name,
+            selected.batches(),
+            key=ctx.key,
+            mode="upsert",
+            on=key,
+            branch=branch,
+            properties={ROWS_BROUGHT: str(selected.rows)},
+        )
+    except DuplicateKeys:
+        if selected.settled:
+            raise
+        selected.settle()
+        return _commit(ctx, name, selected, key, branch)
+    if commit.adopted:
+        # An earlier attempt wrote them; what it dropped is counted again.
+        selected.settle()
+    return commit
 
 
 def _undeclared_columns(ctx: StepContext, name: str, source: SourceSpec) -> dict[str, str]:

@@ -20,7 +20,7 @@ from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 
 from airloop.config import Config
-from airloop.errors import BadInput
+from airloop.errors import BadInput, DuplicateKeys
 from airloop.warehouse.files import DataFileWriter
 from airloop.warehouse.localio import local_path
 from airloop.warehouse.read import LiveFile, as_schema, execute, live_files, select, source
@@ -62,10 +62,14 @@ class Staged:
 def refuse_duplicates(
     connection: duckdb.DuckDBPyConnection, name: str, staged: Staged, schema: Schema, on: Sequence[str]
 ) -> None:
-    """:raises BadInput: two of the rows have the same key."""
+    """:raises DuplicateKeys: two of the rows have the same key."""
     if not on or not staged.rows:
         return
     keys = ", ".join(f"c{schema.find_field(column).field_id}" for column in on)
+    # Equal keys have equal hashes, and numbers are grouped faster than keys.
+    hashes = f"SELECT hash({keys}) AS h FROM {source(staged.paths, schema)}"
+    if execute(connection, f"SELECT 1 FROM ({hashes}) GROUP BY h HAVING count(*) > 1 LIMIT 1").fetchone() is None:
+        return
     found = execute(
         connection,
         f"SELECT count(*), sum(n), first(k ORDER BY n DESC, k), first(n ORDER BY n DESC, k) FROM "
@@ -76,7 +80,7 @@ def refuse_duplicates(
     if count:
         values = first.values() if isinstance(first, dict) else first
         shown = ", ".join(f"{column}={value}" for column, value in zip(on, values, strict=True))
-        raise BadInput(
+        raise DuplicateKeys(
             f"{total:,} of {staged.rows:,} rows for {name} share {count:,} keys ({', '.join(on)}); "
             f"first: {shown}, {most} times",
             "keep one row of each key",

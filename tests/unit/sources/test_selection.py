@@ -26,9 +26,11 @@ def run(resolved: Callable[..., tuple[SourceFile, ...]], tmp_path: Path) -> Run:
     def make(spec: SourceSpec, files: dict[str, str], interval: Interval | None = None, **options: Any) -> Selection:
         found = resolved(**files)
         options = {"known": {}, "rows_per_chunk": 1000, **options}
-        return select(
+        selected = select(
             spec, found, interval, batch="k" * 64, workdir=tmp_path, memory_mb=256, threads=1, **options
         )  # fmt: skip
+        selected.settle()
+        return selected
 
     return make
 
