@@ -327,6 +327,10 @@ class Graph:
                     found.append(_period(move, after))
         return found
 
+    def models(self) -> list[str]:
+        """Names of the models that the ledger knows."""
+        return sorted({e.model for e in self._entries})
+
     @cached_property
     def _entries(self) -> list[Entry]:
         from airloop.registry.ledger import Ledger
