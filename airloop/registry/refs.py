@@ -2,7 +2,8 @@
 References to models and to a gate's decisions.
 
 ======================  ============================================================================================
-``delay@champion``      what the alias names: as of the interval's start if the run has an interval, else now
+``delay@champion``      what the alias names: as of the interval's start if the run has an interval, else now; for a
+                        gate, as of the interval's end, see :class:`IncumbentRef`
 ``delay@3``             a registered version, also ``model:/delay/3``
 ``model:/run/3f2a…``    the model of a training run, not registered yet
 ``model:/delay/none``   there is no such model yet: what an alias resolves to before the first promotion
@@ -16,10 +17,14 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from airloop.errors import ContractBroken, NotFound
 from airloop.reference import Reference, Scope
+
+if TYPE_CHECKING:
+    from airloop.contract import Interval
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -105,8 +110,12 @@ class ModelRef(Reference):
         if scope.interval is None:
             entry = ledger.champion_at(self.name, self.alias)
         else:
-            entry = ledger.champion_at(self.name, self.alias, at=scope.interval.start, clock="data")
+            entry = ledger.champion_at(self.name, self.alias, at=self._as_of(scope.interval), clock="data")
         return type(self)(self.name, version=NONE if entry is None else entry.version)
+
+    def _as_of(self, interval: Interval) -> datetime:
+        """Data time as of which an alias is looked up."""
+        return interval.start
 
     def canonical(self) -> str:
         return str(self)
@@ -122,6 +131,19 @@ class ModelRef(Reference):
         if self.run_id:
             return lookup.run_exists(scope.config, self.run_id)
         return lookup.version_run(scope.config, self.name, int(self.version or NONE)) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class IncumbentRef(ModelRef):
+    """
+    The model whose place a challenger of an interval would take.
+
+    As any model, but an alias is what it named just before the interval's end: also a roll-back by hand within the
+    interval counts. What the interval's own run promotes takes effect at its end, so a repetition finds the same.
+    """
+
+    def _as_of(self, interval: Interval) -> datetime:
+        return interval.end - timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)

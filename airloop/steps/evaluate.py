@@ -9,7 +9,7 @@ from pydantic import Field
 
 from airloop.errors import BadArgument, BadInput, Rejected, SchemaMismatch
 from airloop.frame import StepContext, StepResult, step
-from airloop.registry.refs import DecisionRef, ModelRef
+from airloop.registry.refs import DecisionRef, IncumbentRef, ModelRef
 from airloop.warehouse.refs import TableRef
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def evaluate(
     ctx: StepContext,
     *,
     challenger: ModelRef,
-    champion: ModelRef,
+    champion: IncumbentRef,
     examples: TableRef,
     metric: Literal["roc_auc", "average_precision", "log_loss", "brier", "accuracy"] = "roc_auc",
     confidence: Share = 0.95,
@@ -54,7 +54,8 @@ def evaluate(
     rows of one class, keep what is live. "Keep" and "reject" are results, not failures.
 
     :param challenger: the model that wants to be champion.
-    :param champion: the model to beat, usually ``NAME@champion``; ``model:/NAME/none``: there is none.
+    :param champion: the model to beat, usually ``NAME@champion``: what that was just before the interval's end;
+        ``model:/NAME/none``: there is none.
     :param examples: training table; its rows of split ``holdout`` are what both models are measured on.
     :param metric: what is compared: ``roc_auc``, ``average_precision``, ``log_loss``, ``brier`` or ``accuracy``.
     :param confidence: of the two-sided interval of the gain; slices are judged at ``1 - confidence``, together.

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from airloop.contract import Interval
 from airloop.errors import BadArgument, StaleRun
 from airloop.frame import StepContext, StepResult, step
-from airloop.registry.refs import CHALLENGER, CHAMPION, NONE, DecisionRef, ModelRef
+from airloop.reference import Scope
+from airloop.registry.refs import CHALLENGER, CHAMPION, NONE, DecisionRef, IncumbentRef, ModelRef
 
 if TYPE_CHECKING:
-    from airloop.registry.ledger import Entry, Ledger
+    from airloop.registry.ledger import Entry
     from airloop.registry.models import Registered
 
 
@@ -45,7 +46,7 @@ def register(
     :param gate: the decision; pass the result of the evaluate task.
     :param name: registered name: letters, digits, ``_ . -``.
     :param alias: alias that a promotion moves.
-    :param any_champion: accept a promotion over another model than the one that was champion when the interval began.
+    :param any_champion: accept a promotion over another model than the one that the gate compared with.
     """
     from airloop.registry.ledger import Entry
     from airloop.registry.models import Registry
@@ -62,7 +63,7 @@ def register(
     with registry.locked(name):
         before = registry.known(name, ctx.key, moves)
         if promoted and before is None and not any_champion:
-            _check_champion(registry.ledger, name, alias, evidence["champion"], interval)
+            _check_champion(ctx, name, alias, evidence["champion"], interval)
         registered = registry.register(
             name, model, tags=_tags(ctx, evidence), description="; ".join(decision["reasons"])[:5000]
         )
@@ -96,19 +97,15 @@ def register(
     return _result(ctx, entry, registered, live.version if live else NONE, gate, adopted=before is not None)
 
 
-def _check_champion(ledger: Ledger, name: str, alias: str, compared: str, interval: Interval | None) -> None:
+def _check_champion(ctx: StepContext, name: str, alias: str, compared: str, interval: Interval | None) -> None:
     """:raises StaleRun: the gate compared with another model than the one that is to be replaced."""
-    if interval is None:
-        live, when = ledger.champion_at(name, alias), "now"
-    else:
-        live = ledger.champion_at(name, alias, at=interval.start, clock="data")
-        when = f"at {interval.start.isoformat()}"
-    expected = str(ModelRef(name, version=live.version if live else NONE))
-    if ModelRef.parse(compared).absent and live is None:
+    live = IncumbentRef(name, alias=alias).resolve(Scope(ctx.config, interval))
+    if ModelRef.parse(compared).absent and live.absent:
         return
-    if compared != expected:
+    if compared != str(live):
+        when = f"just before {interval.end.isoformat()}" if interval else "now"
         raise StaleRun(
-            f"the gate compared with {compared}, but {name}@{alias} {when} is {expected}",
+            f"the gate compared with {compared}, but {name}@{alias} {when} is {live}",
             "run the evaluate task again, or set any_champion=True",
         )
 

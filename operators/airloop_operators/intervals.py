@@ -2,12 +2,14 @@
 Which interval of time a task works on.
 
 In this order: the task's own ``interval`` argument; the run's data interval, if it has one that is not empty; the
-run's partition key; the newest triggering asset event that carries an interval. Else there is none, and a step that
-needs one says so. (``{{ ds }}`` does not exist in a run whose logical date is null.)
+run's partition key; the time from the beginning of the earliest to the end of the latest interval that the triggering
+asset events carry (Airflow starts one run for all events that have queued up, and none of them may be lost). Else
+there is none, and a step that needs one says so. (``{{ ds }}`` does not exist in a run whose logical date is null.)
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -15,6 +17,8 @@ from typing import Any
 
 from airloop.contract import Interval
 from airloop.errors import BadInterval
+
+log = logging.getLogger(__name__)
 
 
 def interval_of(context: Mapping[str, Any], explicit: object = None) -> Interval | None:
@@ -70,12 +74,11 @@ def partition_interval(key: str, zone: tzinfo) -> Interval:
 
 
 def _interval_of_events(events: Mapping[Any, Iterable[Any]]) -> Interval | None:
-    newest: Interval | None = None
-    for group in events.values():
-        for event in group:
-            found = (getattr(event, "extra", None) or {}).get("interval")
-            if found:
-                interval = Interval.parse(found)
-                if newest is None or interval.end > newest.end:
-                    newest = interval
-    return newest
+    carried = ((getattr(event, "extra", None) or {}).get("interval") for group in events.values() for event in group)
+    found = {Interval.parse(interval) for interval in carried if interval}
+    if not found:
+        return None
+    whole = Interval(min(i.start for i in found), max(i.end for i in found))
+    if len(found) > 1:
+        log.info("This run stands for %d events; it works on all of their time, %s", len(found), whole)
+    return whole

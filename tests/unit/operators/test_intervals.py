@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -41,11 +43,19 @@ def test_an_empty_data_interval_falls_through_to_the_partition_key() -> None:
     )
 
 
-def test_the_newest_event_that_carries_an_interval_is_the_last_resort() -> None:
-    older = {"interval": {"start": "2013-01-01T00:00+00:00", "end": "2013-01-02T00:00+00:00"}}
-    newer = {"interval": {"start": "2013-01-02T00:00+00:00", "end": "2013-01-03T00:00+00:00"}}
-    events = {"a": [SimpleNamespace(extra=newer), SimpleNamespace(extra=older)], "b": [SimpleNamespace(extra={})]}
-    assert interval_of(_context(triggering_asset_events=events)) == Interval.parse(newer["interval"])
+def test_events_that_carry_an_interval_are_the_last_resort() -> None:
+    extra = {"interval": {"start": "2013-01-02T00:00+00:00", "end": "2013-01-03T00:00+00:00"}}
+    events = {"a": [SimpleNamespace(extra=extra)] * 2, "b": [SimpleNamespace(extra={})]}
+    assert interval_of(_context(triggering_asset_events=events)) == Interval.parse(extra["interval"])
+
+
+def test_events_that_queued_up_are_all_worked_on(caplog: pytest.LogCaptureFixture) -> None:
+    days = [f"2013-01-0{day}T00:00+00:00" for day in (1, 2, 3, 4)]
+    extras = [{"interval": {"start": a, "end": b}} for a, b in pairwise(days)]
+    events = {"a": [SimpleNamespace(extra=extras[2]), SimpleNamespace(extra=extras[0])]}
+    with caplog.at_level(logging.INFO):
+        assert interval_of(_context(triggering_asset_events=events)) == Interval.parse(f"{days[0]}/{days[3]}")
+    assert "stands for 2 events" in caplog.text
 
 
 def test_a_run_may_have_no_interval() -> None:

@@ -18,7 +18,7 @@ from airloop.contract import Interval, RunInfo
 from airloop.errors import BadArgument, StaleRun, Unreachable
 from airloop.reference import Scope
 from airloop.registry.ledger import Ledger
-from airloop.registry.refs import DecisionRef, ModelRef
+from airloop.registry.refs import DecisionRef, IncumbentRef, ModelRef
 from airloop.training import tracking
 from airloop.warehouse.artifacts import ArtifactStore, sha256
 from airloop.warehouse.catalog import Warehouse
@@ -88,6 +88,10 @@ def aliases(config: Config) -> dict[str, int]:
 
 def champion(config: Config, interval: Interval | None = None) -> str:
     return str(ModelRef.parse("delay@champion").resolve(Scope(config, interval)))
+
+
+def incumbent(config: Config, interval: Interval) -> str:
+    return str(IncumbentRef.parse("delay@champion").resolve(Scope(config, interval)))
 
 
 def test_three_months(run_step: Runner, gated: Callable[..., Any], config: Config) -> None:
@@ -185,7 +189,7 @@ def test_a_decision_about_another_champion_is_refused(
 ) -> None:
     run_step("register", interval=JANUARY, **gated("k1"))
     stale = gated("k2", champion=NONE)
-    with pytest.raises(StaleRun, match=r"compared with model:/delay/none, but delay@champion at .* is model:/delay/1"):
+    with pytest.raises(StaleRun, match=r"with model:/delay/none, but delay@champion just before .* is model:/delay/1"):
         run_step("register", interval=FEBRUARY, **stale)
     assert len(tracking.client(config).search_model_versions("name = 'delay'")) == 1
     assert run_step("register", interval=FEBRUARY, any_champion=True, **stale)["event"]["version"] == 2
@@ -193,6 +197,25 @@ def test_a_decision_about_another_champion_is_refused(
     with pytest.raises(StaleRun, match="delay@champion now is model:/delay/2"):
         run_step("register", **without_interval)
     assert run_step("register", **gated("k4", champion="model:/delay/2"))["event"]["version"] == 3
+
+
+def test_a_roll_back_within_an_interval_is_what_its_gate_compares_with(
+    run_step: Runner, gated: Callable[..., Any], config: Config
+) -> None:
+    from airloop.registry.models import promote
+
+    run_step("register", interval=JANUARY, **gated("k1"))
+    run_step("register", interval=FEBRUARY, **gated("k2", champion="model:/delay/1"))
+    within = MARCH.start + (MARCH.end - MARCH.start) / 2
+    promote(config, "delay", 1, reason="2 is slow", by="ana", effective_at=within)
+    assert incumbent(config, MARCH) == "model:/delay/1"
+    assert champion(config, MARCH) == "model:/delay/2", "what scored March's first days"
+    with pytest.raises(StaleRun, match=r"with model:/delay/2, but delay@champion just before .* is model:/delay/1"):
+        run_step("register", interval=MARCH, **gated("k3", champion="model:/delay/2"))
+    arguments = gated("k4", champion="model:/delay/1")
+    assert run_step("register", interval=MARCH, **arguments)["event"]["previous"] == 1
+    assert incumbent(config, MARCH) == "model:/delay/1", "a repetition finds what the first run found"
+    assert incumbent(config, APRIL) == "model:/delay/3"
 
 
 def test_arguments_that_do_not_fit(run_step: Runner, gated: Callable[..., Any]) -> None:
