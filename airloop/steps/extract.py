@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,7 @@ def extract(
     )
 
 
-def _commit(ctx: StepContext, name: str, selected: Selection, key: list[str], branch: str) -> Commit:
+def _commit(ctx: StepContext, name: str, selected: Selection, key: Sequence[str], branch: str) -> Commit:
     """Bring the rows in. Keys that come twice are looked for as they are written: most files have none."""
     try:
         commit = ctx.warehouse.commit(
