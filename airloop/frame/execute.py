@@ -38,6 +38,7 @@ from airloop.frame.manifest import (
     publish_manifest,
     read_manifest,
 )
+from airloop.frame.running import Announced
 from airloop.frame.step import Step, StepContext, StepResult, resolve
 from airloop.reference import Reference, Scope
 from airloop.warehouse.artifacts import ArtifactStore
@@ -70,7 +71,8 @@ def execute(
     error: AirloopError | None = None
     try:
         point("start")
-        receipt = _attempt(step, call, config, store, redact, clock, record)
+        with Announced(config, call) as announced:
+            receipt = _attempt(step, call, config, store, redact, clock, record, announced)
     except BaseException as caught:
         if isinstance(caught, KeyboardInterrupt | SystemExit):
             raise
@@ -100,6 +102,7 @@ def _attempt(
     redact: Redactor,
     clock: _Clock,
     record: dict[str, Any],
+    announced: Announced,
 ) -> Receipt:
     scope = Scope(config, call.interval)
     bound = step.bind(call.arguments, call.interval)
@@ -107,6 +110,7 @@ def _attempt(
     if bound.get("interval") is not None:
         scope = Scope(config, bound["interval"])
     arguments = {name: resolve(value, scope) for name, value in bound.items()}
+    announced.resolved()
     code = code_of(step)
     key = key_of(step, arguments, code)
     record["key"] = key

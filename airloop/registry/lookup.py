@@ -22,6 +22,8 @@ SELECT m.artifact_location FROM runs AS r LEFT JOIN logged_models AS m
     ON m.source_run_id = r.run_uuid AND m.lifecycle_stage = 'active'
 WHERE r.run_uuid = ? AND r.lifecycle_stage = 'active'
 """
+_ALL = "SELECT name, version, run_id FROM model_versions WHERE current_stage <> 'Deleted_Internal'"
+_TAGS = "SELECT name, version, key, value FROM model_version_tags"
 
 
 def version_run(config: Config, name: str, version: int) -> str | None:
@@ -59,6 +61,21 @@ def run_exists(config: Config, run_id: str) -> bool:
             return False
         return all(_files_there(place) for place in places)
     return bool(rows) and all(place is None or _files_there(place) for (place,) in rows)
+
+
+def registered(config: Config) -> list[tuple[str, int, str, dict[str, str]]]:
+    """Every registered version: name, version, training run, tags."""
+    try:
+        versions = _query(config, _ALL, ())
+        rows = _query(config, _TAGS, ())
+    except _NotReadable:
+        from airloop.registry.models import versions as listed
+
+        return [(v["model"], int(v["version"]), str(v["run_id"] or ""), v["tags"]) for v in listed(config)]
+    tags: dict[tuple[str, int], dict[str, str]] = {}
+    for name, version, key, value in rows:
+        tags.setdefault((name, int(version)), {})[key] = value
+    return [(name, int(v), str(run or ""), tags.get((name, int(v)), {})) for name, v, run in versions]
 
 
 class _NotReadable(Exception):

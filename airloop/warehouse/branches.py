@@ -13,6 +13,7 @@ from pyiceberg.table.update import RemoveSnapshotRefUpdate, TableRequirement, Ta
 from airloop.errors import BadArgument, CommitConflict, NotDescendant, NotFound
 from airloop.faults import point
 from airloop.warehouse.commit import TRIES, head, ref_is, send, set_ref
+from airloop.warehouse.expired import parents
 from airloop.warehouse.refs import MAIN
 
 Change = tuple[tuple[TableUpdate, ...], tuple[TableRequirement, ...]]
@@ -22,13 +23,11 @@ def descends(table: Table, snapshot: int, ancestor: int) -> bool:
     """Whether ``snapshot`` is ``ancestor`` or builds on it; everything builds on 0, the empty table."""
     if not ancestor:
         return True
-    current: int | None = snapshot
-    while current:
-        if current == ancestor:
-            return True
-        found = table.metadata.snapshot_by_id(current)
-        current = found.parent_snapshot_id if found else None
-    return False
+    above = parents(table)
+    current = snapshot
+    while current and current != ancestor:
+        current = above.get(current, 0)
+    return current == ancestor
 
 
 def create(name: str, load: Callable[[], Table], branch: str, at: int | None) -> int:

@@ -161,9 +161,13 @@ class Warehouse:
         """
         Snapshot id that a reference names now; 0 for ``main`` of a table without snapshots.
 
+        A compaction counts as what it compacted, as long as that is there: its rows are the same.
+
         :raises NotFound: the table, the branch or the snapshot is not there.
         """
-        return self._snapshot(self.table(ref.name), ref)
+        table = self.table(ref.name)
+        found = self._snapshot(table, ref)
+        return found if ref.snapshot is not None else commit.content(table, found)
 
     def _snapshot(self, table: Table, ref: TableRef) -> int:
         if ref.snapshot is not None:
@@ -274,9 +278,9 @@ class Warehouse:
             raise BadArgument(f"replace_where does not go with mode {mode}", "use mode='replace'")
         with storing(f"writing {name}"):
             table = self.table(name)
-            found = commit.find_key(table, key)
-            if found is not None:
-                return commit.adopted(name, found)
+            done = commit.made_before(name, table, key, adds=mode != "replace")
+            if done is not None:
+                return done
             on = list(on) or (_key(table) if mode == "upsert" else [])
             if mode == "upsert" and not on:
                 raise BadArgument(f"an upsert into {name} needs `on`", "name the columns that identify a row")
@@ -302,7 +306,7 @@ class Warehouse:
                 try:
                     refuse_duplicates(connection, name, staged, table.schema(), on)
                     kept = {MODE: mode if replace_where is None else "replace_where", **(properties or {})}
-                    return self._commit(name, key, branch, kept, plan)
+                    return self._commit(name, key, branch, kept, mode != "replace", plan)
                 finally:
                     # What was sent may be named by a snapshot, even if we never heard of it.
                     used = {file.file_path for file in last.add} if last.sent else set()
@@ -317,7 +321,7 @@ class Warehouse:
         _checked_branch(branch)
         with storing(f"deleting from {name}"), read.connect(self.config) as connection:
             return self._commit(
-                name, key, branch, None, lambda table, at: plan_delete(connection, self.config, table, at, where)
+                name, key, branch, None, True, lambda table, at: plan_delete(connection, self.config, table, at, where)
             )
 
     def _stage(self, table: Table, rows: Rows, sort_by: Sequence[str]) -> tuple[DataFileWriter, Staged]:
@@ -345,6 +349,7 @@ class Warehouse:
         key: str,
         branch: str,
         properties: Mapping[str, str] | None,
+        adds: bool,
         plan: Callable[[Table, int], Plan],
     ) -> Commit:
         if not key:
@@ -356,6 +361,7 @@ class Warehouse:
             key=key,
             branch=branch,
             properties=properties or {},
+            adds=adds,
             plan=plan,
         )
 

@@ -8,6 +8,7 @@ moment, and commits on condition that the head is still the same; if not, all of
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -29,6 +30,8 @@ from pyiceberg.table.update import (
 
 from airloop.errors import CommitConflict
 from airloop.faults import point
+from airloop.warehouse import expired
+from airloop.warehouse.merging import MergingOverwrite
 from airloop.warehouse.plan import Plan
 from airloop.warehouse.refs import MAIN, TableRef
 from airloop.warehouse.store import file_lock
@@ -37,10 +40,14 @@ KEY = "airloop.key"
 """Snapshot property: the key of the step that made the snapshot."""
 MODE = "airloop.mode"
 """Snapshot property: ``replace`` if nothing of the snapshot before it was kept; else how rows were added."""
+SAME_ROWS = "airloop.same-rows"
+"""Snapshot property: the snapshot whose rows this one holds in other files; only compaction makes such."""
 ADDED, UPDATED, DELETED = "airloop.rows-added", "airloop.rows-updated", "airloop.rows-deleted"
 TRIES = 20
 LOCK_WAIT_S = 10.0
 """Seconds to wait for our turn; correctness does not depend on getting it."""
+
+log = logging.getLogger("airloop.warehouse")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,39 @@ def find_key(table: Table, key: str) -> Snapshot | None:
     return None
 
 
+def content(table: Table, snapshot: int) -> int:
+    """
+    The snapshot that stands for these rows: the one before a compaction, if it is still there.
+
+    References are resolved to it, so that a compaction makes no key new.
+    """
+    found = table.metadata.snapshot_by_id(snapshot)
+    while found is not None and found.summary is not None:
+        before = found.summary.additional_properties.get(SAME_ROWS)
+        older = table.metadata.snapshot_by_id(int(before)) if before else None
+        if older is None:
+            return found.snapshot_id
+        found = older
+    return snapshot
+
+
+def made_before(name: str, table: Table, key: str, *, adds: bool) -> Commit | None:
+    """
+    What an earlier attempt with this key committed.
+
+    :param adds: whether a second commit would add rows or bring back older ones. Then a snapshot that has expired
+        counts too, as long as ``main`` builds on it: its place is taken by the oldest one there that does.
+    """
+    found = find_key(table, key)
+    if found is not None:
+        return adopted(name, found)
+    heir = expired.heir(table, key) if adds else 0
+    if not heir:
+        return None
+    log.warning("%s: what this step wrote has expired as a snapshot; its rows are in the table since", name)
+    return Commit(name, heir, False, True, 0, 0, 0)
+
+
 def commit(
     name: str,
     load: Callable[[], Table],
@@ -98,6 +138,7 @@ def commit(
     key: str,
     branch: str,
     properties: Mapping[str, str],
+    adds: bool,
     plan: Callable[[Table, int], Plan],
 ) -> Commit:
     """
@@ -105,20 +146,21 @@ def commit(
 
     :param load: gives the table with metadata fresh from the catalog.
     :param locks: folder of the lock files by which writers on one machine take turns.
+    :param adds: see :func:`made_before`.
     :param plan: works out the change against a table and a snapshot; called again after every conflict.
     :raises CommitConflict: other writers kept winning.
     """
     for attempt in range(TRIES):
         with file_lock(locks / f"{name}.lock", timeout_s=LOCK_WAIT_S):
             table = load()
-            found = find_key(table, key)
-            if found is not None:
-                return adopted(name, found)
+            done = made_before(name, table, key, adds=adds)
+            if done is not None:
+                return done
             # A branch that does not exist starts at main's head.
             base = head(table, branch) or head(table, MAIN)
             planned = plan(table, base)
             if not planned.changes:
-                return Commit(name, base, False, False, 0, 0, 0)
+                return Commit(name, content(table, base), False, False, 0, 0, 0)
             try:
                 snapshot = _commit_once(table, key, branch, properties, planned)
                 return Commit(name, snapshot, True, False, planned.added, planned.updated, planned.deleted)
@@ -146,17 +188,18 @@ def _commit_once(table: Table, key: str, branch: str, properties: Mapping[str, s
     on_branch, on_main = head(table, branch), head(table, MAIN)
     if not on_branch and on_main:
         transaction._stage((set_ref(branch, on_main),))
-    update = transaction.update_snapshot(
-        snapshot_properties={
-            **properties,
-            KEY: key,
-            ADDED: str(plan.added),
-            UPDATED: str(plan.updated),
-            DELETED: str(plan.deleted),
-        },
-        branch=branch,
-    )
-    producer: Any = update.overwrite() if plan.remove else update.merge_append()
+    carried = {
+        **properties,
+        KEY: key,
+        ADDED: str(plan.added),
+        UPDATED: str(plan.updated),
+        DELETED: str(plan.deleted),
+    }
+    producer: Any
+    if plan.remove:
+        producer = MergingOverwrite(transaction, branch, carried)
+    else:
+        producer = transaction.update_snapshot(snapshot_properties=carried, branch=branch).merge_append()
     for file in plan.add:
         producer.append_data_file(file)
     for file in plan.remove:

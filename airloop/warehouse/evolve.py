@@ -24,12 +24,28 @@ from sqlalchemy.exc import IntegrityError
 
 from airloop.errors import BadArgument, CommitConflict, SchemaMismatch
 from airloop.warehouse.commit import TRIES
+from airloop.warehouse.merging import PROPERTIES as MERGING
 from airloop.warehouse.schema import difference, iceberg_type, normal_schema, shown, to_arrow, to_iceberg
 
 TABLE_KEY = "airloop.key"
 """Table property: the key columns, comma-separated."""
 OPTIONAL = "airloop.optional"
 """Table property: columns that rows may lack, comma-separated."""
+FORMAT = "airloop.format"
+"""Table property: version of the properties that Airloop relies on."""
+TABLE_FORMAT = 1
+PROPERTIES = {
+    FORMAT: str(TABLE_FORMAT),
+    # Its retry re-applies without looking for the key, and doubles rows.
+    "commit.retry.num-retries": "0",
+    "write.parquet.compression-codec": "zstd",
+    "write.metadata.delete-after-commit.enabled": "true",
+    "write.metadata.previous-versions-max": "50",
+    # Other engines may not expire snapshots: they know nothing of models and runs that name them.
+    "gc.enabled": "false",
+    **MERGING,
+}
+"""What every table has; one that was made before is brought to it when it is next declared."""
 
 _PARTITION = re.compile(r"(identity|year|month|day|hour|bucket|truncate)\((\w+)(?:,\s*(\d+))?\)")
 
@@ -78,13 +94,7 @@ def _create(
         if not catalog.namespace_exists(namespace):
             catalog.create_namespace(namespace)
     schema = to_iceberg(declared)
-    properties = {
-        # Its retry re-applies without looking for the key, and doubles rows.
-        "commit.retry.num-retries": "0",
-        "write.parquet.compression-codec": "zstd",
-        "write.metadata.delete-after-commit.enabled": "true",
-        "write.metadata.previous-versions-max": "50",
-    }
+    properties = dict(PROPERTIES)
     if key:
         properties[TABLE_KEY] = ",".join(key)
     if optional:
@@ -116,7 +126,7 @@ def _evolve(
             f"{name} differs from what is declared: {'; '.join(wrong)}",
             "a nullable column may be added; for anything else make a new table and move the rows",
         )
-    changed = {}
+    changed = {name: value for name, value in PROPERTIES.items() if name not in properties}
     if key and not old_key:
         changed[TABLE_KEY] = ",".join(key)
     if optional and properties.get(OPTIONAL, "") != ",".join(optional):

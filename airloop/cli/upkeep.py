@@ -1,0 +1,41 @@
+"""``airloop gc``, ``airloop compact``, ``airloop backup``, ``airloop restore``, ``airloop upgrade``."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from airloop.cli.output import Output
+from airloop.config import Config
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    gc = commands.add_parser("gc", help="take away what nobody needs: expired snapshots, files of killed writers")
+    gc.add_argument("--dry-run", action="store_true", help="only say what would go")
+    gc.add_argument("--grace", type=_seconds, default=86_400.0, help="how old a file must be: 24h (default), 30m, 7d")
+    gc.add_argument(
+        "--keep-days",
+        type=float,
+        default=30.0,
+        help="days for which runs can be replayed whose model is not registered; default 30",
+    )
+    gc.set_defaults(run=collect)
+
+
+def collect(arguments: argparse.Namespace, config: Config, output: Output) -> None:
+    from airloop.upkeep import gc
+    from airloop.upkeep.retention import Policy
+
+    found = gc.collect(config, Policy(arguments.keep_days), grace_s=arguments.grace, dry_run=arguments.dry_run)
+    output.data(found.as_json())
+    for line in gc.describe(found, dry_run=arguments.dry_run):
+        output.say(line)
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time: write 30m, 24h or 7d")
+    return float(found[1]) * _UNITS[found[2]]

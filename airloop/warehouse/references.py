@@ -1,0 +1,56 @@
+"""Which files a table's snapshots need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pyiceberg.manifest import ManifestFile
+from pyiceberg.table import Table
+
+from airloop.warehouse.localio import local_path
+
+
+class References:
+    """The files of one table's snapshots; a manifest that several share is read once."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._lists: dict[int, list[ManifestFile]] = {}
+        self._files: dict[str, frozenset[str]] = {}
+
+    def of(self, snapshots: Iterable[int]) -> set[str]:
+        """Local paths of manifest lists, manifests and data files of these snapshots."""
+        found: set[str] = set()
+        for snapshot in snapshots:
+            listed = self._table.metadata.snapshot_by_id(snapshot)
+            if listed is None:
+                continue
+            if snapshot not in self._lists:
+                self._lists[snapshot] = list(listed.manifests(self._table.io))
+            found.add(local_path(listed.manifest_list))
+            for manifest in self._lists[snapshot]:
+                found.add(local_path(manifest.manifest_path))
+                found |= self._of_manifest(manifest)
+        return found
+
+    def all(self) -> set[str]:
+        """Local paths of all that the table's metadata names, itself and its older versions included."""
+        metadata = self._table.metadata
+        found = self.of(s.snapshot_id for s in metadata.snapshots)
+        found.add(local_path(self._table.metadata_location))
+        found |= {local_path(entry.metadata_file) for entry in metadata.metadata_log}
+        found |= {local_path(s.statistics_path) for s in metadata.statistics}
+        found |= {local_path(s.statistics_path) for s in metadata.partition_statistics}
+        return found
+
+    def _of_manifest(self, manifest: ManifestFile) -> frozenset[str]:
+        if manifest.manifest_path not in self._files:
+            entries = manifest.fetch_manifest_entry(self._table.io, discard_deleted=True)
+            self._files[manifest.manifest_path] = frozenset(local_path(e.data_file.file_path) for e in entries)
+        return self._files[manifest.manifest_path]
+
+
+def folder(table: Table) -> Path:
+    """Local folder of a table's files."""
+    return Path(local_path(table.location()))

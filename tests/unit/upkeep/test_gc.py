@@ -1,0 +1,229 @@
+"""gc: what goes, what stays and why; a key is spent once, whatever has expired."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from airloop.config import Config
+from airloop.contract import Call, RunInfo
+from airloop.errors import NotFound, StoreBusy
+from airloop.frame import StepContext, StepResult, step
+from airloop.frame import running as frame_running
+from airloop.upkeep import gc
+from airloop.upkeep.retention import Policy, protected
+from airloop.warehouse.catalog import Warehouse
+from airloop.warehouse.references import References
+from airloop.warehouse.refs import TableRef
+from tests.unit.upkeep.conftest import TABLE, rows
+
+NOTHING_KEPT = Policy(keep_days=0)
+
+
+@step()
+def look(ctx: StepContext, *, table: TableRef) -> StepResult:
+    """Name a table."""
+    return StepResult(counts={"rows": ctx.warehouse.count(table)})
+
+
+def test_files_of_killed_writers_go_once_they_are_old(
+    config: Config, warehouse: Warehouse, history: list[int], age: Callable[[Path], None]
+) -> None:
+    folder = config.warehouse / "shop" / "orders"
+    old, young = folder / "data" / "0-left.parquet", folder / "data" / "0-now.parquet"
+    for path in (old, young):
+        path.write_bytes(b"x" * 100)
+    age(folder)
+    young.touch()
+    assert gc.collect(config, dry_run=True).files == {"data": 1}
+    assert old.exists()
+    found = gc.collect(config)
+    assert (found.files, found.bytes, found.waiting) == ({"data": 1}, {"data": 100}, 1)
+    assert not old.exists()
+    assert young.exists()
+    assert warehouse.count(TableRef(TABLE)) == 6
+    assert gc.collect(config).files == {}
+
+
+def test_nothing_young_expires(config: Config, history: list[int]) -> None:
+    assert gc.collect(config, NOTHING_KEPT).snapshots == []
+
+
+def test_what_nothing_names_expires_and_its_files_wait(
+    config: Config, warehouse: Warehouse, history: list[int]
+) -> None:
+    found = gc.collect(config, NOTHING_KEPT, grace_s=0)
+    assert found.snapshots == [f"{TABLE}@{s}" for s in sorted(history[:-1])]
+    assert [s.id for s in warehouse.history(TABLE)] == history[-1:]
+    with pytest.raises(NotFound, match="expired"):
+        warehouse.resolve(TableRef(TABLE, history[0]))
+    assert warehouse.count(TableRef(TABLE)) == 6
+    # Their files are as old as the expiry.
+    assert gc.collect(config).files == {}
+    assert gc.collect(config, grace_s=0).files["metadata"] > 0
+    assert warehouse.scan(TableRef(TABLE)).read_all().num_rows == 6
+
+
+def test_what_a_step_named_stays_with_its_reason(
+    config: Config, warehouse: Warehouse, history: list[int], run_step: Callable[..., dict[str, object]]
+) -> None:
+    run_step(look, table=f"{TABLE}@{history[2]}", run=RunInfo("shop", "2013-01", "look"))
+    reasons = protected(config)[TABLE]
+    assert set(reasons) == {history[2], history[5]}
+    assert reasons[history[2]][0].startswith("run shop/2013-01, replayable until ")
+    assert reasons[history[5]] == ["branch main"]
+    gc.collect(config, grace_s=0)
+    assert [s.id for s in warehouse.history(TABLE)] == [history[2], history[5]]
+    assert warehouse.count(TableRef(TABLE, history[2])) == 3
+
+
+def test_ancestry_and_keys_outlive_snapshots(config: Config, warehouse: Warehouse, history: list[int]) -> None:
+    gc.collect(config, NOTHING_KEPT, grace_s=0)
+    head = history[-1]
+    assert all(warehouse.descends(TABLE, head, old) for old in history)
+    again = warehouse.commit(TABLE, rows([3], amount=9.0), key="key-3")
+    assert (again.snapshot, again.changed, again.adopted) == (head, False, True)
+    corrected = warehouse.commit(TABLE, rows([3], amount=9.0), key="key-3", mode="upsert", on=["id"])
+    assert (corrected.snapshot, corrected.adopted) == (head, True)
+    assert warehouse.count(TableRef(TABLE)) == 6
+    new = warehouse.commit(TABLE, rows([6]), key="key-6").snapshot
+    gc.collect(config, NOTHING_KEPT, grace_s=0)
+    assert [s.id for s in warehouse.history(TABLE)] == [new]
+    assert warehouse.descends(TABLE, new, history[0])
+    assert not warehouse.descends(TABLE, history[0], new)
+
+
+def test_a_replacement_that_expired_is_made_again(config: Config, warehouse: Warehouse, history: list[int]) -> None:
+    first = warehouse.commit(TABLE, rows([1, 2]), key="small", mode="replace").snapshot
+    warehouse.commit(TABLE, rows([7]), key="large", mode="replace")
+    gc.collect(config, NOTHING_KEPT, grace_s=0)
+    again = warehouse.commit(TABLE, rows([1, 2]), key="small", mode="replace")
+    assert again.changed
+    assert again.snapshot != first
+    assert warehouse.count(again.ref) == 2
+
+
+def test_what_expired_on_a_refused_branch_is_brought_again(
+    config: Config, warehouse: Warehouse, history: list[int]
+) -> None:
+    warehouse.commit(TABLE, rows([8]), key="refused", branch="audit-refused")
+    found = gc.collect(config, NOTHING_KEPT, grace_s=0)
+    assert found.branches == [f"{TABLE}@audit-refused"]
+    assert warehouse.commit(TABLE, rows([8]), key="refused", branch="audit-again").changed
+    assert warehouse.count(TableRef(TABLE)) == 6
+
+
+def test_a_branch_that_is_young_stays(config: Config, warehouse: Warehouse, history: list[int]) -> None:
+    warehouse.commit(TABLE, rows([8]), key="batch", branch="audit-batch")
+    assert gc.collect(config).branches == []
+    assert "audit-batch" in warehouse.table(TABLE).metadata.refs
+
+
+def test_what_a_running_attempt_names_or_may_read_stays(
+    config: Config, warehouse: Warehouse, history: list[int], age: Callable[[Path], None]
+) -> None:
+    call = Call("look", {"table": {"table": f"{TABLE}@{history[1]}", "step": "x", "key": "y"}}, "ab" * 8)
+    with frame_running.Announced(config, call) as announced:
+        announced.resolved()
+        gc.collect(config, NOTHING_KEPT, grace_s=0)
+        # The attempt began after these were committed, and names one of them.
+        assert history[1] in {s.id for s in warehouse.history(TABLE)}
+        left = config.warehouse / "shop" / "orders" / "data" / "0-staged.parquet"
+        left.write_bytes(b"x")
+        assert gc.collect(config, NOTHING_KEPT, grace_s=0).waiting > 0
+        assert left.exists()
+    gc.collect(config, NOTHING_KEPT, grace_s=0)
+    assert history[1] not in {s.id for s in warehouse.history(TABLE)}
+    assert not list((config.home / "locks" / "running").iterdir())
+
+
+def test_attempts_wait_while_gc_decides(config: Config, history: list[int]) -> None:
+    entered = threading.Event()
+
+    def attempt() -> None:
+        with frame_running.Announced(config, Call("look", {}, "cd" * 8)):
+            entered.set()
+
+    with frame_running.closed(config):
+        thread = threading.Thread(target=attempt)
+        thread.start()
+        assert not entered.wait(0.2)
+    assert entered.wait(10)
+    thread.join()
+
+
+def test_what_ended_while_gc_decides_is_still_known(config: Config) -> None:
+    with frame_running.deciding(config):
+        with frame_running.Announced(config, Call("look", {"table": "a.b@7"}, "cd" * 8)):
+            pass
+        with frame_running.closed(config):
+            assert [(a.arguments, a.alive) for a in frame_running.attempts(config)] == [('{"table": "a.b@7"}', False)]
+    with frame_running.deciding(config), frame_running.closed(config):
+        assert frame_running.attempts(config) == []
+
+
+def test_a_commit_between_decision_and_expiry_wins(
+    config: Config, warehouse: Warehouse, history: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airloop.warehouse import expire
+
+    real = expire.send
+    branched = []
+
+    def branch_first(*arguments: object) -> None:
+        if not branched:
+            branched.append(warehouse.branch(TABLE, "kept", at=history[0]))
+        real(*arguments)
+
+    monkeypatch.setattr(expire, "send", branch_first)
+    gc.collect(config, NOTHING_KEPT, grace_s=0)
+    assert warehouse.head(TABLE, "kept") == history[0]
+    assert warehouse.count(TableRef(TABLE, branch="kept")) == 1
+
+
+def test_leftovers_of_killed_steps_go(
+    config: Config, history: list[int], age: Callable[[Path], None], run_step: Callable[..., dict[str, object]]
+) -> None:
+    made = run_step(look, table=f"{TABLE}@main", run=RunInfo("shop", "r", "look"))
+    half = config.artifacts / "steps" / "look" / "00" / ("00" * 32) / "docs" / "index.html"
+    part = config.artifacts / "runs" / ".part-abc"
+    work = config.home / "work" / "look-0123"
+    for path in (half, part, work / "rows"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    first = gc.collect(config)
+    assert not {"unfinished artifacts", "working folders"} & set(first.files)
+    age(config.home)
+    second = gc.collect(config)
+    assert second.files["unfinished artifacts"] == 2
+    assert second.files["working folders"] == 1
+    assert not (half.exists())
+    assert not (part.exists())
+    assert not (work.exists())
+    assert run_step(look, table=f"{TABLE}@main", run=RunInfo("shop", "r", "look"))["status"] == "reused"
+    assert made["key"]
+
+
+def test_only_one_at_a_time(config: Config, history: list[int]) -> None:
+    with gc.alone(config), pytest.raises(StoreBusy, match="another gc"), gc.alone(config, timeout_s=0):
+        pass
+
+
+def test_references_name_every_file_that_is_there(config: Config, warehouse: Warehouse, history: list[int]) -> None:
+    folder = config.warehouse / "shop" / "orders"
+    there = {str(p) for p in folder.rglob("*") if p.is_file()}
+    assert References(warehouse.table(TABLE)).all() == there
+
+
+def test_other_engines_may_not_expire(warehouse: Warehouse, history: list[int]) -> None:
+    assert warehouse.table(TABLE).properties["gc.enabled"] == "false"
+
+
+def test_the_report_is_json(config: Config, history: list[int]) -> None:
+    found = gc.collect(config, NOTHING_KEPT, grace_s=0)
+    assert json.loads(json.dumps(found.as_json()))["stayed"] == {TABLE: {"branch": 1}}
+    assert next(iter(gc.describe(found, dry_run=False))) == "0 audit branches, 5 snapshots went"
