@@ -207,6 +207,8 @@ def _result(ctx: StepContext, model: Model, examples: TableRef, experiment_id: s
             "left_out": bundle["left_out"],
             "positive_weight": bundle["positive_weight"],
             "libraries": bundle["libraries"],
+            # Bundles of an earlier airloop say nothing of it.
+            "determinism": bundle.get("determinism"),
             "warnings": bundle["warnings"],
             "mlflow": {"run_id": model.run_id, "experiment_id": experiment_id},
         },

@@ -26,7 +26,7 @@ import numpy as np
 
 from airloop.errors import BadArgument, BadInput, NotFound
 from airloop.training.parameters import check_names
-from airloop.training.trainers import Fitted, Predictor, Task, Trainer, installed
+from airloop.training.trainers import Determinism, Fitted, Predictor, Task, Trainer, installed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,6 +42,8 @@ class EstimatorTrainer(Trainer):
     on prepared features; of a one-hot feature the sum. Early stopping is the estimator's own business.
     """
 
+    # A file holds the time at which it was written; sums over threads may differ in the last digits.
+    determinism = Determinism("predictions", 1e-9, "the same number of threads, one kind of processor")
     flavor = "sklearn"
     file = "model.skops"
 

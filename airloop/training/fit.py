@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,7 @@ def train_bundle(
         "rows_validation": len(examples.validation),
         "curves": fitted.curves,
         "importance": fitted.importance,
+        "determinism": asdict(trainer.determinism),
         "trusted": fitted.trusted,
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in (*trainer.requires, "numpy")},

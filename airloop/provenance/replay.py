@@ -1,0 +1,292 @@
+"""
+Rebuild what a past run made, on its exact snapshots, arguments and code, and say whether it is equal.
+
+Each task runs again alone, in a process of its own, on the inputs that its manifest names, so that the first task
+that differs is found and not all that follow it. Nothing of the production state is written: a task gets a home of
+its own whose tables are private copies (:mod:`airloop.provenance.fork`), models go to an MLflow of the replay. A model
+that a later task of the run was given is the rebuilt one.
+
+What it does not do: read source files, publish, promote or fill the online store again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from airloop.config import Config
+from airloop.errors import BadArgument, NotFound
+from airloop.frame import history
+from airloop.provenance.environment import Change, changes
+from airloop.provenance.room import Room
+from airloop.provenance.verdict import Finding, compare_figures, compare_models, compare_tables
+from airloop.warehouse.artifacts import ArtifactStore
+from airloop.warehouse.refs import TableRef
+
+NOT_REBUILT = {
+    "extract": "it reads source files",
+    "validate": "it publishes rows",
+    "materialize": "it fills the online store",
+    "register": "it moves aliases",
+    "report": "it is a page about the others",
+}
+"""Steps with an effect of their own, or with an input that is not kept, and which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One task of a run, by the manifest that it relies on."""
+
+    task_id: str
+    record: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+
+    @property
+    def step(self) -> str:
+        return str(self.manifest["step"])
+
+    def inputs(self, kind: str) -> list[str]:
+        """References of one kind that it was given."""
+        return [i["reference"] for i in self.manifest["inputs"].values() if i["kind"] == kind]
+
+    def made(self, kind: str) -> dict[str, str]:
+        """References of one kind that it made and was not given, by role."""
+        given = set(self.inputs(kind))
+        outputs = self.manifest["outputs"].items()
+        return {r: o["reference"] for r, o in outputs if o["kind"] == kind and o["reference"] not in given}
+
+
+@dataclass(slots=True)
+class Rebuilt:
+    """What became of one task."""
+
+    task_id: str
+    step: str
+    findings: list[Finding] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    """Versions that differ from the run's."""
+    failed: str = ""
+    """Why it did not get to an end."""
+    taken: str = ""
+    """Set if it was not rebuilt: what stands in for it, and why."""
+
+    @property
+    def equal(self) -> bool:
+        return not self.failed and all(f.equal for f in self.findings)
+
+    @property
+    def verdict(self) -> str:
+        """``equal``, ``equal under other libraries``, ``not equal``, ``failed`` or ``taken``."""
+        if self.taken:
+            return "taken"
+        if self.failed:
+            return "failed"
+        if not self.equal:
+            return "not equal"
+        return "equal under other libraries" if self.changes else "equal"
+
+
+@dataclass(slots=True)
+class Replay:
+    """What became of a run."""
+
+    dag_id: str
+    run_id: str
+    folder: Path
+    tasks: list[Rebuilt] = field(default_factory=list)
+
+    @property
+    def equal(self) -> bool:
+        return all(t.equal for t in self.tasks)
+
+    @property
+    def verdict(self) -> str:
+        """The worst of the tasks'."""
+        order = ("failed", "not equal", "equal under other libraries", "equal", "taken")
+        return min((t.verdict for t in self.tasks), key=order.index)
+
+
+def find_run(store: ArtifactStore, text: str) -> tuple[str, str]:
+    """
+    DAG and run of ``DAG/RUN_ID``, or of a run id that only one DAG has.
+
+    :raises NotFound: there is none.
+    :raises BadArgument: several DAGs have it.
+    """
+    loops = history.loops(store)
+    dag_id, _, run_id = text.partition("/")
+    if run_id and dag_id in loops and run_id in history.run_ids(store, dag_id):
+        return dag_id, run_id
+    found = [loop for loop in loops if text in history.run_ids(store, loop)]
+    if len(found) > 1:
+        raise BadArgument(f"{', '.join(found)} each have a run {text}", f"write {found[0]}/{text}")
+    if not found:
+        near = history.run_ids(store, dag_id)[-3:] if dag_id in loops else loops
+        raise NotFound(f"there is no run {text}", f"there is {', '.join(near) or 'none yet'}")
+    return found[0], text
+
+
+def choose(tasks: Sequence[Task], wanted: Sequence[str]) -> list[Task]:
+    """
+    The tasks to rebuild: those named, else those that made the models: their training sets, trainings and gates.
+
+    :raises NotFound: a named task is not among them, or there is no training to rebuild.
+    """
+    if wanted:
+        missing = sorted(set(wanted) - {t.task_id for t in tasks})
+        if missing:
+            raise NotFound(f"the run has no {', '.join(missing)}", f"it has {', '.join(t.task_id for t in tasks)}")
+        return [t for t in tasks if t.task_id in wanted]
+    trained = [t for t in tasks if t.step not in NOT_REBUILT and t.made("model")]
+    if not trained:
+        raise NotFound("the run trained no model", f"name tasks: --task {tasks[0].task_id}" if tasks else "")
+    tables = {ref for t in trained for ref in t.inputs("table")}
+    models = {ref for t in trained for ref in t.made("model").values()}
+    return [
+        t
+        for t in tasks
+        if t in trained
+        or (t.step not in NOT_REBUILT and tables & set(t.made("table").values()))
+        or (t.step == "evaluate" and models & set(t.inputs("model")))
+    ]
+
+
+def tasks_of(store: ArtifactStore, dag_id: str, run_id: str) -> list[Task]:
+    """The tasks of a run that ended well, in the order in which they started."""
+    found = []
+    for task_id, record in history.run(store, dag_id, run_id).tasks.items():
+        manifest = history.manifest_of(store, record)
+        if manifest is not None:
+            found.append(Task(task_id, record.record, manifest))
+    return found
+
+
+def replay(
+    config: Config, text: str, *, tasks: Sequence[str] = (), into: Path | None = None, keep: bool = False
+) -> Replay:
+    """
+    Rebuild a run.
+
+    :param text: ``DAG/RUN_ID``, or a run id that is unique.
+    :param tasks: which to rebuild; default those that led to the run's models.
+    :param into: folder for what is rebuilt, which stays; it is made, or is empty.
+    :param keep: leave what is rebuilt where it is.
+    :raises NotFound: run, task, snapshot or archived code are not there; says which, and if they were erased, by whom.
+    """
+    store = ArtifactStore(config.artifacts)
+    dag_id, run_id = find_run(store, text)
+    chosen = choose(tasks_of(store, dag_id, run_id), tasks)
+    _refuse_gone(config, chosen)
+    with _folder(config, into, keep) as folder:
+        done = Replay(dag_id, run_id, folder)
+        room = Room(config, folder)
+        for task in chosen:
+            if task.step in NOT_REBUILT:
+                done.tasks.append(Rebuilt(task.task_id, task.step, taken=_taken(config, task)))
+                continue
+            rebuilt = Rebuilt(task.task_id, task.step, changes=changes(task.manifest))
+            done.tasks.append(rebuilt)
+            made = room.run(task)
+            if isinstance(made, str):
+                rebuilt.failed = made
+            else:
+                rebuilt.findings = _compare(config, room, task, made)
+        return done
+
+
+@contextmanager
+def _folder(config: Config, into: Path | None, keep: bool) -> Iterator[Path]:
+    if into is not None:
+        into.mkdir(parents=True, exist_ok=True)
+        if any(into.iterdir()):
+            raise BadArgument(f"{into} is not empty", "name a folder that is, or one that is not there yet")
+        yield into.resolve()
+        return
+    (config.home / "work").mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="replay-", dir=config.home / "work"))
+    try:
+        yield folder
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refuse_gone(config: Config, tasks: Sequence[Task]) -> None:
+    """:raises NotFound: a snapshot or the code is not there; says all of them."""
+    from airloop.provenance.erasures import erased
+    from airloop.reference import Scope
+    from airloop.warehouse.catalog import Warehouse
+
+    warehouse, scope = Warehouse.open(config), Scope(config)
+    gone = []
+    for task in tasks:
+        for text in dict.fromkeys([*task.inputs("table"), *task.made("table").values()]):
+            ref = TableRef.parse(text)
+            if not ref.snapshot or ref.exists(scope):
+                continue
+            by = erased(warehouse, ref)
+            why = (
+                f"erased on {by.recorded_at:%Y-%m-%d %H:%M} UTC, asked for by {by.asked_by}: {by.reason}"
+                if by is not None
+                else "expired or removed by another tool"
+            )
+            gone.append(f"{text} of task {task.task_id} ({why})")
+        if task.step not in NOT_REBUILT and not task.manifest["code"].get("tree"):
+            gone.append(f"the code of task {task.task_id} (made before code was archived)")
+    if gone:
+        raise NotFound(f"the run cannot be replayed: {'; '.join(gone)} is gone", "see `airloop tables` and docs/replay")
+
+
+def _taken(config: Config, task: Task) -> str:
+    """What stands in for a task that is not rebuilt."""
+    made = ", ".join(task.made("table").values())
+    note = f"not rebuilt, {NOT_REBUILT[task.step]}" + (f"; its {made} is used" if made else "")
+    return f"{note}; {_sources(config, task)}" if task.step == "extract" else note
+
+
+def _sources(config: Config, task: Task) -> str:
+    """Whether the source files are still those that were read."""
+    from airloop.errors import AirloopError
+    from airloop.reference import Scope
+    from airloop.sources.files import FileSet
+
+    then = {f["name"]: f["sha256"] for f in task.manifest["details"]["files"]}
+    try:
+        found = FileSet.parse(task.manifest["details"].get("patterns")).resolve(Scope(config))
+    except (AirloopError, ValueError) as cause:
+        return f"the source files cannot be read any more: {cause}"
+    now = {f.name: f.sha256 for f in found.files}
+    differing = [
+        f"{name}: sha256 {then.get(name, 'none')[:12]} then, {now.get(name, 'none')[:12]} now"
+        for name in sorted(then.keys() | now.keys())
+        if then.get(name) != now.get(name)
+    ]
+    return f"source files changed: {'; '.join(differing)}" if differing else "the source files are unchanged"
+
+
+def _compare(config: Config, room: Room, task: Task, made: Mapping[str, Any]) -> list[Finding]:
+    findings = []
+    for role, reference in task.made("table").items():
+        new = TableRef.parse(made["outputs"][role]["reference"])
+        findings.append(compare_tables(config, TableRef.parse(reference), room.config_of(task), new))
+    details, now = task.manifest["details"], made["details"]
+    stated = details.get("determinism") or {}
+    if task.made("model"):
+        examples = next((TableRef.parse(t) for t in task.inputs("table")), None)
+        old, new_bundle = room.bundle(config, task.manifest), room.bundle(room.config_of(task), made)
+        findings.append(compare_models(old, new_bundle, rows=examples, config=config, stated=stated))
+    # What is measured of a model can be no closer than the model's own predictions.
+    room.tolerance = max(room.tolerance, float(stated.get("tolerance", 0.0)))
+    compared = {"metrics": (task.manifest["metrics"], made["metrics"])}
+    if task.step == "evaluate":
+        compared["decision"] = (details["decision"], now["decision"])
+    for what, (then, figures) in compared.items():
+        found = compare_figures(what, then, figures, tolerance=room.tolerance)
+        if found is not None:
+            findings.append(found)
+    return findings

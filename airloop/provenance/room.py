@@ -1,0 +1,236 @@
+"""Where a replay works: for each task a home of its own, beside the original and never in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote, urlsplit
+
+from airloop.config import Config
+from airloop.contract import ENV_CALL, ENV_LOG_FORMAT, ENV_RECEIPT, Call, Interval, Receipt, RunInfo
+from airloop.errors import ContractBroken, NotFound
+from airloop.frame.archive import FEATURES, PYTHON, unpack
+from airloop.provenance.fork import fork
+from airloop.registry.refs import DecisionRef, ModelRef
+from airloop.warehouse.artifacts import ArtifactStore
+from airloop.warehouse.commit import KEY
+from airloop.warehouse.refs import TableRef
+
+if TYPE_CHECKING:
+    from airloop.provenance.replay import Task
+
+LINES = 15
+"""Of a failed task's log that are shown."""
+
+
+class Room:
+    """The scratch state of one replay."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        """:param folder: empty; everything that is made comes there."""
+        self.config = config
+        self.folder = folder
+        self.tolerance = 0.0
+        """The widest that a trainer of this replay states."""
+        self._models: dict[str, str] = {}
+        """The replay's own models, by the reference of the original."""
+
+    def config_of(self, task: Task) -> Config:
+        """The configuration that a task runs with."""
+        return Config.from_environment(self._settings(task))
+
+    def run(self, task: Task) -> dict[str, Any] | str:
+        """
+        Run a task again.
+
+        :returns: its new manifest; or, if it did not get to an end, why.
+        :raises NotFound: something that it needs is not there.
+        """
+        config = self.config_of(task)
+        code = self._code(task)
+        self._fork_tables(task, config)
+        arguments = _replaced(task.manifest["arguments"], self._replacements(task, config))
+        interval = task.record.get("interval")
+        target = task.manifest["code"]["target"]
+        call = Call(
+            # A step of airloop's own is called by its short name, as its artifacts' folder bears it.
+            step=task.step if target.startswith("airloop.") else target,
+            arguments=arguments,
+            run=RunInfo(**task.record["run"]),
+            interval=Interval.parse(interval) if interval else None,
+        )
+        receipt_path = config.home / "receipt.json"
+        environment = {n: v for n, v in os.environ.items() if not n.startswith("AIRLOOP_")}
+        environment |= self._settings(task) | {
+            "PYTHONPATH": str(code / PYTHON),
+            ENV_CALL: call.to_json(),
+            ENV_RECEIPT: str(receipt_path),
+            ENV_LOG_FORMAT: "text",
+        }
+        log_path = config.home / "log.txt"
+        with log_path.open("wb") as log:
+            done = subprocess.run(
+                # -P: neither the current folder nor the installed package comes before the archived one.
+                [sys.executable, "-P", "-m", "airloop", "run", call.step],
+                env=environment, cwd=config.home, stdout=log, stderr=subprocess.STDOUT, check=False,
+            )  # fmt: skip
+        if done.returncode:
+            lines = log_path.read_text(errors="replace").splitlines()[-LINES:]
+            return f"exit code {done.returncode}: " + "\n".join(lines)
+        made = _manifest(Receipt.from_json(receipt_path.read_text()))
+        if made["code"]["modules"] != task.manifest["code"]["modules"]:
+            raise ContractBroken(
+                f"the code that ran for {task.task_id} is not that of the run",
+                "is PYTHONSAFEPATH or a .pth file at work?",
+            )
+        self._models |= zip(task.made("model").values(), _models(made), strict=False)
+        return made
+
+    def bundle(self, config: Config, manifest: Mapping[str, Any]) -> Path:
+        """
+        Folder of the model that a training made.
+
+        :raises NotFound: it is gone.
+        """
+        address = str(manifest["links"].get("bundle", ""))
+        # The store may have moved since; what is below its root has not.
+        path = ArtifactStore(config.artifacts).path("steps" + unquote(urlsplit(address).path).rpartition("/steps")[2])
+        if not address or not path.is_dir():
+            raise NotFound(f"the model of step {manifest['step']} is gone from {path}", "restore it from a backup")
+        return path
+
+    def _settings(self, task: Task) -> dict[str, str]:
+        home = self.folder / quote(task.task_id, safe="")
+        home.mkdir(exist_ok=True)
+        return {
+            "AIRLOOP_HOME": str(home),
+            "AIRLOOP_MLFLOW": f"sqlite:///{self.folder / 'mlflow.db'}",
+            "AIRLOOP_MLFLOW_ARTIFACTS": str(self.folder / "mlflow"),
+            "AIRLOOP_FEATURE_REPO": str(self._tree(task) / FEATURES),
+            "AIRLOOP_THREADS": str(task.manifest.get("threads", self.config.threads)),
+            "AIRLOOP_MEMORY_MB": str(self.config.memory_mb),
+            "AIRLOOP_ROWS_PER_CHUNK": str(self.config.rows_per_chunk),
+        }
+
+    def _tree(self, task: Task) -> Path:
+        return self.folder / "code" / str(task.manifest["code"]["tree"])
+
+    def _code(self, task: Task) -> Path:
+        place = self._tree(task)
+        if not place.exists():
+            unpack(ArtifactStore(self.config.artifacts), place.name, place)
+        return place
+
+    # --- inputs
+
+    def _fork_tables(self, task: Task, config: Config) -> None:
+        from airloop.warehouse.catalog import Warehouse
+
+        warehouse = Warehouse.open(self.config)
+        given: dict[str, list[int]] = {}
+        for text in task.inputs("table"):
+            ref = TableRef.parse(text)
+            given.setdefault(ref.name, []).append(ref.snapshot or 0)
+        made = {ref.name: ref.snapshot or 0 for ref in map(TableRef.parse, task.made("table").values())}
+        for name in sorted({*given, *made}):
+            table = warehouse.table(name)
+            at = made.get(name, 0)
+            snapshots = [s for s in given.get(name, []) if s]
+            base = self._base(task, name, at) if at else 0
+            fork(table, config, snapshots=snapshots, main=base, as_of=at or max(snapshots, default=0))
+
+    def _base(self, task: Task, name: str, made: int) -> int:
+        """What a table's ``main`` was when the task began to write ``made``."""
+        from airloop.warehouse.catalog import Warehouse
+
+        history = {s.id: s for s in Warehouse.open(self.config).history(name)}
+        if history[made].summary.get(KEY) != task.manifest["key"]:
+            # It found the rows there already.
+            return made
+        parent = history[made].parent or 0
+        if parent and parent not in history:
+            if task.step == "build_training_set" or task.manifest["arguments"].get("mode") == "replace":
+                return 0
+            raise NotFound(
+                f"{name} has no snapshot {parent}, which task {task.task_id} wrote on", "it has expired, or was erased"
+            )
+        return parent
+
+    def _replacements(self, task: Task, config: Config) -> dict[str, str]:
+        """References that mean something else here, by the path of the argument."""
+        found = {}
+        for path, given in task.manifest["inputs"].items():
+            reference = str(given["reference"])
+            if given["kind"] == "model":
+                found[path] = self._model(ModelRef.parse(reference))
+            elif given["kind"] == "decision":
+                name = DecisionRef.parse(reference).name
+                content = ArtifactStore(self.config.artifacts).read_bytes(name)
+                ArtifactStore(config.artifacts).publish_bytes(name, content)
+                found[path] = reference
+            elif given["kind"] not in ("table", "feature_service"):
+                raise NotFound(f"{path} of task {task.task_id} is {reference}, which is not kept", "leave the task out")
+        return found
+
+    def _model(self, ref: ModelRef) -> str:
+        """A model that a task was given: the rebuilt one, or a copy of the original in the replay's MLflow."""
+        from airloop.training import tracking
+
+        if ref.absent:
+            return str(ref)
+        if str(ref) in self._models:
+            return self._models[str(ref)]
+        run_id = ref.run_id
+        client = tracking.client(self.config)
+        with tracking.guarded(self.config):
+            run_id = run_id or str(client.get_model_version(ref.name, str(ref.version)).run_id)
+            tags = client.get_run(run_id).data.tags
+        scratch = Config.from_environment(
+            {
+                "AIRLOOP_HOME": str(self.folder),
+                "AIRLOOP_MLFLOW": f"sqlite:///{self.folder / 'mlflow.db'}",
+                "AIRLOOP_MLFLOW_ARTIFACTS": str(self.folder / "mlflow"),
+            }
+        )
+        model_id = tracking.logged_model_id(self.config, run_id)
+        files = tracking.download_model(self.config, model_id, self.folder / "brought" / run_id)
+        copied, _ = tracking.log_run(
+            scratch,
+            experiment=tracking.experiment_id(scratch, "given"),
+            name=str(ref),
+            tags={name: tags[name] for name in (tracking.KEY_TAG, tracking.BUNDLE_TAG) if name in tags},
+            parameters={},
+            curves={},
+            metrics={},
+            datasets=[],
+            model=files,
+        )
+        self._models[str(ref)] = f"model:/run/{copied}"
+        return self._models[str(ref)]
+
+
+def _replaced(value: Any, new: Mapping[str, str], path: str = "") -> Any:
+    """The same arguments with those at some paths replaced."""
+    if path in new:
+        return new[path]
+    if isinstance(value, Mapping):
+        return {k: _replaced(v, new, f"{path}.{k}" if path else str(k)) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_replaced(v, new, f"{path}[{i}]") for i, v in enumerate(value)]
+    return value
+
+
+def _manifest(receipt: Receipt) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path(unquote(urlsplit(receipt.manifest).path)).read_bytes())
+    return found
+
+
+def _models(manifest: Mapping[str, Any]) -> list[str]:
+    given = {i["reference"] for i in manifest["inputs"].values()}
+    made = (o for o in manifest["outputs"].values() if o["kind"] == "model")
+    return [o["reference"] for o in made if o["reference"] not in given]
