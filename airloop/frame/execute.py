@@ -40,6 +40,7 @@ from airloop.frame.manifest import (
 )
 from airloop.frame.running import Announced
 from airloop.frame.step import Step, StepContext, StepResult, resolve
+from airloop.frame.tables import describe_tables
 from airloop.reference import Reference, Scope
 from airloop.warehouse.artifacts import ArtifactStore
 
@@ -223,6 +224,7 @@ def _manifest(
             path: {"kind": ref.kind, "reference": str(ref)} for path, ref in _references("", dict(arguments)).items()
         },
         "outputs": describe_outputs(result.outputs),
+        "tables": describe_tables(result.outputs, config),
         "counts": result.counts,
         "metrics": result.metrics,
         "details": result.details,
