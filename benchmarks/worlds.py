@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,3 +76,65 @@ def two_models(
     if hurt:
         challenger = np.where(slices["carrier"] == hurt, model(auc - harm), challenger)
     return Scored(labels, champion, challenger, day, slices)
+
+
+SHIFTS = {
+    "none": "nothing",
+    "mean +0.3 sd": "a number's mean moves by 0.3 standard deviations",
+    "mean +0.5 sd": "a number's mean moves by half a standard deviation",
+    "mean +0.75 sd": "a number's mean moves by 0.75 standard deviations",
+    "sd x1.5": "a number's standard deviation grows by half",
+    "sd x2": "a number's standard deviation doubles",
+    "missing 1% → 10%": "a number that is missing in 1 % of rows is missing in 10 %",
+    "missing 1% → 25%": "a number that is missing in 1 % of rows is missing in 25 %",
+    "category 30% → 45%": "a category's share goes from 30 % to 45 %",
+    "category 30% → 55%": "a category's share goes from 30 % to 55 %",
+    "new category 5%": "a value never seen has 5 % of rows",
+    "new category 10%": "a value never seen has 10 % of rows",
+    "boolean 20% → 45%": "a flag that is set in 20 % of rows is set in 45 %",
+}
+"""What :func:`drift_window` can plant, by its name."""
+NUMBERS, CATEGORIES, FLAGS = 20, 6, 4
+
+
+def drift_window(seed: tuple[int, ...], rows: int, shift: str = "none") -> dict[str, NDArray[Any]]:
+    """
+    A window of 30 columns: 20 numbers (normal, skewed, heavy-tailed, counts; some missing), 6 categories, 4 flags.
+
+    :param shift: a key of :data:`SHIFTS`; it hits the first column of its kind.
+    """
+    generator = np.random.default_rng(seed)
+    window: dict[str, NDArray[Any]] = {}
+    for i in range(NUMBERS):
+        kind = i % 4
+        values = (
+            generator.standard_normal(rows) if kind == 0
+            else np.exp(generator.standard_normal(rows)) if kind == 1
+            else generator.standard_t(2, rows) if kind == 2
+            else generator.poisson(2, rows).astype(np.float64)
+        )  # fmt: skip
+        values[generator.random(rows) < (0.01, 0.0, 0.2)[i % 3]] = np.nan
+        window[f"number_{i}"] = values
+    first = window["number_0"]
+    if shift.startswith("mean"):
+        first += float(shift.split()[1])
+    elif shift.startswith("sd"):
+        first *= float(shift.split("x")[1])
+    elif shift.startswith("missing"):
+        wanted = float(shift.split()[-1].rstrip("%")) / 100
+        first[generator.random(rows) < (wanted - 0.01) / 0.99] = np.nan
+    for i in range(CATEGORIES):
+        share = 1 / np.arange(1, 4 + 6 * i)
+        share = share / share.sum() if i else np.array([0.3, 0.4, 0.2, 0.1])
+        names = [f"c{j}" for j in range(len(share))]
+        if i == 0 and shift.startswith("category"):
+            wanted = float(shift.split()[-1].rstrip("%")) / 100
+            share = np.array([wanted, *(share[1:] * (1 - wanted) / 0.7)])
+        found = generator.choice(names, rows, p=share).astype(object)
+        if i == 0 and shift.startswith("new"):
+            found[generator.random(rows) < float(shift.split()[-1].rstrip("%")) / 100] = "unseen"
+        window[f"category_{i}"] = found
+    for i in range(FLAGS):
+        rate = float(shift.split()[-1].rstrip("%")) / 100 if shift.startswith("boolean") and i == 0 else 0.2
+        window[f"flag_{i}"] = (generator.random(rows) < rate).astype(np.float64)
+    return window

@@ -15,6 +15,7 @@ from airloop_operators import (
     BatchScoreOperator,
     BuildLabelsOperator,
     BuildTrainingSetOperator,
+    CheckParityOperator,
     DetectDriftOperator,
     EvaluateOperator,
     ExtractOperator,
@@ -71,6 +72,7 @@ with DAG(
             )
         ]
         online = MaterializeFeaturesOperator(task_id="materialize", feature_service=SERVICE, tables=features)
+        CheckParityOperator(task_id="parity", feature_service=online.output)
 
     labels = BuildLabelsOperator(
         task_id="labels",

@@ -186,7 +186,7 @@ def summary(store: ArtifactStore, run_ids: list[str]) -> Iterator[str]:
 
     months = range(len(runs))
     sources = ("flights", "weather", "planes")
-    features = [t for t in manifests[0] if t.startswith("features.") and t != "features.materialize"]
+    features = [t for t in manifests[0] if t.startswith("features.") and manifests[0][t]["step"] == "sql"]
     rows: list[tuple[str, list[str]]] = [
         ("rows in", [total(i, (f"{s}.extract" for s in sources), "rows_new", "rows_corrected") for i in months]),
         ("rows quarantined", [total(i, (f"{s}.validate" for s in sources), "rows_quarantined") for i in months]),

@@ -153,6 +153,13 @@ class OnlineFile:
             found = _watermark(connection, table)
             return None if found is None or _entities(connection, table) < found.entities else found
 
+    def recorded(self, table: OnlineTable) -> Watermark | None:
+        """The watermark of a view as it was written, whatever became of the rows since."""
+        if not self.path.exists():
+            return None
+        with self.connect() as connection:
+            return _watermark(connection, table)
+
     def forget_if_lost(self, table: OnlineTable) -> None:
         """
         If Feast's table lost rows (``feast teardown``, a file put back from a backup), forget what we wrote.

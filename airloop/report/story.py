@@ -95,6 +95,13 @@ def serving_section(tasks: Manifests, zone: str) -> list[dict[str, str]]:
             found.append(
                 {"name": "Online store", "text": text, "where": _input(m, "feature_service").partition("@")[0]}
             )
+        if m["step"] == "check_parity":
+            text = (
+                f"{words.counted(counts['values_compared'], 'value')} of "
+                f"{words.counted(counts['keys_compared'], 'entity', 'entities')} served online compared with what "
+                "training is given: all the same"
+            )
+            found.append({"name": "Parity", "text": text, "where": _input(m, "feature_service").partition("@")[0]})
     return found
 
 

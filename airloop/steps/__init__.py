@@ -19,6 +19,7 @@ BUILT_IN = {
     "sql": "airloop.steps.sql:sql",
     "build_labels": "airloop.steps.sql:build_labels",
     "materialize": "airloop.steps.materialize:materialize",
+    "check_parity": "airloop.steps.check_parity:check_parity",
     "build_training_set": "airloop.steps.build_training_set:build_training_set",
     "train": "airloop.steps.train:train",
     "evaluate": "airloop.steps.evaluate:evaluate",

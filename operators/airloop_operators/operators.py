@@ -168,6 +168,46 @@ class MaterializeFeaturesOperator(StepOperator):
         self.feature_views = feature_views
 
 
+class CheckParityOperator(StepOperator):
+    """
+    Compare a sample of the values served online with what training would be given; a single difference stops the run.
+
+    :param feature_service: the result of a materialize task, or the service's name. (templated)
+    :param feature_views: only these of the service's views; default all. (templated)
+    :param find_share: share of a view's keys that must not differ unseen; 0 compares every key. (templated)
+    :param confidence: chance that such a share is seen. (templated)
+    :param seed: of the sample. (templated)
+    """
+
+    step_name: ClassVar[str] = "check_parity"
+    step_arguments: ClassVar[tuple[str, ...]] = (
+        "feature_service",
+        "feature_views",
+        "find_share",
+        "confidence",
+        "seed",
+    )
+    step_reads: ClassVar[tuple[str, ...]] = ("feature_service",)
+    template_fields = (*StepOperator.template_fields, *step_arguments)
+
+    def __init__(
+        self,
+        *,
+        feature_service: Result,
+        feature_views: Sequence[str] | None = None,
+        find_share: float | None = None,
+        confidence: float | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.feature_service = feature_service
+        self.feature_views = feature_views
+        self.find_share = find_share
+        self.confidence = confidence
+        self.seed = seed
+
+
 class BuildTrainingSetOperator(StepOperator):
     """
     Join labels with features as they were known at prediction time; refuse any that arrived later.
@@ -334,7 +374,7 @@ class EvaluateOperator(StepOperator):
     Compare challenger and champion on the same held-out rows; the decision, with its reasons, is data.
 
     :param challenger: the result of a train task. (templated)
-    :param champion: ``delay@champion``: who was champion as of the interval's start. (templated)
+    :param champion: ``delay@champion``: who was champion just before the interval's end. (templated)
     :param examples: the result of the training-set task; its hold-out is what both are measured on. (templated)
     :param metric: ``roc_auc``, ``average_precision``, ``log_loss``, ``brier`` or ``accuracy``. (templated)
     :param confidence: confidence of the paired bootstrap interval, 0 to 1. (templated)
