@@ -34,7 +34,7 @@ from airloop.reference import Reference, Scope
 from airloop.warehouse.artifacts import ArtifactStore
 
 if TYPE_CHECKING:
-    from airloop.warehouse.catalog import Warehouse
+    from airloop.warehouse.catalog import Commit, Warehouse
 
 
 class _Keyless:
@@ -109,6 +109,14 @@ class StepContext:
     def folder(self) -> str:
         """Folder of this step's artifacts and manifest in the artifact store."""
         return manifest_folder(self.call.step, self.key)
+
+    def is_news(self, commit: Commit) -> bool:
+        """
+        Whether nobody has heard of this key's commit: this attempt made it, or one that ended before it could say so.
+
+        A forced repetition has nothing new to tell.
+        """
+        return commit.changed or (commit.adopted and not self.call.force)
 
     def point(self, name: str) -> bool:
         """A named point for fault injection; see :mod:`airloop.faults`."""

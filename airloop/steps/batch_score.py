@@ -140,8 +140,8 @@ def batch_score(
             **({} if tally.rows else {"reason": f"{entities} has no row in the interval"}),
         },
         # An adopted commit is new to everybody but the attempt that died before it could say so.
-        changed=done.changed or done.adopted,
-        event={"table": str(done.ref), "model": str(model)} if done.changed or done.adopted else None,
+        changed=ctx.is_news(done),
+        event={"table": str(done.ref), "model": str(model)} if ctx.is_news(done) else None,
     )
 
 

@@ -118,7 +118,7 @@ def build_training_set(
             "label_columns_not_used": sorted(set(present) - {*handed, *(f.name for f in service.request)}),
         }
     ctx.log.info("Wrote %s: %s", committed.ref, ", ".join(f"{n:,} {what}" for what, n in counts.items()))
-    return StepResult(outputs={"table": committed.ref}, counts=counts, details=details, changed=committed.changed)
+    return StepResult(outputs={"table": committed.ref}, counts=counts, details=details, changed=ctx.is_news(committed))
 
 
 def _bounds(interval: Interval, window: str, holdout: str, validation: str) -> Bounds:

@@ -122,6 +122,6 @@ def _write(
         outputs={"table": commit.ref},
         counts={"rows": rows, "rows_new": commit.added, "rows_changed": commit.updated, "rows_deleted": commit.deleted},
         details={**details, "evolution": evolution, "adopted": commit.adopted},
-        changed=commit.changed,
-        event={"table": str(commit.ref)} if commit.changed else None,
+        changed=ctx.is_news(commit),
+        event={"table": str(commit.ref)} if ctx.is_news(commit) else None,
     )

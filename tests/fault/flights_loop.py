@@ -158,9 +158,25 @@ class Home:
         return outcome.result
 
     def state(self) -> dict[str, Any]:
-        """Everything that this home holds; see ``step_server.py``."""
+        """Everything that this home holds; see ``home_state.py``."""
         found: dict[str, Any] = self.server.ask(state=self.environment)
         return found
+
+    def full_state(self) -> dict[str, Any]:
+        """Also what its manifests say, and every state that its tables have been in."""
+        found: dict[str, Any] = self.server.ask(full_state=self.environment)
+        assert "error" not in found, found
+        return found
+
+    @contextmanager
+    def read_all_the_while(self) -> Iterator[dict[str, Any]]:
+        """While the block runs, somebody reads everything again and again; afterwards: what was seen."""
+        found: dict[str, Any] = {}
+        self.server.ask(watch=self.environment)
+        try:
+            yield found
+        finally:
+            found |= self.server.ask(seen=None)
 
     def tasks(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """Step and arguments by task, as ``dags/flights_offline.py`` has them but for small limits."""

@@ -7,13 +7,14 @@ One line of JSON on stdin is one request, one on stdout its answer:
     all at once, each in a process of its own; a list of ``{"code", "log", "receipt", "record", "manifest"}``.
 ``{"shell": …}``
     a script, in this process' mount namespace; ``{"code", "out"}``.
-``{"state": {…}}``
-    everything that the home of this environment holds, without what differs from run to run.
+``{"state": {…}}``, ``{"full_state": {…}}``
+    everything that the home of this environment holds, without what differs from run to run; see ``home_state.py``.
+``{"watch": {…}}``, then ``{"seen": null}``
+    start to read all of this home again and again; end that, and what was seen.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import os
@@ -21,14 +22,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+import traceback
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-LEFT_OUT = {"_batch", "feature_snapshots", "entry", "key", "by", "run_id", "recorded_at", "evidence"}
-"""Columns that carry ids of snapshots, keys made of those, or the time of day."""
+from home_state import Cache, Readers, full_state, state
+
+_cache: Cache = {}
+"""What children found out about things that never change; the next child has it from its birth."""
+_watched: list[tuple[int, int, Path]] = []
+"""Of the readers at work: process, pipe with what they saw, folder by which they are told to stop."""
 
 
 def main() -> None:
@@ -41,7 +47,14 @@ def main() -> None:
         warnings.simplefilter("ignore")
         for name in _expand(PRELOAD):
             importlib.import_module(name)
-    actions = {"steps": run_steps, "shell": run_shell, "state": lambda environment: in_child(state, environment)}
+    actions: dict[str, Callable[[Any], Any]] = {
+        "steps": run_steps,
+        "shell": run_shell,
+        "state": lambda environment: in_child(lambda: state(environment), environment),
+        "full_state": remembering,
+        "watch": watch,
+        "seen": lambda _: seen(),
+    }
     answer("ready")
     for line in sys.stdin:
         ((action, argument),) = json.loads(line).items()
@@ -112,94 +125,69 @@ def fork() -> int:
         return os.fork()
 
 
-def in_child(function: Callable[[dict[str, str]], Any], environment: dict[str, str]) -> Any:
+def in_child(function: Callable[[], Any], environment: dict[str, str]) -> Any:
+    return result_of(*started(function, environment))
+
+
+def started(function: Callable[[], Any], environment: dict[str, str]) -> tuple[int, int]:
+    """Process and pipe of a child that works something out."""
     reading, writing = os.pipe()
     child = fork()
     if not child:
         os.close(reading)
         os.environ.update(environment)
-        with os.fdopen(writing, "w") as pipe:
-            json.dump(function(environment), pipe)
+        try:
+            with os.fdopen(writing, "w") as pipe:
+                json.dump(function(), pipe)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
         os._exit(0)
     os.close(writing)
+    return child, reading
+
+
+def result_of(child: int, reading: int) -> Any:
     with os.fdopen(reading) as pipe:
         text = pipe.read()
-    os.waitpid(child, 0)
-    return json.loads(text)
+    status = os.waitpid(child, 0)[1]
+    return json.loads(text) if status == 0 else {"error": f"a child ended with {status}; its traceback is on stderr"}
+
+
+def remembering(environment: dict[str, str]) -> Any:
+    """The full state; what a child finds out about things that never change is kept for the next."""
+
+    def work() -> Any:
+        known = set(_cache)
+        return full_state(environment, _cache), {place: _cache[place] for place in _cache.keys() - known}
+
+    answered = in_child(work, environment)
+    if isinstance(answered, dict):
+        return answered
+    found, learned = answered
+    _cache.update(learned)
+    return found
+
+
+def watch(environment: dict[str, str]) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="airloop-readers-"))
+    child, pipe = started(lambda: Readers(environment, _cache).until(folder / "stop", folder / "ready"), environment)
+    _watched.append((child, pipe, folder))
+    while not (folder / "ready").exists() and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        time.sleep(0.001)
+
+
+def seen() -> Any:
+    child, pipe, folder = _watched.pop()
+    (folder / "stop").touch()
+    found = result_of(child, pipe)
+    shutil.rmtree(folder)
+    return found
 
 
 def run_shell(script: str) -> dict[str, Any]:
     done = subprocess.run(["sh", "-ec", script], capture_output=True, text=True, check=False)
     return {"code": done.returncode, "out": done.stdout + done.stderr}
-
-
-def state(environment: dict[str, str]) -> dict[str, Any]:
-    """Tables, online values, models, manifests and pages."""
-    from airloop.config import Config
-
-    config = Config.from_environment(environment)
-    manifests = Counter(p.parents[2].name for p in (config.artifacts / "steps").rglob("manifest.json"))
-    pages = (p for p in (config.artifacts / "reports").rglob("*") if p.is_file() and not p.name.startswith(".part-"))
-    found: dict[str, Any] = {
-        "manifests": dict(sorted(manifests.items())),
-        "pages": sorted(str(p.relative_to(config.artifacts)) for p in pages),
-    }
-    return found | _tables(config) | _online(config) | _models(config)
-
-
-def _tables(config: Any) -> dict[str, Any]:
-    from airloop.warehouse.catalog import Warehouse
-    from airloop.warehouse.refs import TableRef
-
-    warehouse = Warehouse.open(config)
-    found: dict[str, Any] = {}
-    for name in warehouse.tables():
-        rows = warehouse.scan(TableRef(name)).read_all()
-        kept = [c for c in rows.column_names if c not in LEFT_OUT]
-        lines = sorted(repr(list(row.values())) for row in rows.select(kept).to_pylist())
-        found[name] = {
-            "rows": rows.num_rows,
-            "content": hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16],
-            "by column": {c: _digest(sorted(map(repr, rows.column(c).to_pylist()))) for c in kept},
-            "branches": sorted(warehouse.table(name).metadata.refs),
-            "snapshots": len(warehouse.history(name)),
-        }
-    return found
-
-
-def _online(config: Any) -> dict[str, Any]:
-    import sqlite3
-
-    if not config.online_store.exists():
-        return {}
-    found: dict[str, Any] = {}
-    with sqlite3.connect(config.online_store) as store:
-        tables = [n for (n,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
-        for name in tables:
-            columns = [c[1] for c in store.execute(f'PRAGMA table_info("{name}")')]
-            kept = [f'"{c}"' for c in columns if c not in ("key", "snapshot")]
-            rows = sorted(map(repr, store.execute(f'SELECT {", ".join(kept)} FROM "{name}"')))
-            found[f"online {name}"] = {"rows": len(rows), "content": _digest(rows)}
-    return found
-
-
-def _models(config: Any) -> dict[str, Any]:
-    from airloop.training import tracking
-
-    if not Path(config.mlflow.removeprefix("sqlite:///")).exists():
-        return {}
-    client = tracking.client(config)
-    runs = [r for e in client.search_experiments() for r in client.search_runs([e.experiment_id])]
-    return {
-        "finished runs": sum(r.info.status == "FINISHED" for r in runs),
-        "running runs": sum(r.info.status == "RUNNING" for r in runs),
-        "versions": sorted([v.name, int(v.version), sorted(v.aliases)] for v in client.search_model_versions()),
-        "aliases": {m.name: m.aliases for m in client.search_registered_models()},
-    }
-
-
-def _digest(lines: list[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

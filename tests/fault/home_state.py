@@ -1,0 +1,246 @@
+"""
+What an AIRLOOP_HOME holds, without what differs from run to run; and readers that look at it all the while.
+
+Imported by ``step_server.py``, in children that have the large libraries already.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+LEFT_OUT = {"_batch", "feature_snapshots", "entry", "key", "by", "run_id", "recorded_at", "evidence"}
+"""Columns that carry ids of snapshots, keys made of those, or the time of day."""
+OF_THE_ATTEMPT = {"attempt", "run", "started_at", "finished_at", "seconds", "resources", "links", "code", "adopted"}
+"""Parts of a manifest that tell who made it, when, where and how, not what was made."""
+BY_THE_ATTEMPT = {
+    "materialize": {"rows", "rows_written", "rows_skipped", "rows_expired"},
+    "register": {"versions_made"},
+    "report": {"bytes"},
+}
+"""By step: figures of what the attempt itself still had to do, and the size of a page that tells how long steps ran."""
+_IDS = re.compile(r"(?:\b[0-9a-f]{2}/)?(?:[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{12,})|\b[0-9]{10,}\b")
+_NOW = re.compile(r"\b20(?!13)\d\d-\d\d-\d\dT[0-9:.+Z]*")
+
+Cache = dict[str, Any]
+"""Digests of what never changes, by its identity; kept from one look to the next."""
+
+
+def state(environment: dict[str, str]) -> dict[str, Any]:
+    """Tables, online values, models, manifests and pages."""
+    from airloop.config import Config
+
+    config = Config.from_environment(environment)
+    return _published(config) | _tables(config, {}) | _online(config) | _models(config)
+
+
+def full_state(environment: dict[str, str], cache: Cache) -> dict[str, Any]:
+    """:func:`state`, and also what the manifests say and every state that ``main`` of each table has been in."""
+    from airloop.config import Config
+
+    config = Config.from_environment(environment)
+    found = _published(config) | _tables(config, cache, logs=True) | _online(config) | _models(config)
+    said: dict[str, list[str]] = {}
+    for path in sorted((config.artifacts / "steps").rglob("manifest.json")):
+        document = json.loads(path.read_text())
+        text = _NOW.sub("now", _IDS.sub("*", json.dumps(_made(document, document["step"]), sort_keys=True)))
+        said.setdefault(f"said by {document['step']}", []).append(text)
+    return found | {name: sorted(texts) for name, texts in said.items()}
+
+
+def _made(value: Any, step: str) -> Any:
+    left_out = OF_THE_ATTEMPT | BY_THE_ATTEMPT.get(step, set())
+    if isinstance(value, dict):
+        return {name: _made(part, step) for name, part in value.items() if name not in left_out}
+    return [_made(part, step) for part in value] if isinstance(value, list) else value
+
+
+def _published(config: Any) -> dict[str, Any]:
+    manifests = Counter(p.parents[2].name for p in (config.artifacts / "steps").rglob("manifest.json"))
+    pages = (p for p in (config.artifacts / "reports").rglob("*") if p.is_file() and not p.name.startswith(".part-"))
+    return {
+        "manifests": dict(sorted(manifests.items())),
+        "pages": sorted(str(p.relative_to(config.artifacts)) for p in pages),
+    }
+
+
+def _tables(config: Any, cache: Cache, *, logs: bool = False) -> dict[str, Any]:
+    from airloop.warehouse.catalog import Warehouse
+
+    if not _catalog_file(config).exists():
+        return {}
+    warehouse = Warehouse.open(config)
+    found: dict[str, Any] = {}
+    for name in warehouse.tables():
+        table = warehouse.table(name)
+        main = table.metadata.current_snapshot_id or 0
+        found[name] = {
+            **content(config, table, main, cache),
+            "branches": sorted(table.metadata.refs),
+            "snapshots": len(table.metadata.snapshots),
+        }
+        if logs:
+            was = [entry.snapshot_id for entry in table.metadata.snapshot_log]
+            found[name]["main was"] = [content(config, table, snapshot, cache)["content"] for snapshot in was]
+    return found
+
+
+def content(config: Any, table: Any, snapshot: int, cache: Cache) -> dict[str, Any]:
+    """Rows of a snapshot, whole and by column."""
+    place = f"{table.metadata.table_uuid} {snapshot} {table.metadata.current_schema_id}"
+    if place not in cache:
+        from airloop.warehouse import read
+
+        rows = read.scan(config, table, snapshot).read_all()
+        kept = [c for c in rows.column_names if c not in LEFT_OUT]
+        cache[place] = {
+            "rows": rows.num_rows,
+            "content": digest(repr(list(row.values())) for row in rows.select(kept).to_pylist()),
+            "by column": {c: digest(map(repr, rows.column(c).to_pylist())) for c in kept},
+        }
+    found: dict[str, Any] = cache[place]
+    return found
+
+
+def _online(config: Any) -> dict[str, Any]:
+    if not config.online_store.exists():
+        return {}
+    with closing(sqlite3.connect(config.online_store)) as store:
+        return {f"online {name}": value for name, value in online_values(store).items()}
+
+
+def online_values(store: sqlite3.Connection) -> dict[str, Any]:
+    """Rows by table of the online store, all of one moment."""
+    found = {}
+    store.execute("BEGIN")
+    tables = [n for (n,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
+    for name in tables:
+        columns = [c[1] for c in store.execute(f'PRAGMA table_info("{name}")')]
+        kept = [f'"{c}"' for c in columns if c not in ("key", "snapshot")]
+        rows = store.execute(f'SELECT {", ".join(kept)} FROM "{name}"').fetchall()
+        # Tables of ours hold something of every view, and each view changes on its own.
+        views = {row[0] for row in rows} if kept[0] == '"view"' else {None}
+        for view in views:
+            its = [repr(row) for row in rows if view in (None, row[0])]
+            found[name if view is None else f"{name} {view}"] = {"rows": len(its), "content": digest(its)}
+    store.execute("COMMIT")
+    return found
+
+
+def _models(config: Any) -> dict[str, Any]:
+    from airloop.training import tracking
+
+    if not Path(config.mlflow.removeprefix("sqlite:///")).exists():
+        return {}
+    client = tracking.client(config)
+    runs = [r for e in client.search_experiments() for r in client.search_runs([e.experiment_id])]
+    return {
+        "finished runs": sum(r.info.status == "FINISHED" for r in runs),
+        "running runs": sum(r.info.status == "RUNNING" for r in runs),
+        "versions": sorted([v.name, int(v.version), sorted(v.aliases)] for v in client.search_model_versions()),
+        "aliases": {m.name: m.aliases for m in client.search_registered_models()},
+    }
+
+
+def digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
+
+
+def _catalog_file(config: Any) -> Path:
+    return Path(config.catalog.removeprefix("sqlite:///"))
+
+
+class Readers:
+    """
+    Reads tables, online values and aliases again and again, as anybody may while steps run.
+
+    Of each thing it keeps the states that it saw, one after the other, each once in a row.
+    """
+
+    def __init__(self, environment: dict[str, str], cache: Cache) -> None:
+        from airloop.config import Config
+
+        self.config = Config.from_environment(environment)
+        self.cache = cache
+        self.seen: dict[str, list[Any]] = {}
+        self.looks = 0
+        self._at: dict[str, Any] = {}
+
+    def until(self, stop: Path, ready: Path) -> dict[str, Any]:
+        while True:
+            for look in (self._tables, self._online, self._aliases):
+                look()
+            self.looks += 1
+            ready.touch()
+            if stop.exists():
+                return {"looks": self.looks, "seen": self.seen}
+            time.sleep(0.002)
+
+    def _saw(self, name: str, what: Any) -> None:
+        states = self.seen.setdefault(name, [])
+        if not states or states[-1] != what:
+            states.append(what)
+
+    def _tables(self) -> None:
+        file = _catalog_file(self.config)
+        if not file.exists() or not file.stat().st_size:
+            return
+        sql = "SELECT table_namespace || '.' || table_name, metadata_location FROM iceberg_tables"
+        for name, location in self._query(file, sql):
+            if self._at.get(name) != location:
+                self._at[name] = location
+                self._saw(name, self._content(location))
+
+    def _content(self, location: str) -> Any:
+        from pyiceberg.table import StaticTable
+
+        from airloop.warehouse.localio import LocalFileIO
+
+        py_io = f"{LocalFileIO.__module__}.{LocalFileIO.__name__}"
+        table = StaticTable.from_metadata(location, {"py-io-impl": py_io})
+        main = table.metadata.current_snapshot_id
+        return content(self.config, table, main, self.cache)["content"] if main else None
+
+    def _online(self) -> None:
+        file = self.config.online_store
+        if not file.exists():
+            return
+        changed = tuple((p.stat().st_mtime_ns, p.stat().st_size) for p in (file, _wal(file)) if p.exists())
+        if self._at.get("online") == changed:
+            return
+        self._at["online"] = changed
+        with closing(sqlite3.connect(file, timeout=30, isolation_level=None)) as store:
+            for name, value in online_values(store).items():
+                self._saw(f"online {name}", value["content"] if value["rows"] else None)
+
+    def _aliases(self) -> None:
+        from airloop.registry.lookup import version_run
+
+        file = Path(self.config.mlflow.removeprefix("sqlite:///"))
+        if file.exists():
+            for name, alias, version in self._query(file, "SELECT name, alias, version FROM registered_model_aliases"):
+                self._saw(f"{name}@{alias}", version)
+                # As a step looks before it reuses what an earlier one made: without the right to write.
+                self._saw(f"{name}@{alias} is there", version_run(self.config, name, version) is not None)
+
+    def _query(self, file: Path, sql: str) -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(file, timeout=30)) as store:
+            try:
+                return store.execute(sql).fetchall()
+            except sqlite3.OperationalError as error:
+                # The first process is still making the file's tables.
+                if "no such table" in str(error):
+                    return []
+                raise
+
+
+def _wal(file: Path) -> Path:
+    return file.with_name(f"{file.name}-wal")
