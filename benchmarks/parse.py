@@ -1,89 +1,135 @@
 """
-What a loop's DAG file costs a scheduler: its parse, beside a plain DAG of one task and one of as many tasks.
+What loops' DAG files cost Airflow's DAG processor: their parse, beside plain Airflow DAGs of as many tasks.
 
-    python benchmarks/parse.py [--runs 7] [--out benchmarks/results/parse.json]
+    python -m benchmarks.parse [--sizes 1,100,1000] [--runs 7] [--check]
 
-Each measurement is a new interpreter that has imported ``airflow.sdk`` and then runs the file, as Airflow's DAG
-processor does: the first time (with the imports of the file), and again (without).
+A size is a number of DAG files. Each is the demo's loop; the plain one has as many BashOperator tasks in the same groups
+with the same templated arguments from task to task. Each measurement is a new interpreter that has imported
+``airflow.sdk`` and parses all of the files with the DagBag that the processor uses; what the files import counts.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import subprocess
-import sys
+import contextlib
+import io
+import os
+import shutil
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.loop import REPOSITORY, machine
+from benchmarks.common import REPOSITORY, finish, middle, options, own_process, row
 
-PLAIN = """
-from datetime import datetime, UTC
-from airflow.sdk import DAG
-from airflow.providers.standard.operators.empty import EmptyOperator
-with DAG("plain", schedule=None, start_date=datetime(2013, 1, 1, tzinfo=UTC)):
-    before = None
-    for number in range({tasks}):
-        task = EmptyOperator(task_id=f"task_{{number}}")
-        if before is not None:
-            before >> task
-        before = task
+_PLAIN = """
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
+from airflow.sdk import DAG, Asset, CronDataIntervalTimetable, TaskGroup
+from airflow.providers.standard.operators.bash import BashOperator
+
+NEW_YORK = ZoneInfo("America/New_York")
+GROUPS = {groups}
+INPUTS = {inputs}
+with DAG(
+    "{name}",
+    schedule=CronDataIntervalTimetable("0 0 1 * *", timezone="America/New_York"),
+    start_date=datetime(2013, 1, 1, tzinfo=NEW_YORK),
+    end_date=datetime(2013, 12, 1, tzinfo=NEW_YORK),
+    catchup=False,
+    max_active_runs=1,
+    default_args={{"retries": 1, "retry_delay": timedelta(seconds=10)}},
+    tags=["airloop"],
+) as dag:
+    groups = {{name: TaskGroup(name) for name in GROUPS}}
+    tasks = {{}}
+    for name, before in INPUTS.items():
+        group, _, short = name.rpartition(".")
+        tasks[name] = BashOperator(
+            task_id=short,
+            bash_command="python -m step",
+            env={{f"INPUT_{{i}}": tasks[b].output for i, b in enumerate(before)}},
+            task_group=groups.get(group),
+        )
 """
-MEASURE = """
-import runpy, sys, time
-import airflow.sdk
-from airflow.sdk import DAG, Asset, TaskGroup, CronDataIntervalTimetable
-seconds = []
-for _ in range(2):
+
+
+def graph() -> dict[str, Any]:
+    """The tasks of the demo's loop, each with those whose results it takes."""
+    from airflow.dag_processing.dagbag import DagBag
+
     began = time.perf_counter()
-    runpy.run_path(sys.argv[1])
-    seconds.append(time.perf_counter() - began)
-print(*seconds)
-"""
+    dag = DagBag(str(REPOSITORY / "dags" / "flights_offline.py")).dags["flights_offline"]
+    inputs = {task.task_id: sorted(task.upstream_task_ids) for task in dag.topological_sort()}
+    return {"seconds": time.perf_counter() - began, "inputs": inputs}
 
 
-def measure(file: Path) -> tuple[float, float]:
-    """Seconds of the first and of the second parse in a new interpreter."""
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(file)], capture_output=True, text=True, check=True, cwd=REPOSITORY
-    )
-    first, second = done.stdout.split()[-2:]
-    return float(first), float(second)
+def make(folder: Path, count: int, environment: dict[str, str]) -> int:
+    """Folders ``loops`` and ``plain`` with so many DAG files each; returns the number of tasks of each."""
+    loop = (REPOSITORY / "dags" / "flights_offline.py").read_text()
+    shutil.copytree(REPOSITORY / "dags" / "flights", folder / "loops" / "flights")
+    (folder / "plain").mkdir()
+    inputs = own_process("benchmarks.parse:graph", environment=environment).more["inputs"]
+    groups = sorted({name.rpartition(".")[0] for name in inputs} - {""})
+    for number in range(count):
+        name = f"loop_{number:04}"
+        (folder / "loops" / f"{name}.py").write_text(loop.replace('"flights_offline"', f'"{name}"'))
+        (folder / "plain" / f"{name}.py").write_text(_PLAIN.format(name=name, groups=groups, inputs=inputs))
+    return len(inputs)
+
+
+def parse(folder: str) -> dict[str, Any]:
+    """All files of a folder, one after another."""
+    import airflow.sdk  # noqa: F401  a DAG processor has it
+    from airflow.dag_processing.dagbag import DagBag
+
+    began = time.perf_counter()
+    with contextlib.redirect_stdout(said := io.StringIO()):
+        bag = DagBag(folder, safe_mode=False)
+    seconds = time.perf_counter() - began
+    if bag.import_errors or "error" in said.getvalue():
+        raise RuntimeError(f"{bag.import_errors} {said.getvalue()}")
+    return {"seconds": seconds, "dags": len(bag.dags), "tasks": sum(len(d.tasks) for d in bag.dags.values())}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results" / "parse.json")
-    arguments = parser.parse_args()
-    about = machine()
-    with tempfile.TemporaryDirectory(prefix="airloop-bench-") as folder:
-        files = {}
-        for tasks in (1, 22):
-            files[f"plain, {tasks} task{'s' * (tasks > 1)}"] = Path(folder) / f"plain_{tasks}.py"
-            files[f"plain, {tasks} task{'s' * (tasks > 1)}"].write_text(PLAIN.format(tasks=tasks))
-        files["rain, 6 tasks"] = REPOSITORY / "dags" / "rain.py"
-        files["flights_offline, 22 tasks"] = REPOSITORY / "dags" / "flights_offline.py"
-        seen: dict[str, list[tuple[float, float]]] = {name: [] for name in files}
-        for _ in range(arguments.runs):
-            for name, file in files.items():
-                seen[name].append(measure(file))
-    rows = {
-        name: {
-            "first_s": round(statistics.median(f for f, _ in pairs), 4),
-            "again_s": round(statistics.median(s for _, s in pairs), 4),
+    arguments = options(__doc__, runs=7, sizes=(1, 100, 1000), quick=(2,))
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="airloop-bench-") as home:
+        settings = {
+            "AIRFLOW_HOME": home,
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__PLUGINS_FOLDER": f"{home}/no-plugins",
+            "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "0",
+            "PATH": os.environ["PATH"],
         }
-        for name, pairs in seen.items()
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({"machine": about, "runs": arguments.runs, "files": rows}, indent=1) + "\n")
-    print(f"{'file':28}{'first parse':>14}{'again':>10}   seconds, medians of {arguments.runs}")
-    for name, row in rows.items():
-        print(f"{name:28}{row['first_s']:14.3f}{row['again_s']:10.3f}")
-    return 0
+        for count in arguments.sizes:
+            with tempfile.TemporaryDirectory(dir=home) as folder:
+                tasks = count * make(Path(folder), count, settings)
+                # The more files, the less the machine's mood matters.
+                runs = arguments.runs if count < 1000 else min(arguments.runs, 3)
+                ours, plain = (
+                    middle(
+                        runs,
+                        lambda kind=kind: own_process(
+                            "benchmarks.parse:parse", environment=settings, folder=f"{folder}/{kind}"
+                        ),
+                    )
+                    for kind in ("loops", "plain")
+                )
+            if {ours.more["tasks"], plain.more["tasks"]} != {tasks}:
+                raise SystemExit(f"{ours.more} and {plain.more} are not {tasks} tasks each")
+            rows.append(
+                row(
+                    "parse",
+                    f"{count:,} loop{'s' * (count > 1)}, {tasks:,} tasks",
+                    ours,
+                    plain,
+                    peer="plain DAGs of as many tasks",
+                    target="at most 1.2 times",
+                    limit_s=1.2 * plain.seconds,
+                )
+            )
+    return finish("parse", arguments, rows)
 
 
 if __name__ == "__main__":
