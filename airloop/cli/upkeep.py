@@ -23,6 +23,10 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     gc.set_defaults(run=collect)
 
+    compact = commands.add_parser("compact", help="few large files in the place of many small ones; no key changes")
+    compact.add_argument("tables", nargs="*", metavar="TABLE", help="namespace.table; default all")
+    compact.set_defaults(run=compact_tables)
+
 
 def collect(arguments: argparse.Namespace, config: Config, output: Output) -> None:
     from airloop.upkeep import gc
@@ -32,6 +36,24 @@ def collect(arguments: argparse.Namespace, config: Config, output: Output) -> No
     output.data(found.as_json())
     for line in gc.describe(found, dry_run=arguments.dry_run):
         output.say(line)
+
+
+def compact_tables(arguments: argparse.Namespace, config: Config, output: Output) -> None:
+    from dataclasses import asdict
+
+    from airloop.warehouse.catalog import Warehouse
+
+    warehouse = Warehouse.open(config)
+    done = [warehouse.compact(name) for name in arguments.tables or warehouse.tables()]
+    output.data([{**asdict(c), "snapshot": str(c.snapshot), "changed": c.changed} for c in done])
+    for c in done:
+        if c.changed:
+            output.say(
+                f"{c.table}: {c.files_before:,} files are {c.files_after:,}, {c.manifests_before:,} manifests "
+                f"{c.manifests_after:,}; {c.rows:,} rows rewritten, snapshot {c.snapshot}"
+            )
+        else:
+            output.say(f"{c.table}: {c.files_before:,} files, nothing to compact")
 
 
 def _seconds(text: str) -> float:

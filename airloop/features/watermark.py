@@ -22,7 +22,8 @@ def first_arrival_since(warehouse: Warehouse, name: str, old: int, new: int, col
     """
     Least arrival time among rows in data files that snapshot ``new`` has and ``old`` has not.
 
-    A rewritten file counts whole, so the answer may be earlier than the first truly new row, never later.
+    A rewritten file counts whole, so the answer may be earlier than the first truly new row, never later. A compaction
+    brings no rows.
 
     :param old: snapshot id; 0: the empty table.
     :param column: the table's arrival time.
@@ -31,17 +32,14 @@ def first_arrival_since(warehouse: Warehouse, name: str, old: int, new: int, col
     """
     if old == new:
         return NOTHING_NEW
-    from airloop.warehouse.read import live_files
+    from airloop.warehouse.read import files_since
 
     table = warehouse.table(name)
     if any(snapshot and table.snapshot_by_id(snapshot) is None for snapshot in (old, new)):
         return None
-    before = {file.path for file in live_files(table, old)}
     arrival = table.schema().find_field(column).field_id
     least = NOTHING_NEW
-    for file in live_files(table, new):
-        if file.path in before:
-            continue
+    for file in files_since(table, old, new):
         bounds = file.bounds(table.schema(), arrival)
         if bounds is None:
             return None

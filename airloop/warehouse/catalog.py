@@ -21,7 +21,9 @@ from pyiceberg.table import Table
 from airloop.config import Config
 from airloop.errors import BadArgument, CommitConflict, NotFound
 from airloop.warehouse import branches, commit, evolve, read
+from airloop.warehouse import compact as compaction
 from airloop.warehouse.commit import KEY, MODE, Commit
+from airloop.warehouse.compact import Compacted
 from airloop.warehouse.files import ROWS_PER_GROUP, DataFileWriter, Rows, chunks, remove
 from airloop.warehouse.plan import (
     Plan,
@@ -364,6 +366,17 @@ class Warehouse:
             adds=adds,
             plan=plan,
         )
+
+    def compact(self, name: str) -> Compacted:
+        """
+        Put few large files in the place of many small ones: the same rows, in one snapshot more, or none.
+
+        :raises CommitConflict: other writers kept rewriting the same files.
+        """
+        with storing(f"compacting {name}"):
+            return compaction.compact(
+                self.config, name, lambda: self.table(name), self.config.home / "locks" / "tables"
+            )
 
     # --- reading
 

@@ -33,15 +33,13 @@ from airloop.faults import point
 from airloop.warehouse import expired
 from airloop.warehouse.merging import MergingOverwrite
 from airloop.warehouse.plan import Plan
-from airloop.warehouse.refs import MAIN, TableRef
+from airloop.warehouse.refs import MAIN, SAME_ROWS, TableRef
 from airloop.warehouse.store import file_lock
 
 KEY = "airloop.key"
 """Snapshot property: the key of the step that made the snapshot."""
 MODE = "airloop.mode"
 """Snapshot property: ``replace`` if nothing of the snapshot before it was kept; else how rows were added."""
-SAME_ROWS = "airloop.same-rows"
-"""Snapshot property: the snapshot whose rows this one holds in other files; only compaction makes such."""
 ADDED, UPDATED, DELETED = "airloop.rows-added", "airloop.rows-updated", "airloop.rows-deleted"
 TRIES = 20
 LOCK_WAIT_S = 10.0

@@ -24,6 +24,7 @@ from pyiceberg.types import PrimitiveType
 
 from airloop.errors import BadArgument, BadInput, NotFound
 from airloop.warehouse.localio import local_path
+from airloop.warehouse.refs import SAME_ROWS
 from airloop.warehouse.schema import duckdb_type, quoted, to_arrow
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class LiveFile:
     data_file: DataFile
     sequence: int
     """Number of the commit that brought it."""
+    snapshot: int
+    """Snapshot that brought it."""
 
     @property
     def rows(self) -> int:
@@ -97,10 +100,42 @@ def live_files(table: Table, snapshot: int) -> list[LiveFile]:
             )
         for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=True):
             file = entry.data_file
-            files.append(LiveFile(local_path(file.file_path), file, entry.sequence_number or 0))
+            found_in = entry.snapshot_id or manifest.added_snapshot_id or 0
+            files.append(LiveFile(local_path(file.file_path), file, entry.sequence_number or 0, found_in))
     # Manifests are written from sets: their order means nothing.
     files.sort(key=lambda f: (f.sequence, f.path.rpartition("/")[2]))
     return files
+
+
+def files_since(table: Table, old: int, new: int) -> list[LiveFile]:
+    """
+    Data files that snapshot ``new`` has, or had, and ``old`` has not.
+
+    A file that a compaction wrote brings no rows: those that it was made of count instead, as long as they are known.
+    """
+    before = {file.path for file in live_files(table, old)}
+    found: dict[str, LiveFile] = {}
+    waiting, seen = [new], {new}
+    while waiting:
+        for file in live_files(table, waiting.pop()):
+            if file.path in before:
+                continue
+            older = _compacted_from(table, file.snapshot)
+            if not older:
+                found[file.path] = file
+            elif older not in seen:
+                seen.add(older)
+                waiting.append(older)
+    return list(found.values())
+
+
+def _compacted_from(table: Table, snapshot: int) -> int:
+    """Parent of a compaction; 0 if it is none, or its parent has expired."""
+    made = table.metadata.snapshot_by_id(snapshot)
+    if made is None or made.summary is None or SAME_ROWS not in made.summary.additional_properties:
+        return 0
+    parent = made.parent_snapshot_id or 0
+    return parent if table.metadata.snapshot_by_id(parent) is not None else 0
 
 
 def literal(text: str) -> str:

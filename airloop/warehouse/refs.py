@@ -11,6 +11,8 @@ from airloop.reference import Reference, Scope
 MAIN = "main"
 ROWS_BROUGHT = "airloop.rows-brought"
 """Property of a snapshot: rows that its writer had for the table, those that it had already included."""
+SAME_ROWS = "airloop.same-rows"
+"""Property of a snapshot: the snapshot whose rows this one holds in other files; only compaction makes such."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\.[A-Za-z_][A-Za-z0-9_]*")
 _BRANCH = re.compile(r"(?!\d+$)[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _EXPECTED = "expected namespace.table, namespace.table@branch or namespace.table@snapshot"
