@@ -19,6 +19,7 @@ from airloop.features.asof import point_in_time_join, quote, time_literal
 from airloop.features.definitions import ViewDefinition
 from airloop.provenance.lineage import Graph
 from airloop.provenance.lineage_index import Record
+from airloop.provenance.lineage_sql import plain
 from airloop.provenance.lineage_touch import SQL_STEPS, Touched, Trail, Unknown
 from airloop.warehouse.refs import TableRef
 
@@ -181,7 +182,7 @@ def _joined_set(graph: Graph, record: Record, ref: TableRef, touched: Mapping[st
         counts.pop("")
         splits = dict(connection.execute("SELECT split, count(*) FROM hits GROUP BY ALL ORDER BY ALL").fetchall())
         sample = connection.sql(f"SELECT {_list(shown)} FROM hits ORDER BY ALL LIMIT {SAMPLE}").to_arrow_table()
-        return TrainingSet(str(ref), splits, counts, _plain(sample))
+        return TrainingSet(str(ref), splits, counts, plain(sample))
 
 
 def _plain_set(graph: Graph, touched: Touched) -> TrainingSet:
@@ -307,7 +308,7 @@ def _scored(
         if not counts:
             return None
         sample = connection.sql(f"SELECT {_list(shown)} FROM hits ORDER BY ALL LIMIT {SAMPLE}").to_arrow_table()
-        return Predictions(table, record.node, counts.pop(""), counts, model, _plain(sample))
+        return Predictions(table, record.node, counts.pop(""), counts, model, plain(sample))
 
 
 @contextmanager
@@ -381,13 +382,4 @@ def _list(columns: Sequence[str]) -> str:
 
 def _sample(keys: Any) -> list[dict[str, Any]]:
     order = [(name, "ascending") for name in keys.column_names]
-    return _plain(keys.sort_by(order).slice(0, SAMPLE)) if keys.num_rows else []
-
-
-def _plain(rows: Any) -> list[dict[str, Any]]:
-    """Rows as JSON."""
-    return [{name: _value(value) for name, value in row.items()} for row in rows.to_pylist()]
-
-
-def _value(value: Any) -> Any:
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    return plain(keys.sort_by(order).slice(0, SAMPLE)) if keys.num_rows else []

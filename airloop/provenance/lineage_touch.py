@@ -6,28 +6,24 @@ That is found out by doing it: the statement of the step's manifest is run on th
 with all rows and without the rows in question, and both results are compared by key. It needs no knowledge of the SQL
 and misses nothing, whatever windows and joins it has. What a step that is no SQL makes of a row is not known here.
 
-Decimals of floating-point sums depend on the order of addition, so figures that differ by less than
-:data:`SAME` of their size count as the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from airloop.contract import Interval
 from airloop.errors import BadArgument, NotFound
 from airloop.features.asof import quote
 from airloop.provenance.lineage import Graph
 from airloop.provenance.lineage_index import Record
+from airloop.provenance.lineage_sql import changed_keys, equal, run_sql, with_inputs
 from airloop.warehouse.refs import TableRef
 
 if TYPE_CHECKING:
-    import duckdb
     import pyarrow as pa
 
-SAME = 1e-9
 SQL_STEPS = ("sql", "build_labels")
 
 
@@ -133,7 +129,7 @@ class Trail:
         """Those of the keys that a snapshot holds."""
         with self.graph.warehouse.duckdb({"rows": ref}) as connection:
             connection.register("wanted", keys)
-            there = f"SELECT * FROM wanted SEMI JOIN rows ON {_equal(keys.column_names, 'wanted', 'rows')}"
+            there = f"SELECT * FROM wanted SEMI JOIN rows ON {equal(keys.column_names, 'wanted', 'rows')}"
             return Touched(ref, connection.sql(there).to_arrow_table(), by)
 
     def _by_sql(self, ref: TableRef, maker: Record, parent: Touched | None) -> Touched:
@@ -143,20 +139,21 @@ class Trail:
         arguments = self.graph.index.manifest(maker)["arguments"]
         key: list[str] = arguments["key"]
         inputs = {name: TableRef.parse(text) for name, text in arguments["inputs"].items()}
-        gone = {name: self.touched[str(ref)] for name, ref in inputs.items() if str(ref) in self.touched}
+        gone = {name: self.touched[str(ref)].keys for name, ref in inputs.items() if str(ref) in self.touched}
         with self.graph.warehouse.duckdb({f"whole.i{n}": ref for n, ref in enumerate(inputs.values())}) as connection:
             # One thread adds in one order.
             connection.execute("SET threads = 1")
-            _views(connection, inputs, {})
-            _result(connection, "before", arguments)
+            with_inputs(connection, inputs)
+            run_sql(connection, "before", arguments)
             found = []
             if gone:
-                _views(connection, inputs, gone)
-                _result(connection, "after", arguments)
-                found.append(connection.sql(_difference(connection, key)).to_arrow_table())
+                with_inputs(connection, inputs, gone)
+                run_sql(connection, "after", arguments)
+                changed = changed_keys(connection, key)
+                found.append(connection.sql(f"SELECT {_list(key)} FROM ({changed})").to_arrow_table())
             if parent is not None:
                 connection.register("carried", parent.keys)
-                kept = f"SELECT * FROM carried ANTI JOIN before ON {_equal(key, 'carried', 'before')}"
+                kept = f"SELECT * FROM carried ANTI JOIN before ON {equal(key, 'carried', 'before')}"
                 found.append(connection.sql(kept).to_arrow_table())
         keys = _distinct(pa.concat_tables(found, promote_options="permissive"))
         return Touched(ref, keys, maker.node if gone else parent.by if parent else "")
@@ -166,53 +163,6 @@ def identity(graph: Graph, table: str) -> list[str]:
     """Columns that tell rows of a table apart: its key or, where it has none, all of them."""
     warehouse = graph.warehouse
     return warehouse.key(table) or [str(name) for name in warehouse.schema(table).names]
-
-
-def _views(connection: duckdb.DuckDBPyConnection, inputs: Mapping[str, TableRef], gone: Mapping[str, Touched]) -> None:
-    """The names that the SQL uses, as views of its inputs without the rows that are gone."""
-    for number, name in enumerate(inputs):
-        schema, _, view = name.rpartition(".")
-        if schema:
-            connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quote(schema)}")
-        rest = ""
-        if name in gone:
-            connection.register(f"gone{number}", gone[name].keys)
-            rest = f" ANTI JOIN gone{number} ON {_equal(gone[name].columns, f'i{number}', f'gone{number}')}"
-        path = f"{quote(schema)}.{quote(view)}" if schema else quote(view)
-        connection.execute(f"CREATE OR REPLACE VIEW {path} AS SELECT i{number}.* FROM whole.i{number}{rest}")
-
-
-def _result(connection: duckdb.DuckDBPyConnection, name: str, arguments: Mapping[str, Any]) -> None:
-    from airloop.features.query import Query
-
-    query = Query.parse(arguments["sql"])
-    interval = Interval.parse(arguments["interval"]) if arguments["interval"] else None
-    connection.execute(f"CREATE TEMP TABLE {name} AS ({query.sql}\n)", query.bind(interval))
-
-
-def _difference(connection: duckdb.DuckDBPyConnection, key: Sequence[str]) -> str:
-    """Keys of ``before`` that ``after`` has not, or has with other values."""
-    described = connection.execute("DESCRIBE before").fetchall()
-    others = {str(row[0]): str(row[1]) for row in described if row[0] not in key}
-    conditions = [f"a.{quote(key[0])} IS NULL", *(_differs(name, kind) for name, kind in others.items())]
-    return (
-        f"SELECT {', '.join(f'b.{quote(k)}' for k in key)} FROM before b"
-        f" LEFT JOIN after a ON {_equal(key, 'b', 'a')} WHERE {' OR '.join(conditions)}"
-    )
-
-
-def _differs(column: str, kind: str) -> str:
-    before, after = f"b.{quote(column)}", f"a.{quote(column)}"
-    distinct = f"{before} IS DISTINCT FROM {after}"
-    if kind not in ("DOUBLE", "FLOAT"):
-        return distinct
-    close = f"abs({before} - {after}) <= {SAME} * greatest(abs({before}), abs({after}))"
-    return f"({distinct} AND NOT coalesce({close}, false))"
-
-
-def _equal(columns: Sequence[str], left: str, right: str) -> str:
-    # A source's key may be NULL in a column; there NULL is a value like others.
-    return " AND ".join(f"{left}.{quote(c)} IS NOT DISTINCT FROM {right}.{quote(c)}" for c in columns)
 
 
 def _list(columns: Sequence[str]) -> str:

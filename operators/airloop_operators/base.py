@@ -33,6 +33,7 @@ from airloop_operators.links import ManifestLink, MlflowRunLink, ReportLink
 from airloop_operators.turn import Order, Place, not_yet
 
 if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
     from airloop_operators.runners.base import Runner, RunOutcome
@@ -151,6 +152,7 @@ class StepOperator(BaseOperator):
             outcome = self._run(context, settings)
         except AirloopError as error:
             raise _for_airflow(error) from error
+        self._outcome = outcome
         self.step_links = links_of(outcome, settings)
         if outcome.error is not None:
             raise _for_airflow(outcome.error) from outcome.error
@@ -158,6 +160,24 @@ class StepOperator(BaseOperator):
         if self.announces is not None:
             self._announce(context, outcome, result)
         return result
+
+    def get_openlineage_facets_on_start(self) -> OperatorLineage[Any, Any]:
+        """What Airflow's provider for OpenLineage tells when the task starts."""
+        from airloop_operators import lineage
+        from airloop_operators.settings import Settings
+
+        return lineage.on_start(self, Settings.read())
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """What it tells when the task has succeeded: the snapshots that the step read and made."""
+        from airloop_operators import lineage
+        from airloop_operators.settings import Settings
+
+        return lineage.on_end(self, Settings.read(), getattr(self, "_outcome", None))
+
+    def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """What it tells when the task has failed: what the step was given, and how the attempt ended."""
+        return self.get_openlineage_facets_on_complete(task_instance)
 
     def on_kill(self) -> None:
         """End the step and everything that it started."""
