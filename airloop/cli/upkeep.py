@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 
 from airloop.cli.output import Output
 from airloop.config import Config
@@ -26,6 +27,16 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     compact = commands.add_parser("compact", help="few large files in the place of many small ones; no key changes")
     compact.add_argument("tables", nargs="*", metavar="TABLE", help="namespace.table; default all")
     compact.set_defaults(run=compact_tables)
+
+    backup = commands.add_parser("backup", help="one consistent point of everything, while loops run")
+    backup.add_argument("target", type=Path, help="folder of backups, outside the home")
+    backup.add_argument("--verify", action="store_true", help="make none; read the newest and check every byte")
+    backup.set_defaults(run=back_up)
+
+    restore = commands.add_parser("restore", help="lay a backup into the home, which must be empty (see --home)")
+    restore.add_argument("source", type=Path, help="folder of backups")
+    restore.add_argument("--point", help="which; default the newest")
+    restore.set_defaults(run=lay_back)
 
 
 def collect(arguments: argparse.Namespace, config: Config, output: Output) -> None:
@@ -54,6 +65,46 @@ def compact_tables(arguments: argparse.Namespace, config: Config, output: Output
             )
         else:
             output.say(f"{c.table}: {c.files_before:,} files, nothing to compact")
+
+
+def back_up(arguments: argparse.Namespace, config: Config, output: Output) -> None:
+    from airloop.upkeep.backup import backup
+    from airloop.upkeep.points import Vault
+
+    if arguments.verify:
+        vault = Vault(arguments.target)
+        made = vault.read()
+        contents = vault.verify(made)
+        output.data({"point": made.name, "files": len(made.files), "contents": contents, "bytes": made.bytes})
+        output.say(f"{made.name}: {len(made.files):,} files, {made.bytes / 2**20:,.1f} MiB, every byte as it was")
+        return
+    made, vault = backup(config, arguments.target)
+    output.data(
+        {
+            "point": made.name,
+            "files": len(made.files),
+            "bytes": made.bytes,
+            "copied": vault.copied,
+            "copied_bytes": vault.copied_bytes,
+            "notes": made.notes,
+        }
+    )
+    output.say(
+        f"{made.name}: {len(made.files):,} files, {made.bytes / 2**20:,.1f} MiB; "
+        f"{vault.copied:,} of them, {vault.copied_bytes / 2**20:,.1f} MiB, are new in {arguments.target}"
+    )
+    for note in made.notes:
+        output.say(note)
+
+
+def lay_back(arguments: argparse.Namespace, config: Config, output: Output) -> None:
+    from airloop.upkeep.restore import restore
+
+    made = restore(arguments.source, config.home, point=arguments.point)
+    output.data({"point": made.name, "made_at": made.made_at, "home": str(config.home), "files": len(made.files)})
+    output.say(f"{config.home} is as {made.roots['home']} was at {made.made_at}: {len(made.files):,} files")
+    for note in made.notes:
+        output.say(note)
 
 
 def _seconds(text: str) -> float:
