@@ -1,0 +1,184 @@
+"""Backups: whole or not there, checked, laid only into an empty place, and then complete at the new one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airloop.config import Config
+from airloop.contract import RunInfo
+from airloop.errors import BadArgument, BadConfiguration, ContractBroken, NotFound
+from airloop.upkeep.backup import backup
+from airloop.upkeep.points import Vault
+from airloop.upkeep.relocate import mover
+from airloop.upkeep.restore import restore
+from airloop.warehouse.catalog import Warehouse
+from airloop.warehouse.references import References
+from airloop.warehouse.refs import TableRef
+from tests.unit.upkeep.conftest import TABLE, rows
+from tests.unit.upkeep.test_gc import look
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Path:
+    return tmp_path / "vault"
+
+
+def at(home: Path) -> Config:
+    return Config.from_environment({"AIRLOOP_HOME": str(home), "AIRLOOP_MEMORY_MB": "512"})
+
+
+def test_all_of_it_in_another_place(
+    config: Config,
+    warehouse: Warehouse,
+    history: list[int],
+    vault: Path,
+    tmp_path: Path,
+    run_step: Callable[..., dict[str, Any]],
+) -> None:
+    warehouse.compact(TABLE)
+    warehouse.commit(TABLE, rows([2, 9], amount=5.0), key="more", mode="upsert")
+    run_step(look, table=f"{TABLE}@main", run=RunInfo("shop", "r", "look"))
+    before = warehouse.scan(TableRef(TABLE)).read_all()
+    snapshots = [s.id for s in warehouse.history(TABLE)]
+    made, copied = backup(config, vault)
+    assert copied.copied == len({kept.sha256 for kept in made.files.values()})
+    shutil.rmtree(config.home)
+
+    new = at(tmp_path / "another place" / "new 'home'")
+    restore(vault, new.home)
+    restored = Warehouse.open(new)
+    assert restored.scan(TableRef(TABLE)).read_all().equals(before)
+    assert [s.id for s in restored.history(TABLE)] == snapshots
+    assert restored.count(TableRef(TABLE, history[2])) == 3
+    for name in References(restored.table(TABLE)).all():
+        assert Path(name).is_relative_to(new.warehouse)
+        assert Path(name).is_file()
+    assert run_step(look, config=new, table=f"{TABLE}@main", run=RunInfo("shop", "r", "look"))["status"] == "reused"
+    restored.commit(TABLE, rows([10]), key="on")
+    assert restored.commit(TABLE, rows([0]), key="key-0").adopted
+    assert restored.count(TableRef(TABLE)) == 8
+
+
+def test_into_the_same_place_every_file_is_what_it_was(
+    config: Config, history: list[int], vault: Path, tmp_path: Path
+) -> None:
+    made, _ = backup(config, vault)
+    shutil.rmtree(config.home)
+    restore(vault, config.home)
+    assert {p.relative_to(config.home).as_posix() for p in config.home.rglob("*") if p.is_file()} == {
+        name.removeprefix("home/") for name in made.files
+    }
+    assert Warehouse(config, Warehouse.open(config)._catalog).count(TableRef(TABLE)) == 6
+
+
+def test_what_lay_elsewhere_comes_below_the_home(tmp_path: Path, vault: Path) -> None:
+    config = replace(at(tmp_path / "home"), warehouse=tmp_path / "large disk", artifacts=tmp_path / "other disk")
+    from tests.unit.upkeep.conftest import SCHEMA
+
+    warehouse = Warehouse.open(config)
+    warehouse.ensure(TABLE, SCHEMA)
+    warehouse.commit(TABLE, rows([1]), key="one")
+    backup(config, vault)
+    shutil.rmtree(config.warehouse)
+    restore(vault, tmp_path / "new")
+    assert Warehouse.open(at(tmp_path / "new")).count(TableRef(TABLE)) == 1
+
+
+def test_a_second_point_copies_what_is_new(
+    config: Config, warehouse: Warehouse, history: list[int], vault: Path, tmp_path: Path
+) -> None:
+    first, _ = backup(config, vault)
+    warehouse.commit(TABLE, rows([6]), key="key-6")
+    second, copied = backup(config, vault)
+    # A data file, manifest, list, metadata and the catalog.
+    assert copied.copied == 5
+    restore(vault, tmp_path / "old", point=first.name)
+    restore(vault, tmp_path / "new", point=second.name)
+    assert Warehouse.open(at(tmp_path / "old")).count(TableRef(TABLE)) == 6
+    assert Warehouse.open(at(tmp_path / "new")).count(TableRef(TABLE)) == 7
+
+
+def test_only_a_whole_backup_is_one(
+    config: Config, history: list[int], vault: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(NotFound, match="no backup"):
+        restore(vault, tmp_path / "new")
+
+    def broken(*_: object) -> None:
+        raise OSError("the disk went")
+
+    monkeypatch.setattr(Vault, "publish", broken)
+    with pytest.raises(OSError, match="the disk went"):
+        backup(config, vault)
+    with pytest.raises(NotFound, match="did not end"):
+        restore(vault, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("harm", ["changed", "gone"])
+def test_what_was_changed_is_not_laid_back(
+    config: Config, history: list[int], vault: Path, tmp_path: Path, harm: str
+) -> None:
+    made, _ = backup(config, vault)
+    assert Vault(vault).verify(made) > 10
+    name = next(n for n in sorted(made.files) if n.endswith(".parquet"))
+    content = Vault(vault).object(made.files[name].sha256)
+    if harm == "gone":
+        content.unlink()
+    else:
+        content.write_bytes(content.read_bytes()[:-1] + b"?")
+    with pytest.raises(ContractBroken, match=r"1 files are gone or changed, first warehouse/shop/orders/data"):
+        Vault(vault).verify(made)
+    with pytest.raises((ContractBroken, NotFound), match=made.files[name].sha256):
+        restore(vault, tmp_path / "new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "vault"]
+
+
+def test_a_place_that_is_not_empty_is_left_alone(config: Config, history: list[int], vault: Path) -> None:
+    backup(config, vault)
+    before = sorted(config.home.rglob("*"))
+    with pytest.raises(BadArgument, match="is not empty"):
+        restore(vault, config.home)
+    assert sorted(config.home.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["home/../../evil", "/etc/passwd", "elsewhere/x", "home", "home/a\\b", "home//x"])
+def test_no_name_leaves_the_home(config: Config, history: list[int], vault: Path, tmp_path: Path, name: str) -> None:
+    made, _ = backup(config, vault)
+    file = vault / "points" / f"{made.name}.json"
+    document = json.loads(file.read_text())
+    document["files"][name] = next(iter(document["files"].values()))
+    file.write_text(json.dumps(document))
+    with pytest.raises(ContractBroken, match="is not the name of a file in a backup"):
+        restore(vault, tmp_path / "new")
+
+
+def test_what_cannot_be_copied_here_is_refused(config: Config, vault: Path) -> None:
+    with pytest.raises(BadConfiguration, match="catalog is not a SQLite file"):
+        backup(replace(config, catalog="postgresql://db/airloop"), vault)
+    with pytest.raises(BadConfiguration, match="no local folder"):
+        backup(replace(config, mlflow_artifacts="s3://bucket/mlflow"), vault)
+    with pytest.raises(BadConfiguration, match="inside of what is to be copied"):
+        backup(config, config.home / "vault")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/a/b", "/new"),
+        ("file:///a/b/x", "file:///new/x"),
+        ("/a/bc", "/a/bc"),
+        ('{"x": "/a/b/w/t"}', '{"x": "/w2/t"}'),
+        ("file:///sp%20ace/x", "file:///to%20o/x"),
+        ("/a/b /a/b/w", "/new /w2"),
+    ],
+)
+def test_paths_move_whole(text: str, expected: str) -> None:
+    assert mover({"/a/b": "/new", "/a/b/w": "/w2", "/sp ace": "/to o"})(text) == expected
