@@ -14,6 +14,7 @@ from airloop.errors import BadArgument
 
 if TYPE_CHECKING:
     from airloop.provenance.lineage import Graph, Lineage
+    from airloop.provenance.lineage_origin import Origin
     from airloop.provenance.lineage_rows import Affected
     from airloop.provenance.lineage_story import Branch
 
@@ -88,7 +89,7 @@ def show_lineage(arguments: argparse.Namespace, config: Config, output: Output) 
 def _print_tree(root: Branch, output: Output, depth: int) -> None:
     width = shutil.get_terminal_size((120, 24)).columns if sys.stdout.isatty() else 10_000
     for stem, branch in _lines(root, "", "", depth or 10_000):
-        head = f"{branch.name}{' @ ' + branch.exact if branch.exact else ''}"
+        head = f"{branch.name}{'  ' + branch.exact if branch.exact else ''}"
         notes = "(above)" if branch.repeated else "; ".join(branch.notes)
         rest = width - len(stem) - len(head) - 2
         if notes and rest > 10:
@@ -242,4 +243,27 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _show_origins(graph: Graph, arguments: argparse.Namespace, output: Output) -> None:
-    raise BadArgument("--rows is not there yet")
+    from airloop.provenance.lineage_origin import origins, training_set
+    from airloop.provenance.lineage_start import find
+
+    start = find(graph, arguments.what)
+    reference = training_set(graph, start) if start.startswith("model:/") else start
+    found = origins(graph, reference, arguments.rows, limit=arguments.limit)
+    output.data([origin.as_json() for origin in found])
+    if output.as_json:
+        return
+    for origin in found:
+        _print_tree(_branch(origin), output, arguments.depth)
+
+
+def _branch(origin: Origin) -> Branch:
+    from airloop.provenance.lineage_story import Branch
+
+    key = ", ".join(f"{name}={value}" for name, value in origin.key.items())
+    notes = [f"several rows of {reference}" for reference in origin.several]
+    if origin.file:
+        name, _, digest = origin.file.removeprefix("file:").rpartition("#")
+        notes.append(f"row {origin.line:,} of {name}, sha256 {digest[:12]}")
+    notes += [origin.note] if origin.note else []
+    name = f"{origin.role}: {origin.reference}" if origin.role else origin.reference
+    return Branch(name, key, notes, branches=[_branch(row) for row in origin.rows])

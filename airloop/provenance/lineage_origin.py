@@ -84,6 +84,21 @@ def origins(graph: Graph, reference: str, where: str, *, limit: int = 3) -> list
     return _Tracer(graph).trace(ref, rows.select(names))
 
 
+def training_set(graph: Graph, model: str) -> str:
+    """
+    The snapshot that a model was trained on.
+
+    :param model: id of a version or of a training run.
+    :raises NotFound: no manifest says what it was trained on.
+    """
+    lineage = graph.back(model)
+    trained = [n.id for n in lineage.of_kind("step") if n.facts.get("step") == "train"]
+    found = [e.source for step in trained[:1] for e in lineage.into(step) if lineage.nodes[e.source].kind == "table"]
+    if not found:
+        raise NotFound(f"no manifest says what {model} was trained on", "the manifest of its train step is gone")
+    return found[0]
+
+
 def _is_joined(maker: Record | None) -> bool:
     return maker is not None and maker.step == "build_training_set"
 
