@@ -21,6 +21,7 @@ from airloop.warehouse.artifacts import ArtifactStore
 START = datetime(2013, 1, 1, tzinfo=UTC)
 MONTHS = [Interval(datetime(2013, m, 1, tzinfo=UTC), datetime(2013, m + 1, 1, tzinfo=UTC)) for m in (1, 2, 3)]
 DAG = "clinic"
+NEWCOMER = "person-900"
 
 SOURCE = """
 name: visits
@@ -56,7 +57,7 @@ FROM visits
 
 
 def people(days: int = 90, per_day: int = 20) -> list[dict[str, Any]]:
-    """Visits of 300 people; ``person-042`` is there each month, once with an impossible fever."""
+    """Visits of 300 people, two with an impossible fever; ``person-900`` is first there in February."""
     draw = np.random.default_rng(3)
     rows = []
     for n in range(days * per_day):
@@ -72,9 +73,11 @@ def people(days: int = 90, per_day: int = 20) -> list[dict[str, Any]]:
                 "back": back,
             }
         )
-    for month in range(3):
-        rows[month * 30 * per_day + 7]["person"] = "person-042"
-    rows[11] |= {"person": "person-042", "fever": 99.0}
+    rows[11] |= {"fever": 99.0}
+    february = 31 * per_day
+    for n in (february + 3, february + 77, february + 400, 61 * per_day):
+        rows[n]["person"] = NEWCOMER
+    rows[february + 9] |= {"person": NEWCOMER, "fever": 99.0}
     return rows
 
 

@@ -239,7 +239,7 @@ def _refuse_gone(config: Config, tasks: Sequence[Task]) -> None:
         if task.step not in NOT_REBUILT and not task.manifest["code"].get("tree"):
             gone.append(f"the code of task {task.task_id} (made before code was archived)")
     if gone:
-        raise NotFound(f"the run cannot be replayed: {'; '.join(gone)} is gone", "see `airloop tables` and docs/replay")
+        raise NotFound(f"the run cannot be replayed: {'; '.join(gone)} is gone", "`airloop tables` says what is there")
 
 
 def _taken(config: Config, task: Task) -> str:

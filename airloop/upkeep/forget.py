@@ -1,0 +1,317 @@
+"""
+Take rows out of a table and out of its whole history.
+
+Every snapshot through which one of the rows could still be found leaves the table: those whose files hold it, and
+those whose manifests still describe such a file, for a manifest keeps least and greatest values. Each branch gets a
+new head with all other rows, in one commit; then the files go from the disk. The snapshots that never held the rows
+stay what they were.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.manifest import ManifestEntry, ManifestEntryStatus, ManifestFile
+from pyiceberg.table import StagedTable, Table, Transaction
+from pyiceberg.table.refs import SnapshotRefType
+from pyiceberg.table.snapshots import Operation, Summary
+from pyiceberg.table.update import RemoveSnapshotRefUpdate, RemoveSnapshotsUpdate, SetPropertiesUpdate
+from pyiceberg.table.update.snapshot import _FastAppendFiles
+from pyiceberg.typedef import EMPTY_DICT
+
+from airloop.errors import CommitConflict
+from airloop.faults import point
+from airloop.training.examples import FEATURES_PROPERTY
+from airloop.warehouse import read
+from airloop.warehouse.commit import KEY, TRIES, head, send
+from airloop.warehouse.expire import Unchanged
+from airloop.warehouse.expired import PROPERTY, remembering
+from airloop.warehouse.localio import local_path
+from airloop.warehouse.plan import Plan, plan_delete
+from airloop.warehouse.references import References, folder
+
+if TYPE_CHECKING:
+    from airloop.config import Config
+
+FILES_PER_QUERY = 200
+
+
+@dataclass
+class Found:
+    """Where rows of a table are, in its present and its past."""
+
+    table: str
+    rows: int = 0
+    """Rows of ``main``."""
+    snapshots: list[int] = field(default_factory=list)
+    """Snapshots through which one of the rows can be found."""
+    branches: list[str] = field(default_factory=list)
+    """Branches whose head is one of them."""
+    files: list[str] = field(default_factory=list)
+    """Data files, local paths, that hold one of the rows, whether a snapshot names them or not."""
+
+    def __bool__(self) -> bool:
+        return bool(self.snapshots or self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Which rows of a table."""
+
+    where: str
+    """DuckDB predicate over the table's columns."""
+    texts: tuple[str, ...]
+    """Values that tell the rows, as far as they are texts."""
+
+
+def find(config: Config, table: Table, rows: Rows) -> Found:
+    """
+    Look for rows in every file that the table's snapshots name, and in files that no snapshot names.
+    """
+    where = rows.where
+    found = Found(".".join(table.name()))
+    entries = _Entries(table)
+    named = {path for s in table.metadata.snapshots for path in entries.paths(s.snapshot_id)}
+    loose = {str(path) for path in folder(table).rglob("*.parquet")} - named
+    with read.connect(config) as connection:
+        there = sorted(path for path in named if Path(path).exists())
+        dirty = set(_matching(connection, table, there, where))
+        # Nothing reads or writes while an erasure runs: a loose file that is no Parquet file is what a kill left.
+        dirty |= {path for path in sorted(loose) if _is_broken(connection, path)}
+        dirty |= set(_matching(connection, table, sorted(loose - dirty), where))
+        main = [p for p in entries.paths(head(table, "main"), live=True) if p in dirty]
+        found.rows = _count(connection, table, main, where)
+    found.files = sorted(dirty)
+    # A file that is gone already can be asked no more, but what is described of it may tell a row.
+    dirty |= {path for path in named - set(there) if entries.tell(path, rows.texts)}
+    found.snapshots = [s.snapshot_id for s in table.metadata.snapshots if dirty & entries.paths(s.snapshot_id)]
+    found.branches = sorted(
+        name
+        for name, ref in table.metadata.refs.items()
+        if ref.snapshot_id in found.snapshots and ref.snapshot_ref_type == SnapshotRefType.BRANCH
+    )
+    return found
+
+
+def forget(
+    config: Config, load: Callable[[], Table], rows: Rows, *, key: str, before: Callable[[Found, list[str]], None]
+) -> Found:
+    """
+    Take the rows out, in one commit, and their files off the disk.
+
+    :param load: gives the table with metadata fresh from the catalog.
+    :param key: what the new heads' keys begin with.
+    :param before: called with what is found and the files that will go, before each attempt at the commit.
+    :raises CommitConflict: other writers kept winning.
+    """
+    for attempt in range(TRIES):
+        table = load()
+        found = find(config, table, rows)
+        if not found:
+            return found
+        references = References(table)
+        staying = {s.snapshot_id for s in table.metadata.snapshots} - set(found.snapshots)
+        going = (references.of(found.snapshots) - references.of(staying)) | set(found.files)
+        before(found, sorted(going))
+        if found.snapshots:
+            try:
+                kept = _commit(config, table, found, rows.where, key)
+            except CommitFailedException:
+                time.sleep(random.uniform(0.0, 0.02 * 2 ** min(attempt, 6)))
+                continue
+            going -= kept
+        point("erase:committed")
+        remove_files(going)
+        return found
+    raise CommitConflict(f"{found.table}: other writers won {TRIES} times", "stop what writes it, then run it again")
+
+
+def remove_files(paths: Iterable[str]) -> None:
+    """Take files off the disk; those that are gone already are no matter."""
+    for path in paths:
+        Path(path).unlink(missing_ok=True)
+
+
+def _commit(config: Config, table: Table, found: Found, where: str, key: str) -> set[str]:
+    """Give the branches new heads and let the snapshots go; returns the data files that the new heads need."""
+    transaction = Transaction(table)
+    leaving = set(found.snapshots)
+    needed: set[str] = set()
+    plans: list[Plan] = []
+    sent = False
+    try:
+        with read.connect(config) as connection:
+            for branch in found.branches:
+                at = head(table, branch)
+                plan = plan_delete(connection, config, table, at, where)
+                plans.append(plan)
+                gone = {file.file_path for file in plan.remove}
+                entries = [e for e in _Entries(table).live(at) if e.data_file.file_path not in gone]
+                producer = _Rewritten(transaction, branch, _carried(table, at, f"{key}:{branch}"), entries)
+                for file in plan.add:
+                    producer.append_data_file(file)
+                updates, _ = producer._commit()
+                transaction._stage(updates)
+                needed |= {local_path(f.file_path) for f in plan.add}
+                needed |= {local_path(e.data_file.file_path) for e in entries}
+        tags = [
+            RemoveSnapshotRefUpdate.model_validate({"ref-name": name})
+            for name, ref in table.metadata.refs.items()
+            if ref.snapshot_id in leaving and name not in found.branches
+        ]
+        # The new heads' ancestry goes through the snapshots that leave: remember it with them there.
+        staged = StagedTable(table.name(), transaction.table_metadata, table.metadata_location, table.io, table.catalog)
+        keys = {
+            s.snapshot_id: s.summary.additional_properties.get(KEY, "")
+            for s in table.metadata.snapshots
+            if s.snapshot_id in leaving and s.summary is not None
+        }
+        changes = (
+            *transaction._updates,
+            *tags,
+            SetPropertiesUpdate(updates={PROPERTY: remembering(staged, leaving, keys)}),
+            RemoveSnapshotsUpdate.model_validate({"snapshot-ids": sorted(leaving)}),
+        )
+        point("erase:commit")
+        sent = True
+        send(table, changes, (Unchanged.since(table.metadata),))
+    except CommitFailedException:
+        sent = False
+        raise
+    finally:
+        if not sent:
+            for plan in plans:
+                if plan.rewritten is not None:
+                    plan.rewritten.abort()
+    return needed
+
+
+def _carried(table: Table, snapshot: int, key: str) -> dict[str, str]:
+    """Properties of a new head: what the builder of a training table recorded has to stay with its rows."""
+    carried = {KEY: key}
+    at: int | None = snapshot
+    while at:
+        found = table.metadata.snapshot_by_id(at)
+        if found is None:
+            break
+        properties = found.summary.additional_properties if found.summary else {}
+        if FEATURES_PROPERTY in properties:
+            return carried | {FEATURES_PROPERTY: properties[FEATURES_PROPERTY]}
+        at = found.parent_snapshot_id
+    return carried
+
+
+class _Rewritten(_FastAppendFiles):
+    """A snapshot of files that were there, with their sequence numbers, and of rewritten ones; no word of others."""
+
+    def __init__(
+        self, transaction: Transaction, branch: str, properties: Mapping[str, str], kept: Sequence[ManifestEntry]
+    ) -> None:
+        super().__init__(
+            operation=Operation.OVERWRITE,
+            transaction=transaction,
+            io=transaction._table.io,
+            branch=branch,
+            snapshot_properties=dict(properties),
+        )
+        self._kept = kept
+
+    def _existing_manifests(self) -> list[ManifestFile]:
+        made = []
+        for spec_id in sorted({e.data_file.spec_id for e in self._kept}):
+            with self.new_manifest_writer(self.spec(spec_id)) as writer:
+                for entry in self._kept:
+                    if entry.data_file.spec_id == spec_id:
+                        writer.add_entry(
+                            ManifestEntry.from_args(
+                                status=ManifestEntryStatus.EXISTING,
+                                snapshot_id=entry.snapshot_id,
+                                sequence_number=entry.sequence_number,
+                                file_sequence_number=entry.file_sequence_number,
+                                data_file=entry.data_file,
+                            )
+                        )
+            made.append(writer.to_manifest_file())
+        return made
+
+    def _summary(self, snapshot_properties: Mapping[str, str] = EMPTY_DICT) -> Summary:
+        files = [e.data_file for e in self._kept] + self._added_data_files
+        totals = {
+            "total-data-files": len(files),
+            "total-records": sum(f.record_count for f in files),
+            "total-files-size": sum(f.file_size_in_bytes for f in files),
+            "total-delete-files": 0,
+            "total-position-deletes": 0,
+            "total-equality-deletes": 0,
+        }
+        return Summary(Operation.OVERWRITE, **{n: str(v) for n, v in totals.items()}, **dict(snapshot_properties))
+
+
+class _Entries:
+    """What the manifests of a table's snapshots list; a manifest that several share is read once."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._read: dict[str, list[ManifestEntry]] = {}
+
+    def paths(self, snapshot: int, *, live: bool = False) -> set[str]:
+        """Local paths of the data files that a snapshot lists, as there or (unless ``live``) as removed."""
+        return {
+            local_path(e.data_file.file_path)
+            for e in self._of(snapshot)
+            if not live or e.status != ManifestEntryStatus.DELETED
+        }
+
+    def live(self, snapshot: int) -> list[ManifestEntry]:
+        """Entries of the data files of a snapshot."""
+        return [e for e in self._of(snapshot) if e.status != ManifestEntryStatus.DELETED]
+
+    def tell(self, path: str, texts: Sequence[str]) -> bool:
+        """Whether the least and greatest values of a file's columns hold one of the texts."""
+        for entry in (e for entries in self._read.values() for e in entries):
+            if local_path(entry.data_file.file_path) == path:
+                bounds = (entry.data_file.lower_bounds or {}, entry.data_file.upper_bounds or {})
+                # Long texts are cut short, to 16 characters by most writers.
+                if any(text.encode()[:16] in bound for b in bounds for bound in b.values() for text in texts):
+                    return True
+        return False
+
+    def _of(self, snapshot: int) -> Iterator[ManifestEntry]:
+        found = self._table.metadata.snapshot_by_id(snapshot) if snapshot else None
+        for manifest in found.manifests(self._table.io) if found is not None else []:
+            if manifest.manifest_path not in self._read:
+                self._read[manifest.manifest_path] = manifest.fetch_manifest_entry(
+                    self._table.io, discard_deleted=False
+                )
+            yield from self._read[manifest.manifest_path]
+
+
+def _matching(connection: duckdb.DuckDBPyConnection, table: Table, paths: Sequence[str], where: str) -> Iterator[str]:
+    for start in range(0, len(paths), FILES_PER_QUERY):
+        files = paths[start : start + FILES_PER_QUERY]
+        query = read.select(files, table.schema(), extra='filename AS "#file"')
+        found = read.execute(connection, f'SELECT DISTINCT "#file" FROM ({query}) WHERE {where}').fetchall()
+        yield from (str(path) for (path,) in found)
+
+
+def _count(connection: duckdb.DuckDBPyConnection, table: Table, paths: Sequence[str], where: str) -> int:
+    if not paths:
+        return 0
+    query = f"SELECT count(*) FROM ({read.select(paths, table.schema())}) WHERE {where}"
+    row: Any = read.execute(connection, query).fetchone()
+    return int(row[0])
+
+
+def _is_broken(connection: duckdb.DuckDBPyConnection, path: str) -> bool:
+    with suppress(duckdb.IOException, duckdb.InvalidInputException):
+        connection.execute("SELECT 1 FROM parquet_metadata(?) LIMIT 1", [path])
+        return False
+    return True
