@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.sdk import Asset, AssetAlias, BaseOperator
@@ -33,11 +34,21 @@ from airloop_operators.links import ManifestLink, MlflowRunLink, ReportLink
 from airloop_operators.turn import Order, Place, not_yet
 
 if TYPE_CHECKING:
+    import jinja2
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
     from airloop_operators.runners.base import Runner, RunOutcome
     from airloop_operators.settings import Settings
+
+
+@lru_cache(maxsize=8)
+def _templates(*folders: str) -> tuple[jinja2.Environment, jinja2.FileSystemLoader]:
+    """Where the files that arguments name are looked up."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(folders)
+    return jinja2.Environment(loader=loader), loader  # noqa: S701  only files are read; nothing is rendered
 
 
 class StepOperator(BaseOperator):
@@ -84,6 +95,20 @@ class StepOperator(BaseOperator):
     own_order: ClassVar[Order] = "task"
     """Order of a task that takes only results of other tasks."""
 
+    step: str | None
+    arguments: Mapping[str, Any] | None
+    interval: str | Mapping[str, str] | None
+    force: bool
+    runner: Literal["local"] | None
+    memory_mb: int | None
+    cpus: float | None
+    environment: Mapping[str, str] | None
+    secrets: Mapping[str, str] | None
+    python: str | None
+    infrastructure_retries: int
+    order: Order | None
+    announces: Asset | None
+
     def __init__(
         self,
         *,
@@ -105,19 +130,51 @@ class StepOperator(BaseOperator):
         if announces is not None:
             kwargs["outlets"] = [*(kwargs.get("outlets") or []), AssetAlias(announces.name)]
         super().__init__(**kwargs)
-        self.step = step
-        self.arguments = arguments
-        self.interval = interval
-        self.force = force
-        self.runner = runner
-        self.memory_mb = memory_mb
-        self.cpus = cpus
-        self.environment = environment
-        self.secrets = secrets
-        self.python = python
-        self.infrastructure_retries = infrastructure_retries
-        self.order = order
-        self.announces = announces
+        self._assign(
+            step=step,
+            arguments=arguments,
+            interval=interval,
+            force=force,
+            runner=runner,
+            memory_mb=memory_mb,
+            cpus=cpus,
+            environment=environment,
+            secrets=secrets,
+            python=python,
+            infrastructure_retries=infrastructure_retries,
+            order=order,
+            announces=announces,
+        )
+
+    def _assign(self, **values: Any) -> None:
+        """
+        Set attributes of an operator that is being made.
+
+        Not one by one: Airflow looks at each for tasks that it comes from, and then again at all of them when the
+        operator is complete. With thousands of tasks that is a large part of a parse.
+        """
+        vars(self).update(values)
+
+    def resolve_template_files(self) -> None:
+        """
+        Put a file's content in the place of its name, where an argument is one.
+
+        As Airflow does it, which makes a Jinja environment for each field that it looks at.
+        """
+        endings = tuple(self.template_ext)
+        named = {
+            name: value
+            for name in self.template_fields
+            if isinstance(value := getattr(self, name, None), str) and value.endswith(endings)
+        }
+        if named:
+            templates, loader = _templates(self.dag.folder, *(self.dag.template_searchpath or ()))
+            for name, file in named.items():
+                try:
+                    setattr(self, name, loader.get_source(templates, file)[0])
+                except Exception:  # as Airflow: the task fails with the file's name in the place of its content
+                    self.log.exception("%s: file %s of %s cannot be read", self.task_id, file, name)
+        self.prepare_template()
 
     def call_arguments(self) -> dict[str, Any]:
         """Arguments of the call: what was given, and nothing that was not."""

@@ -42,9 +42,7 @@ class ExtractOperator(StepOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.source = source
-        self.files = files
-        self.table = table
+        self._assign(source=source, files=files, table=table)
 
 
 class ValidateOperator(StepOperator):
@@ -72,9 +70,7 @@ class ValidateOperator(StepOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.table = table
-        self.suite = suite
-        self.max_quarantined_share = max_quarantined_share
+        self._assign(table=table, suite=suite, max_quarantined_share=max_quarantined_share)
 
 
 class SqlOperator(StepOperator):
@@ -110,12 +106,7 @@ class SqlOperator(StepOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.sql = sql
-        self.inputs = inputs
-        self.table = table
-        self.key = key
-        self.mode = mode
-        self.partition_by = partition_by
+        self._assign(sql=sql, inputs=inputs, table=table, key=key, mode=mode, partition_by=partition_by)
 
 
 class BuildLabelsOperator(SqlOperator):
@@ -163,9 +154,7 @@ class MaterializeFeaturesOperator(StepOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.feature_service = feature_service
-        self.tables = tables
-        self.feature_views = feature_views
+        self._assign(feature_service=feature_service, tables=tables, feature_views=feature_views)
 
 
 class CheckParityOperator(StepOperator):
@@ -201,11 +190,13 @@ class CheckParityOperator(StepOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.feature_service = feature_service
-        self.feature_views = feature_views
-        self.find_share = find_share
-        self.confidence = confidence
-        self.seed = seed
+        self._assign(
+            feature_service=feature_service,
+            feature_views=feature_views,
+            find_share=find_share,
+            confidence=confidence,
+            seed=seed,
+        )
 
 
 class BuildTrainingSetOperator(StepOperator):
@@ -256,16 +247,18 @@ class BuildTrainingSetOperator(StepOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.labels = labels
-        self.feature_service = feature_service
-        self.tables = tables
-        self.table = table
-        self.window = window
-        self.holdout = holdout
-        self.validation = validation
-        self.label_column = label_column
-        self.time_column = time_column
-        self.known_column = known_column
+        self._assign(
+            labels=labels,
+            feature_service=feature_service,
+            tables=tables,
+            table=table,
+            window=window,
+            holdout=holdout,
+            validation=validation,
+            label_column=label_column,
+            time_column=time_column,
+            known_column=known_column,
+        )
 
 
 class BatchScoreOperator(StepOperator):
@@ -304,12 +297,14 @@ class BatchScoreOperator(StepOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.model = model
-        self.entities = entities
-        self.feature_service = feature_service
-        self.tables = tables
-        self.table = table
-        self.time_column = time_column
+        self._assign(
+            model=model,
+            entities=entities,
+            feature_service=feature_service,
+            tables=tables,
+            table=table,
+            time_column=time_column,
+        )
 
 
 class TrainOperator(StepOperator):
@@ -358,15 +353,17 @@ class TrainOperator(StepOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.examples = examples
-        self.trainer = trainer
-        self.hyperparameters = hyperparameters
-        self.target = target
-        self.features = features
-        self.experiment = experiment
-        self.seed = seed
-        self.early_stopping_rounds = early_stopping_rounds
-        self.imbalance = imbalance
+        self._assign(
+            examples=examples,
+            trainer=trainer,
+            hyperparameters=hyperparameters,
+            target=target,
+            features=features,
+            experiment=experiment,
+            seed=seed,
+            early_stopping_rounds=early_stopping_rounds,
+            imbalance=imbalance,
+        )
 
 
 class EvaluateOperator(StepOperator):
@@ -435,22 +432,24 @@ class EvaluateOperator(StepOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.challenger = challenger
-        self.champion = champion
-        self.examples = examples
-        self.metric = metric
-        self.confidence = confidence
-        self.min_gain = min_gain
-        self.slices = slices
-        self.slice_tolerance = slice_tolerance
-        self.floors = floors
-        self.max_calibration_error = max_calibration_error
-        self.min_rows = min_rows
-        self.min_slice_rows = min_slice_rows
-        self.cluster = cluster
-        self.resamples = resamples
-        self.seed = seed
-        self.on_reject = on_reject
+        self._assign(
+            challenger=challenger,
+            champion=champion,
+            examples=examples,
+            metric=metric,
+            confidence=confidence,
+            min_gain=min_gain,
+            slices=slices,
+            slice_tolerance=slice_tolerance,
+            floors=floors,
+            max_calibration_error=max_calibration_error,
+            min_rows=min_rows,
+            min_slice_rows=min_slice_rows,
+            cluster=cluster,
+            resamples=resamples,
+            seed=seed,
+            on_reject=on_reject,
+        )
 
 
 class RegisterModelOperator(StepOperator):
@@ -487,11 +486,7 @@ class RegisterModelOperator(StepOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.gate = gate
-        self.name = name
-        self.alias = alias
-        self.model = model
-        self.any_champion = any_champion
+        self._assign(gate=gate, name=name, alias=alias, model=model, any_champion=any_champion)
 
     def call_arguments(self) -> dict[str, Any]:
         """The gate's result names both the decision and the model that it was made on."""
@@ -561,20 +556,22 @@ class DetectDriftOperator(StepOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.model = model
-        self.current = current
-        self.predictions = predictions
-        self.labels = labels
-        self.watch = watch
-        self.table = table
-        self.quality_table = quality_table
-        self.psi_limit = psi_limit
-        self.alpha = alpha
-        self.min_rows = min_rows
-        self.metric = metric
-        self.max_quality_drop = max_quality_drop
-        self.max_age = max_age
-        self.ignore = ignore
+        self._assign(
+            model=model,
+            current=current,
+            predictions=predictions,
+            labels=labels,
+            watch=watch,
+            table=table,
+            quality_table=quality_table,
+            psi_limit=psi_limit,
+            alpha=alpha,
+            min_rows=min_rows,
+            metric=metric,
+            max_quality_drop=max_quality_drop,
+            max_age=max_age,
+            ignore=ignore,
+        )
 
 
 class ReportOperator(StepOperator):
@@ -603,10 +600,7 @@ class ReportOperator(StepOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.tasks = tasks
-        self.loop = loop
-        self.title = title
-        self.zone = zone
+        self._assign(tasks=tasks, loop=loop, title=title, zone=zone)
 
     def call_arguments(self) -> dict[str, Any]:
         """A loop is called what its DAG is called, and tells time as it does."""
