@@ -29,6 +29,8 @@ def manifest(step: str, *, run_id: str = RUN, minute: int = 0, **parts: Any) -> 
         "links": {},
         "changed": True,
         "event": None,
+        "code": {"fingerprint": "ab" * 32, "modules": {"airloop.steps": "cd" * 32}, "libraries": {"duckdb": "1.5.6"}},
+        "python": "3.11.7",
         "finished_at": f"2026-11-21T21:{minute:02d}:00.000+00:00",
         "seconds": {"resolve": 0.05, "wait": 0.0, "run": 1.5},
         "resources": {"cpu_s": 1.0, "peak_rss_bytes": 400 * 2**20},

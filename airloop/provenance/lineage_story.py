@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from airloop.provenance.lineage import BUILDS_ON, CHECKED_BY, COMPARED, Lineage, Node
-
-BYTES = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
+from airloop.report import words
 
 
 @dataclass(slots=True)
@@ -121,7 +120,7 @@ def _notes(node: Node) -> list[str]:
     if node.kind == "table" and "committed_at" in facts:
         return [f"{facts['rows']:,} rows"]
     if node.kind == "file":
-        return [size(facts["bytes"])] if facts.get("bytes") is not None else []
+        return [words.size(facts["bytes"])] if facts.get("bytes") is not None else []
     if node.kind == "model":
         return [_live(period) for period in facts.get("live", [])]
     if node.kind == "decision":
@@ -154,9 +153,35 @@ def _made_by(node: Node) -> list[str]:
     ]
 
 
-def size(count: int) -> str:
-    """Bytes for people."""
-    for unit, least in BYTES:
-        if count >= least:
-            return f"{count / least:.1f} {unit}"
-    return f"{count} bytes"
+def summary(lineage: Lineage) -> dict[str, Any]:
+    """What a page shows of a model: its files, each table's newest snapshot, and the code of each kind of step."""
+    tables: dict[str, dict[str, Any]] = {}
+    for node in lineage.of_kind("table"):
+        facts = node.facts
+        newest = {"name": facts["table"], "snapshot": str(facts["snapshot"]), "rows": facts.get("rows"), "commits": 0}
+        known = tables.setdefault(facts["table"], newest)
+        known["commits"] += 1
+    code: dict[tuple[str, str], dict[str, Any]] = {}
+    for node in lineage.of_kind("step"):
+        facts = node.facts
+        if facts.get("gone"):
+            continue
+        kept = facts["code"]
+        found = code.setdefault(
+            (facts["step"], kept["fingerprint"]),
+            {
+                "step": facts["step"],
+                "fingerprint": kept["fingerprint"],
+                "modules": kept["modules"],
+                "libraries": [f"{name} {version}" for name, version in kept["libraries"].items()],
+                "python": facts["python"],
+                "times": 0,
+            },
+        )
+        found["times"] += 1
+    return {
+        "model": " ".join(part for part in _name(lineage.nodes[lineage.start]) if part),
+        "files": [node.facts for node in lineage.of_kind("file")],
+        "tables": sorted(tables.values(), key=lambda table: table["name"]),
+        "code": sorted(code.values(), key=lambda found: (found["step"], -found["times"])),
+    }

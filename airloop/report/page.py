@@ -24,6 +24,7 @@ from airloop.report.monitoring import drift_section
 from airloop.report.story import (
     examples_section,
     lineage_section,
+    origin_section,
     serving_section,
     sources_section,
     tasks_section,
@@ -41,6 +42,7 @@ def describe(
     tasks: Manifests,
     zone: str = "UTC",
     absent: Sequence[str] = (),
+    origin: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """
     Everything that a run's page shows, as plain data and finished charts.
@@ -48,6 +50,7 @@ def describe(
     :param tasks: manifests by task id, in the order of the loop.
     :param zone: IANA time zone in which times are written.
     :param absent: ids of tasks that made nothing.
+    :param origin: what the run's model was made of, see :func:`airloop.report.story.origin_section`.
     """
     decision = decision_of(_first(tasks, "evaluate"))
     registered = _first(tasks, "register")
@@ -70,6 +73,7 @@ def describe(
         "examples": examples_section(examples, zone),
         "training": training_section(_first(tasks, "train")),
         "lineage": lineage_section(tasks, registered),
+        "origin": origin_section(origin),
         "tasks": tasks_section(tasks, earlier, absent),
         "absent": list(absent),
     }

@@ -220,6 +220,24 @@ def lineage_section(tasks: Manifests, registered: Manifest | None) -> list[dict[
     ]
 
 
+def origin_section(origin: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """
+    What the model was made of, over all runs that had a part in it.
+
+    :param origin: ``model``, ``files``, ``tables`` and ``code``, as :mod:`airloop.provenance.lineage_story` sums it up.
+    """
+    if origin is None:
+        return None
+    return {
+        "model": origin["model"],
+        "files": [
+            {**file, "size": "" if file["bytes"] is None else words.size(file["bytes"])} for file in origin["files"]
+        ],
+        "tables": origin["tables"],
+        "code": [{**code, "libraries": ", ".join(code["libraries"])} for code in origin["code"]],
+    }
+
+
 def _reference(text: str) -> dict[str, str]:
     """Split into what people look for and what makes it exact."""
     if text.startswith("decision:"):

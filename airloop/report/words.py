@@ -152,3 +152,11 @@ def plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k}={plain(v)}" for k, v in value.items()) or "{}"
     return str(value)
+
+
+def size(count: int) -> str:
+    """Bytes: ``8.3 MB``."""
+    for unit, least in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= least:
+            return f"{count / least:.1f} {unit}"
+    return counted(count, "byte")

@@ -61,7 +61,8 @@ def report(
     from airloop.report import page as pages
 
     title = title or loop
-    page = pages.describe(loop, title, interval, manifests, zone, [task for task, ref in tasks.items() if ref is None])
+    absent = [task for task, ref in tasks.items() if ref is None]
+    page = pages.describe(loop, title, interval, manifests, zone, absent, _origin(ctx, manifests))
     name = _file_name(interval, ctx.key)
     folder = f"reports/{loop}"
     made = {"page": f"{folder}/{name}.html", "index": f"{folder}/index.html", "entry": f"{folder}/entries/{name}.json"}
@@ -81,6 +82,18 @@ def report(
         details={**made, "outcome": page["outcome"]},
         links={"report": ctx.artifacts.uri(made["page"]), "index": ctx.artifacts.uri(made["index"])},
     )
+
+
+def _origin(ctx: StepContext, manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What the run's model was made of, by the manifests of all runs; None if it has none."""
+    made = {m["step"]: m["outputs"]["model"]["reference"] for m in manifests.values() if "model" in m["outputs"]}
+    model = made.get("register") or made.get("train")
+    if model is None:
+        return None
+    from airloop.provenance.lineage import Graph
+    from airloop.provenance.lineage_story import summary
+
+    return summary(Graph(ctx.config, ctx.warehouse).back(model))
 
 
 def _when(entry: Mapping[str, Any]) -> tuple[str, str]:
