@@ -3,8 +3,8 @@ What loops' DAG files cost Airflow's DAG processor: their parse, beside plain Ai
 
     python -m benchmarks.parse [--sizes 1,100,1000] [--runs 7] [--check]
 
-A size is a number of DAG files. Each is the demo's loop; the plain one has as many BashOperator tasks in the same groups
-with the same templated arguments from task to task. Each measurement is a new interpreter that has imported
+A size is a number of DAG files. Each is the demo's loop; the plain one has as many BashOperator tasks in its groups,
+with the same templated results from task to task. Each measurement is a new interpreter that has imported
 ``airflow.sdk`` and parses all of the files with the DagBag that the processor uses; what the files import counts.
 """
 
