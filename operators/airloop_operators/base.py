@@ -7,7 +7,6 @@ It neither knows how a step works nor where it runs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,7 +14,6 @@ from airflow.sdk import Asset, AssetAlias, BaseOperator
 from airflow.sdk.exceptions import (
     AirflowException,
     AirflowFailException,
-    AirflowRescheduleException,
     AirflowSkipException,
 )
 
@@ -31,7 +29,7 @@ from airloop.errors import (
 )
 from airloop_operators.intervals import interval_of
 from airloop_operators.links import ManifestLink, MlflowRunLink, ReportLink
-from airloop_operators.turn import Order, Place, not_yet
+from airloop_operators.turn import PATIENCE_S, Order, Place, wait_for_turn
 
 if TYPE_CHECKING:
     import jinja2
@@ -196,13 +194,9 @@ class StepOperator(BaseOperator):
         from airloop_operators.runners import get_runner
         from airloop_operators.settings import Settings
 
-        waiting = not_yet(context, self.place, _places(self.dag.tasks))
-        if waiting is not None:
-            reason, until = waiting
-            self.log.info(
-                "Not yet its turn: %s. Looking again in %.0f s.", reason, (until - datetime.now(UTC)).total_seconds()
-            )
-            raise AirflowRescheduleException(until)  # type: ignore[no-untyped-call]
+        # A time limit is for the work.
+        patience_s = 0.0 if self.execution_timeout else PATIENCE_S
+        wait_for_turn(context, self.place, list(_places(self.dag.tasks)), self.log, patience_s=patience_s)
         settings = Settings.read()
         self._running: Runner = get_runner(self.runner or settings.runner, settings)
         try:

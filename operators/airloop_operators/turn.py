@@ -2,8 +2,8 @@
 Whose turn it is: runs of a loop that are under way at once end as if they had run one after another, in the order of
 their data intervals.
 
-A task looks, before it starts, at the runs of its own DAG with an earlier data interval that have not ended, and gives
-its place on the worker back until it is its turn:
+A task looks, before it starts, at the runs of its own DAG with an earlier data interval that have not ended, and waits
+for its turn:
 
 ========  ===========================================================================================================
 order     waits, in each of those runs, for
@@ -24,10 +24,11 @@ online values.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -35,14 +36,25 @@ if TYPE_CHECKING:
 
 Order = Literal["task", "run", "none"]
 
+
+class Log(Protocol):
+    """Where a task says what it does."""
+
+    def info(self, text: str, /, *values: Any) -> Any: ...
+
+
 TABLE = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*(@(?!\d+$)[\w.-]+)?", re.ASCII)
 """A table as it is now: ``namespace.table`` or ``namespace.table@branch``, not ``@snapshot``."""
 ALIAS = re.compile(r"(model:/)?[A-Za-z][\w.-]*@[A-Za-z][\w-]*", re.ASCII)
 """A model by alias: ``delay@champion``, not ``delay@3``."""
 ENDED = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 """States of a task that will not run again by itself."""
-LOOK_AGAIN_S, AT_MOST_S = 3.0, 60.0
-"""Seconds until a task looks again, for each run before it; it grows with every look."""
+LOOK_AGAIN_S = 1.0
+"""Seconds between two looks of a task that waits where it is."""
+PATIENCE_S = 30.0
+"""Seconds that the next in turn waits where it is."""
+PAUSE_S = 20.0
+"""Seconds for which a task gives its place back, for each run before it, up to four."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,29 +89,57 @@ class Place:
         return self.own == "run" or any(TABLE.fullmatch(text) for text in _texts(self.reads))
 
 
-def not_yet(context: Context, place: Place, others: Iterable[Place]) -> tuple[str, datetime] | None:
+def wait_for_turn(context: Context, place: Place, others: Sequence[Place], log: Log, *, patience_s: float) -> None:
     """
-    What a task has to wait for and when to look again; None: it is its turn.
+    Return when it is the task's turn.
+
+    The next in turn waits where it is, for a while. Others give their place on the worker back; not for a moment only:
+    Airflow takes a task that is queued again before its executor has reported the end of the last look for one that
+    was killed.
 
     :param others: places of the DAG's tasks.
+    :param patience_s: how long to wait before giving the place back.
+    :raises AirflowRescheduleException: it is not its turn; Airflow starts the task again later.
     """
+    from airflow.sdk.exceptions import AirflowRescheduleException
+
+    deadline = time.monotonic() + patience_s
+    said = ""
+    while True:
+        reason, runs = not_yet(context, place, others)
+        if not runs:
+            return
+        if reason != said:
+            log.info("Not yet its turn: %s", reason)
+            said = reason
+        if runs > 1 or time.monotonic() >= deadline:
+            pause_s = PAUSE_S * min(runs, 4)
+            log.info("Giving its place back for %.0f s", pause_s)
+            until = datetime.now(UTC) + timedelta(seconds=pause_s)
+            raise AirflowRescheduleException(until)  # type: ignore[no-untyped-call]
+        time.sleep(LOOK_AGAIN_S)
+
+
+def not_yet(context: Context, place: Place, others: Iterable[Place]) -> tuple[str, int]:
+    """What a task has to wait for, and in how many runs; 0: it is its turn."""
     run, ti = context["dag_run"], context["ti"]
     if place.order == "none" or run.logical_date is None:
-        return None
+        return "", 0
     earlier = list(_under_way(ti.dag_id, run))
+    if not earlier:
+        return "", 0
+    if place.order == "run":
+        return f"run {earlier[0].run_id} of an earlier interval has not ended", len(earlier)
     awaited = [place.task_id, *(other.task_id for other in others if other.holds)]
-    for number, before in enumerate(earlier):
-        reason = f"run {before.run_id} of an earlier interval has not ended"
-        if place.order == "task" and before.state != "queued":
-            states = ti.get_task_states(ti.dag_id, task_ids=awaited, run_ids=[before.run_id]).get(before.run_id, {})
-            waiting = sorted(task for task, state in states.items() if state not in ENDED)
-            if not waiting:
-                continue
-            reason = f"{', '.join(waiting)} of run {before.run_id}, an earlier interval's, has not ended"
-        looks = int(context.get("task_reschedule_count", 0) or 0)
-        pause = min(LOOK_AGAIN_S * 1.2 ** min(looks, 8) * (len(earlier) - number), AT_MOST_S)
-        return reason, datetime.now(UTC) + timedelta(seconds=pause)
-    return None
+    states = ti.get_task_states(ti.dag_id, task_ids=awaited, run_ids=[before.run_id for before in earlier])
+    waiting = {
+        before.run_id: tasks
+        for before in earlier
+        if (tasks := sorted(t for t, state in states.get(before.run_id, {}).items() if state not in ENDED))
+    }
+    for run_id, tasks in waiting.items():
+        return f"{', '.join(tasks)} of run {run_id}, an earlier interval's, has not ended", len(waiting)
+    return "", 0
 
 
 def _under_way(dag_id: str, run: DagRunProtocol) -> Iterator[Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG
+from airflow.sdk.exceptions import AirflowRescheduleException
 
 from airloop_operators import (
     EvaluateOperator,
@@ -68,8 +69,7 @@ def waits(airflow: Airflow) -> Callable[..., str]:
 
     def ask(run: Any, place: Place, *others: Place) -> str:
         ti = SimpleNamespace(dag_id="loop", get_task_states=airflow.get_task_states)
-        found = not_yet({"dag_run": run, "ti": ti}, place, [place, *others])  # type: ignore[typeddict-item]
-        return found[0] if found else ""
+        return not_yet({"dag_run": run, "ti": ti}, place, [place, *others])[0]  # type: ignore[typeddict-item]
 
     return ask
 
@@ -129,7 +129,7 @@ def test_a_task_waits_for_itself_in_an_earlier_run(
     airflow.runs = [a_run(1), a_run(2), a_run(3)]
     airflow.states = {"r1": {"t": "success"}, "r2": {"t": state, "other": None}}
     assert waits(a_run(3), place()) == "t of run r2, an earlier interval's, has not ended"
-    airflow.states = {"r1": {"t": state}, "r2": {"t": "success"}}
+    airflow.states = {"r1": {"t": state}, "r2": {"t": "success", "other": None}}
     assert "run r1" in waits(a_run(3), place()), "cleared, though the nearest run is past it"
 
 
@@ -153,8 +153,9 @@ def test_tables_stay_until_who_looks_at_them_by_name_has_ended(waits: Callable[.
 
 def test_a_live_run_waits_for_a_backfill_that_is_still_queued(waits: Callable[..., str], airflow: Airflow) -> None:
     airflow.runs = [a_run(1, "success"), a_run(2, "queued"), a_run(3, "queued")]
+    airflow.states = {"r2": {"t": None}, "r3": {"t": None}}
     live = a_run(4, kind="scheduled")
-    assert waits(live, place()) == "run r3 of an earlier interval has not ended"
+    assert waits(live, place()) == "t of run r3, an earlier interval's, has not ended"
     # One that shares its number of places with this run may wait for this very run.
     assert waits(a_run(4), place()) == ""
     airflow.runs = [a_run(1, "queued", kind="manual")]
@@ -173,15 +174,55 @@ def test_runs_of_one_interval_and_runs_without_a_date_have_no_order(
     assert waits(twin, place(own="run")) == ""
 
 
-def test_the_last_in_a_row_looks_again_the_least_often(airflow: Airflow) -> None:
-    airflow.runs = [a_run(n) for n in range(1, 7)]
-    ti = SimpleNamespace(dag_id="loop", get_task_states=airflow.get_task_states)
+class TestWaiting:
+    """How a task waits."""
 
-    def pause(number: int, looks: int) -> float:
-        context: Any = {"dag_run": a_run(number), "ti": ti, "task_reschedule_count": looks}
-        found = not_yet(context, place(own="run"), [])
-        assert found is not None
-        return (found[1] - datetime.now(UTC)).total_seconds()
+    @pytest.fixture
+    def wait(self, airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+        """Wait for the turn of a month's run; what was said. The clock goes on by what is slept."""
+        clock = [0.0]
+        monkeypatch.setattr(turn, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=self.sleeping(clock)))
 
-    assert pause(2, 0) < pause(2, 5) < pause(6, 5) <= turn.AT_MOST_S
-    assert pause(6, 1000) <= turn.AT_MOST_S
+        def wait(number: int, patience_s: float = 30) -> list[str]:
+            said: list[str] = []
+            log = SimpleNamespace(info=lambda text, *values: said.append(text % values))
+            context: Any = {"dag_run": a_run(number), "ti": SimpleNamespace(dag_id="loop")}
+            turn.wait_for_turn(context, place(own="run"), [], log, patience_s=patience_s)
+            return said
+
+        return wait
+
+    def sleeping(self, clock: list[float]) -> Callable[[float], None]:
+        def sleep(seconds: float) -> None:
+            clock[0] += seconds
+            if clock[0] > 10:
+                self.after_10_s()
+
+        return sleep
+
+    def after_10_s(self) -> None:
+        pass
+
+    def test_the_next_in_turn_waits_where_it_is(self, wait: Callable[..., list[str]], airflow: Airflow) -> None:
+        airflow.runs = [a_run(1)]
+        self.after_10_s = airflow.runs.clear  # type: ignore[method-assign]
+        assert wait(2) == ["Not yet its turn: run r1 of an earlier interval has not ended"]
+        assert wait(2) == []
+
+    def test_but_not_for_ever(self, wait: Callable[..., list[str]], airflow: Airflow) -> None:
+        airflow.runs = [a_run(1)]
+        for patience_s in (30, 0):
+            began = datetime.now(UTC)
+            with pytest.raises(AirflowRescheduleException) as caught:
+                wait(2, patience_s)
+            assert turn.PAUSE_S - 1 < (caught.value.reschedule_date - began).total_seconds() < turn.PAUSE_S + 5
+
+    def test_others_give_their_place_back(self, wait: Callable[..., list[str]], airflow: Airflow) -> None:
+        airflow.runs = [a_run(n) for n in range(1, 8)]
+        pauses = []
+        for number in (3, 4, 7):
+            began = datetime.now(UTC)
+            with pytest.raises(AirflowRescheduleException) as caught:
+                wait(number)
+            pauses.append(round((caught.value.reschedule_date - began).total_seconds() / turn.PAUSE_S))
+        assert pauses == [2, 3, 4]
