@@ -24,7 +24,7 @@ import numpy as np
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices: threads would only wait for each other
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from airloop.domain.distributions import beta_regularized
+from airloop.domain.distributions import binomial_lower, binomial_upper
 from airloop.domain.drift import column_drift, judge, tally
 from airloop.domain.gates import Policy, decide
 from airloop.training.summary import summarise_codes, summarise_numbers
@@ -37,24 +37,9 @@ Map = Callable[[Callable[[int], Any], Sequence[int]], Any]
 
 
 def binomial_interval(hits: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """
-    Exact two-sided interval of a rate.
-
-    Source: Clopper and Pearson, The use of confidence or fiducial limits, 1934.
-    """
-
-    def at(probability: float, a: float, b: float) -> float:
-        low, high = 0.0, 1.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (middle, high) if beta_regularized(a, b, middle) < probability else (low, middle)
-        return low
-
+    """Exact two-sided interval of a rate."""
     tail = (1 - confidence) / 2
-    return (
-        at(tail, hits, trials - hits + 1) if hits else 0.0,
-        at(1 - tail, hits + 1, trials - hits) if hits < trials else 1.0,
-    )
+    return binomial_lower(hits, trials, tail), binomial_upper(hits, trials, tail)
 
 
 def rate_of(hits: int, trials: int) -> dict[str, Any]:

@@ -138,3 +138,71 @@ def drift_window(seed: tuple[int, ...], rows: int, shift: str = "none") -> dict[
         rate = float(shift.split()[-1].rstrip("%")) / 100 if shift.startswith("boolean") and i == 0 else 0.2
         window[f"flag_{i}"] = (generator.random(rows) < rate).astype(np.float64)
     return window
+
+
+def examples(seed: int, leak: str = "") -> tuple[dict[str, NDArray[Any]], Floats]:
+    """
+    A clean training set with honest features, some strong; its size, rate and strength follow from the seed.
+
+    :param leak: plant the column ``leak``; one of :data:`LEAKS`.
+    """
+    generator = np.random.default_rng((4, seed))
+    rows = int(generator.choice([500, 2_000, 5_000]))
+    rate = float(generator.choice([0.05, 0.2, 0.5]))
+    # The sum of two parts decides; each feature sees one of them, or both with noise.
+    seen, unseen = generator.standard_normal((2, rows))
+    strength = generator.uniform(0.6, 0.9)
+    truth = strength * seen + math.sqrt(1 - strength**2) * unseen
+    labels = (truth > np.quantile(truth, 1 - rate)).astype(np.float64)
+    code = np.minimum(9, (10 / (1 + np.exp(-2 * (seen + 0.5 * generator.standard_normal(rows))))).astype(int))
+    columns: dict[str, NDArray[Any]] = {
+        "strong": seen,
+        "strong_skewed": np.exp(2 * seen),
+        "strong_category": np.array([f"c{c}" for c in code], dtype=object),
+        "bowl": -np.abs(seen - seen.max() / 2) + generator.standard_normal(rows),
+        "rate": np.round(1 / (1 + np.exp(-seen)), 1),
+        "weak": truth + 3 * generator.standard_normal(rows),
+        "noise": generator.standard_normal(rows),
+        "id": np.array([f"k{i}" for i in generator.integers(0, rows // 3, rows)], dtype=object),
+        "constant": np.zeros(rows),
+        "flag": (generator.random(rows) < 0.01).astype(np.float64),
+        "mostly_missing": np.where(generator.random(rows) < 0.95, np.nan, seen),
+        "all_missing": np.full(rows, np.nan),
+    }
+    if leak:
+        columns["leak"] = _leak(leak, generator, labels, truth)
+    return columns, labels
+
+
+LEAKS = {
+    "copy": "the label itself",
+    "inverted": "its negation",
+    "noisy copy": "the label, of which 1 % is flipped",
+    "blurred copy": "the label plus noise of a standard deviation of 0.2",
+    "cause": "the number that the label is cut from",
+    "monotone cause": "a monotone function of it",
+    "folded cause": "a function of it that goes up and down",
+    "missing": "a value that is missing wherever the label is 1",
+    "status": "a code that half of the rows with label 1 have, and no others",
+    "category copy": "the label as two words",
+}
+"""What :func:`examples` can plant, by its name."""
+
+
+def _leak(kind: str, generator: np.random.Generator, labels: Floats, truth: Floats) -> NDArray[Any]:
+    rows = len(labels)
+    other = generator.standard_normal(rows)
+    status = np.where((labels == 1) & (generator.random(rows) < 0.5), "closed", "open").astype(object)
+    found: dict[str, NDArray[Any]] = {
+        "copy": labels,
+        "inverted": 1 - labels,
+        "noisy copy": np.where(generator.random(rows) < 0.01, 1 - labels, labels),
+        "blurred copy": labels + 0.2 * other,
+        "cause": truth,
+        "monotone cause": np.exp(truth) ** 3,
+        "folded cause": np.where(generator.random(rows) < 0.5, truth + 50, -truth - 50),
+        "missing": np.where(labels == 1, np.nan, other),
+        "status": status,
+        "category copy": np.where(labels == 1, "late", "early").astype(object),
+    }
+    return found[kind]

@@ -61,14 +61,15 @@ with DAG(
                 inputs={source: raw[source]},
                 table=f"features.{name}",
                 key=[*keys, "event_time"],
+                known={source: known} if known else None,
             ).output
-            for name, source, keys in (
-                ("weather", "weather", ["origin"]),
-                ("carrier_delays", "flights", ["carrier"]),
-                ("origin_delays", "flights", ["origin"]),
-                ("route_delays", "flights", ["origin", "dest"]),
-                ("previous_leg", "flights", ["tailnum"]),
-                ("aircraft", "planes", ["tailnum"]),
+            for name, source, keys, known in (
+                ("weather", "weather", ["origin"], "known_at"),
+                ("carrier_delays", "flights", ["carrier"], "known_at"),
+                ("origin_delays", "flights", ["origin"], ""),  # a departure is known before its landing
+                ("route_delays", "flights", ["origin", "dest"], "known_at"),
+                ("previous_leg", "flights", ["tailnum"], "known_at"),
+                ("aircraft", "planes", ["tailnum"], ""),
             )
         ]
         online = MaterializeFeaturesOperator(task_id="materialize", feature_service=SERVICE, tables=features)

@@ -75,6 +75,28 @@ def beta_regularized(a: float, b: float, x: float) -> float:
     return 1 - front * _beta_fraction(b, a, 1 - x) / b
 
 
+def binomial_lower(hits: int, trials: int, tail: float) -> float:
+    """
+    The rate below which the true one lies with a chance of at most ``tail``.
+
+    Source: Clopper and Pearson, The use of confidence or fiducial limits, 1934.
+    """
+    return _beta_quantile(tail, hits, trials - hits + 1) if hits else 0.0
+
+
+def binomial_upper(hits: int, trials: int, tail: float) -> float:
+    """The rate above which the true one lies with a chance of at most ``tail``; see :func:`binomial_lower`."""
+    return _beta_quantile(1 - tail, hits + 1, trials - hits) if hits < trials else 1.0
+
+
+def _beta_quantile(probability: float, a: float, b: float) -> float:
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if beta_regularized(a, b, middle) < probability else (low, middle)
+    return low
+
+
 def _beta_fraction(a: float, b: float, x: float) -> float:
     c, d = 1.0, 1 - (a + b) * x / (a + 1)
     d = 1 / (d if abs(d) > _TINY else _TINY)

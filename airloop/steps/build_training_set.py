@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from airloop.contract import Interval
 from airloop.domain.durations import parse_duration
@@ -42,7 +44,7 @@ class Bounds:
         }
 
 
-@step(libraries=("duckdb", "feast", "pyarrow"))
+@step(libraries=("duckdb", "feast", "numpy", "pyarrow"))
 def build_training_set(
     ctx: StepContext,
     *,
@@ -56,10 +58,15 @@ def build_training_set(
     window: str = "",
     holdout: str = "7d",
     validation: str = "7d",
+    max_feature_auc: Annotated[float, Field(gt=0.5, le=1)] = 0.97,
+    allow: list[str] = [],  # noqa: B006
     interval: Interval,
 ) -> StepResult:
     """
     Join labels with the features that were known at each label's time, check for leakage, and split by time.
+
+    Two gates refuse leakage: no value may have arrived after the time of its row, and no feature alone may give the
+    label away (:mod:`airloop.domain.target_leakage`).
 
     A label is used if its time is in the window and it was known at the interval's end; one that is not yet known
     waits for the next run. The hold-out is the window's last part, the validation rows come before it, the rest
@@ -77,8 +84,11 @@ def build_training_set(
     :param window: how far back from the interval's end, such as 90d; empty: all.
     :param holdout: length of the last part, which no model is trained on: 7d; none for no such part.
     :param validation: length of the part before it, for early stopping: 7d; none for no such part.
+    :param max_feature_auc: a feature that alone ranks the labels better than this gives them away, and is refused.
+    :param allow: features that are kept although they seem to give the label away; the manifest records it.
     :param interval: the run's; its end is the time at which the training set is built, as it were.
     """
+    from airloop.features.giveaways import refuse_giveaways
     from airloop.features.leakage import refuse_leaks
     from airloop.features.offline import choose_tables, join_features, make_spine, types_of
     from airloop.features.repo import service_of
@@ -103,6 +113,11 @@ def build_training_set(
         joined.create("joined")
         ctx.point("joined")
         gate = refuse_leaks(connection, "joined", service, keys=keys[:1], time_column=time_column)
+        gate["target"] = refuse_giveaways(
+            connection, "joined", service, label=label_column, keys=keys, max_auc=max_feature_auc, allow=allow
+        )
+        for name, why in gate["target"]["allowed"].items():
+            ctx.log.warning("Feature %s is allowed although %s", name, why)
         ctx.log.info("No leak: the values of %s rows had arrived when they were needed", f"{gate['rows']:,}")
         columns = [*keys, *special, PART, *service.feature_names]
         columns += [f"{view.name}__{what}" for view in service.views for what in ("event_time", "arrival_time")]

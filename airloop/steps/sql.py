@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from airloop.contract import Interval
@@ -38,6 +39,7 @@ def sql(
     key: list[str],
     mode: Mode = "upsert",
     partition_by: str = "",
+    known: dict[str, str] = {},  # noqa: B006
     interval: Interval | None = None,
 ) -> StepResult:
     """
@@ -51,9 +53,11 @@ def sql(
     :param mode: upsert (rows with new keys are added, changed ones replaced), replace (the table becomes the result)
         or append.
     :param partition_by: month(column), day(column) or identity(column); used when the table is created.
+    :param known: by input, its timestamptz column that says when a row became known. The SQL then runs again on what
+        was known at earlier times; if a row that had arrived by then comes out otherwise, it is refused.
     :param interval: the run's; counts only if the SQL uses it.
     """
-    return _write(ctx, sql, inputs, table, key, mode, partition_by, interval, labels=False)
+    return _write(ctx, sql, inputs, table, key, mode, partition_by, interval, known=known)
 
 
 @step(libraries=("duckdb", "pyarrow"), prepare=without_unused_interval)
@@ -66,6 +70,7 @@ def build_labels(
     key: list[str],
     mode: Mode = "upsert",
     partition_by: str = "",
+    known: dict[str, str] = {},  # noqa: B006
     interval: Interval | None = None,
 ) -> StepResult:
     """
@@ -80,9 +85,11 @@ def build_labels(
     :param key: columns that tell labels apart, never NULL.
     :param mode: upsert, replace or append.
     :param partition_by: month(column), day(column) or identity(column); used when the table is created.
+    :param known: by input, its timestamptz column that says when a row became known: as in step sql, a label must be
+        what it was when it arrived.
     :param interval: the run's; counts only if the SQL uses it.
     """
-    return _write(ctx, sql, inputs, table, key, mode, partition_by, interval, labels=True)
+    return _write(ctx, sql, inputs, table, key, mode, partition_by, interval, known=known, labels=True)
 
 
 def _write(
@@ -95,9 +102,11 @@ def _write(
     partition_by: str,
     interval: Interval | None,
     *,
-    labels: bool,
+    known: Mapping[str, str],
+    labels: bool = False,
 ) -> StepResult:
     from airloop.errors import BadArgument
+    from airloop.features.hindsight import refuse_hindsight
     from airloop.features.outcomes import check_labels, describe_labels
     from airloop.features.query import Query, run
 
@@ -111,6 +120,8 @@ def _write(
             details["labels"] = describe_labels(result)
         result.check_key()
         rows = result.count()
+        if known:
+            details["hindsight"] = refuse_hindsight(result, query, interval, known=known, table=table)
         evolution = ctx.warehouse.ensure(table, result.schema(), key=key, partition_by=partition_by)
         commit = ctx.warehouse.commit(table, result.read(), key=ctx.key, mode=mode, on=key)
     for line in evolution:

@@ -85,10 +85,12 @@ class SqlOperator(StepOperator):
     :param mode: ``upsert`` by key, ``replace`` the whole table, or ``append``. (templated)
     :param partition_by: Iceberg partition of a new table: ``month(column)``, ``day(column)``, ``identity(column)``.
         (templated)
+    :param known: by input, its column that says when a row became known; SQL that looks ahead of it is refused.
+        (templated)
     """
 
     step_name: ClassVar[str] = "sql"
-    step_arguments: ClassVar[tuple[str, ...]] = ("sql", "inputs", "table", "key", "mode", "partition_by")
+    step_arguments: ClassVar[tuple[str, ...]] = ("sql", "inputs", "table", "key", "mode", "partition_by", "known")
     step_reads: ClassVar[tuple[str, ...]] = ("inputs",)
     template_fields = (*StepOperator.template_fields, *step_arguments)
     template_ext = (".sql",)
@@ -103,10 +105,11 @@ class SqlOperator(StepOperator):
         key: Sequence[str],
         mode: Literal["upsert", "replace", "append"] | None = None,
         partition_by: str | None = None,
+        known: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._assign(sql=sql, inputs=inputs, table=table, key=key, mode=mode, partition_by=partition_by)
+        self._assign(sql=sql, inputs=inputs, table=table, key=key, mode=mode, partition_by=partition_by, known=known)
 
 
 class BuildLabelsOperator(SqlOperator):
@@ -122,6 +125,8 @@ class BuildLabelsOperator(SqlOperator):
     :param key: columns that identify a labelled entity at a time. (templated)
     :param mode: ``upsert`` by key, ``replace`` the whole table, or ``append``. (templated)
     :param partition_by: Iceberg partition of a new table. (templated)
+    :param known: by input, its column that says when a row became known; a label that was another when it arrived is
+        refused. (templated)
     """
 
     step_name: ClassVar[str] = "build_labels"
@@ -213,6 +218,8 @@ class BuildTrainingSetOperator(StepOperator):
     :param label_column: column of the labels with the answer. (templated)
     :param time_column: column of the labels with the time of prediction. (templated)
     :param known_column: column of the labels that says when a label became known. (templated)
+    :param max_feature_auc: a feature that alone ranks the labels better than this is refused. (templated)
+    :param allow: features that are kept although they seem to give the label away. (templated)
     """
 
     step_name: ClassVar[str] = "build_training_set"
@@ -227,6 +234,8 @@ class BuildTrainingSetOperator(StepOperator):
         "label_column",
         "time_column",
         "known_column",
+        "max_feature_auc",
+        "allow",
     )
     step_reads: ClassVar[tuple[str, ...]] = ("labels", "tables")
     template_fields = (*StepOperator.template_fields, *step_arguments)
@@ -244,6 +253,8 @@ class BuildTrainingSetOperator(StepOperator):
         label_column: str | None = None,
         time_column: str | None = None,
         known_column: str | None = None,
+        max_feature_auc: float | None = None,
+        allow: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -258,6 +269,8 @@ class BuildTrainingSetOperator(StepOperator):
             label_column=label_column,
             time_column=time_column,
             known_column=known_column,
+            max_feature_auc=max_feature_auc,
+            allow=allow,
         )
 
 

@@ -42,6 +42,7 @@ def build(run_step: Any, config: Config, refs: dict[str, TableRef]) -> Build:
             "feature_service": "small_v1",
             "tables": [str(refs["features.delays"]), str(refs["features.weather"])],
             "table": "training.small",
+            "max_feature_auc": 1.0,  # every third flight is late, and the hour tells which
         }
         manifest: dict[str, Any] = run_step("build_training_set", interval=interval, **{**given, **arguments})
         return manifest
@@ -263,3 +264,37 @@ def test_changed_definitions_change_the_key_and_the_columns(build: Build, config
 def test_label_cannot_be_a_feature(build: Build) -> None:
     with pytest.raises(BadArgument, match="hour cannot be time, label, arrival or split"):
         build(label_column="hour")
+
+
+def test_a_copy_of_the_label_is_refused_and_can_be_allowed(
+    build: Build, warehouse: Warehouse, refs: dict[str, TableRef]
+) -> None:
+    rows = warehouse.scan(refs["labels.arrivals"]).read_all().to_pylist()
+    for number, row in enumerate(rows):
+        row["label"] = number * 7 % 11 % 2
+        row["distance"] = 100.0 + 50 * row["label"] + number / 1000
+    labels = str(world.put(warehouse, "labels.arrivals", rows, world.LABELS, key=("flight_id",)))
+    with pytest.raises(LeakageFound, match=r"1 of 5 features give label away, by \d+ rows: distance: alone it ranks"):
+        build(labels=labels, max_feature_auc=0.97)
+    target = build(labels=labels, max_feature_auc=0.97, allow=["distance"])["details"]["leakage"]["target"]
+    assert list(target["allowed"]) == ["distance"]
+    assert target["allowed"]["distance"].startswith("alone it ranks the labels with an AUC of 1.0000")
+    assert target["highest"]["distance"] == 1
+    assert build(labels=labels)["details"]["leakage"]["target"]["allowed"] == {}
+    with pytest.raises(BadArgument, match="allow: feature service small_v1 has no feature speed"):
+        build(labels=labels, allow=["speed"])
+
+
+def test_rows_with_the_value_that_decides_are_shown(
+    build: Build, warehouse: Warehouse, refs: dict[str, TableRef]
+) -> None:
+    rows = warehouse.scan(refs["labels.arrivals"]).read_all().to_pylist()
+    rows = [row | {"flight_id": f"{row['flight_id']}-{copy}"} for row in rows for copy in range(4)]
+    for number, row in enumerate(rows):
+        row["label"] = number % 2
+        row["hour"] = 1 if row["label"] and number % 4 == 1 else 0
+    labels = str(world.put(warehouse, "labels.arrivals", rows, world.LABELS, key=("flight_id",)))
+    with pytest.raises(
+        LeakageFound, match=r"hour: of \d+ rows with the value 1, .* \(first: flight_id=.* has 1 and label 1"
+    ):
+        build(labels=labels)
