@@ -26,6 +26,38 @@ def find_home(start: Path | None = None) -> Path:
     return Path.home() / ".airloop"
 
 
+@dataclass(frozen=True, slots=True)
+class RedisAddress:
+    """Where a Redis or Valkey is. As text it has no password."""
+
+    url: str = field(repr=False)
+
+    @classmethod
+    def parse(cls, value: str) -> Self | None:
+        """
+        The address, or None if the value is none: then it is a path.
+
+        :raises BadConfiguration: it is an address of another kind, or cannot be read.
+        """
+        scheme, separator, _ = value.partition("://")
+        if not separator:
+            return None
+        try:
+            parts = urlsplit(value)
+            readable = bool(parts.path if scheme == "unix" else parts.hostname) and parts.port != 0
+        except ValueError:
+            readable = False
+        if scheme not in ("redis", "rediss", "unix") or not readable:
+            raise BadConfiguration(
+                f"the online store is an address that cannot be read, of kind {scheme}",
+                "give a path, or redis://host:port/database, rediss://… or unix:///path/to/socket",
+            )
+        return cls(value)
+
+    def __str__(self) -> str:
+        return without_password(self.url)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Where state lives and how much of the machine a step may use."""
@@ -45,8 +77,9 @@ class Config:
     feature_repo: Path | None
     """``AIRLOOP_FEATURE_REPO``: folder with ``feature_store.yaml`` and the Feast definitions; default ``feature_repo``
     beside ``home``, if it is there."""
-    online_store: Path
-    """``AIRLOOP_ONLINE_STORE``: SQLite file of the online features."""
+    online_store: Path | RedisAddress
+    """``AIRLOOP_ONLINE_STORE``: SQLite file of the online features, or the address of a Redis or Valkey (7 or newer):
+    ``redis://[[user]:password@]host[:port][/database]``, ``rediss://…`` with TLS, ``unix://…/socket[?db=…]``."""
     feast_registry: Path
     """``AIRLOOP_FEAST_REGISTRY``: file of the Feast registry."""
     rows_per_chunk: int = 1_000_000
@@ -78,6 +111,7 @@ class Config:
                 raise BadConfiguration(f"AIRLOOP_{name}={value!r}", f"give a whole number of at least {least}")
             return int(value)
 
+        online = RedisAddress.parse(environment.get("AIRLOOP_ONLINE_STORE", ""))
         return cls(
             home=root,
             warehouse=path("WAREHOUSE", root / "warehouse"),
@@ -86,7 +120,7 @@ class Config:
             mlflow=environment.get("AIRLOOP_MLFLOW") or f"sqlite:///{root / 'mlflow.db'}",
             mlflow_artifacts=environment.get("AIRLOOP_MLFLOW_ARTIFACTS") or str(root / "mlflow"),
             feature_repo=path("FEATURE_REPO", beside if (beside / "feature_store.yaml").is_file() else None),
-            online_store=path("ONLINE_STORE", root / "online.db"),
+            online_store=online or path("ONLINE_STORE", root / "online.db"),
             feast_registry=path("FEAST_REGISTRY", root / "feast-registry.db"),
             rows_per_chunk=number("ROWS_PER_CHUNK", 1_000_000, 1),
             threads=number("THREADS", 0, 0),

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,6 +113,40 @@ def run_step(config: Config) -> Callable[..., dict[str, Any]]:
         return {**manifest, "status": receipt.status}
 
     return run
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[str]:
+    """Address of a Redis that is the tests' own, and emptied: ``AIRLOOP_TEST_REDIS_URL``, else one started here."""
+    given = os.environ.get("AIRLOOP_TEST_REDIS_URL")
+    if given:
+        yield given
+        return
+    program = shutil.which("redis-server") or shutil.which("valkey-server")
+    if program is None:
+        assert not os.environ.get("CI"), "the tests need a redis-server, or its address in AIRLOOP_TEST_REDIS_URL"
+        pytest.skip("no redis-server is installed")
+    with tempfile.TemporaryDirectory(prefix="airloop-redis-") as folder:
+        command = [program, "--port", "0", "--unixsocket", f"{folder}/socket", "--dir", folder, "--save", ""]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+            try:
+                yield f"unix://{folder}/socket"
+            finally:
+                server.terminate()
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> str:
+    """A Redis that is empty."""
+    import redis
+    from redis.backoff import ConstantBackoff
+    from redis.retry import Retry
+
+    retry = Retry(ConstantBackoff(0.05), 100, (redis.ConnectionError,))
+    with redis.Redis.from_url(redis_server, retry=retry) as client:
+        client.config_set("maxmemory", 0)
+        client.flushall()
+    return redis_server
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airloop.errors import BadArgument
 
@@ -237,7 +237,7 @@ def _constant_lag_us(
     lag: int | None = None
     for number in range(passes):
         part = f" AND {identity} % {passes} = {number}" if passes > 1 else ""
-        columns = connection.execute(
+        columns: Any = connection.execute(
             f"SELECT {identity} AS identity, epoch_us({arrival}) - epoch_us({event}) AS lag {source}{part}"
         ).fetchnumpy()
         identities, lags = columns["identity"], columns["lag"]

@@ -6,7 +6,7 @@ Feast's compute engine over Iceberg: the newest known value of each entity goes 
 which names a snapshot and a key, moves the watermark.
 
 What it does not do: transformations and aggregations that Feast would run (views read prepared tables), writing to the
-offline store, stores other than Feast's SQLite.
+offline store, stores other than Feast's SQLite and Redis.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from feast.repo_config import FeastConfigBaseModel
 
 from airloop.errors import BadConfiguration, BadInput
 from airloop.features.asof import columns_of, quote
-from airloop.features.encode import KEY_VERSION, encode_keys, encode_values, stored_seconds
-from airloop.features.online import MAX_FEATURES, Chunk, OnlineFile, OnlineTable, Switched, Watermark
+from airloop.features.encode import KEY_VERSION, encode_keys, encode_values, value_texts
+from airloop.features.online import MAX_FEATURES, Chunk, OnlineStore, OnlineTable, Switched, Watermark
 from airloop.features.source import IcebergSource
 from airloop.features.store import table_ref, warehouse_of
 from airloop.features.watermark import counts_from, first_arrival_since
@@ -118,7 +118,7 @@ class IcebergComputeEngine(ComputeEngine):
 
     def _run(self, task: MaterializationTask, request: Request | None) -> Switched:
         view = FeastView.of(self.repo_config, task)
-        online = OnlineFile(view.store)
+        online = view.store
         # Feast makes its table its own way; a view that was never applied has none yet.
         self.online_store.update(self.repo_config, [], [task.feature_view], [], [], partial=True)
         with online.locked(view.table):
@@ -134,7 +134,7 @@ class FeastView:
 
     source: str
     """Name of its Iceberg table."""
-    store: Path
+    store: OnlineStore
     table: OnlineTable
     keys: tuple[tuple[str, Any], ...]
     """Name and ``ValueType`` of each key column."""
@@ -148,13 +148,8 @@ class FeastView:
     def of(cls, config: Any, task: MaterializationTask) -> FeastView:
         """:raises BadConfiguration: the view or the store is of a kind that this engine does not serve."""
         from feast.infra.online_stores.helpers import compute_table_id
-        from feast.infra.online_stores.sqlite import SqliteOnlineStore
 
         view = task.feature_view
-        store = config.online_store
-        _refuse(store.type != "sqlite" and not store.type.endswith(".SqliteOnlineStore"), f"online store {store.type}")
-        _refuse(bool(getattr(store, "vector_enabled", False)), "online_store.vector_enabled")
-        _refuse(bool(store.enable_openai_compatible_store), "online_store.enable_openai_compatible_store")
         version = config.entity_key_serialization_version
         _refuse(version != KEY_VERSION, f"entity_key_serialization_version {version}")
         source = view.batch_source
@@ -167,14 +162,43 @@ class FeastView:
         name = compute_table_id(config.project, view, config.registry.enable_online_feature_view_versioning)
         return cls(
             source=source.table,
-            store=Path(SqliteOnlineStore._get_db_path(config)),
-            table=OnlineTable(name, view.name, tuple(f.name for f in view.features)),
+            store=_store_of(config),
+            table=OnlineTable(
+                name,
+                view.name,
+                tuple(f.name for f in view.features),
+                config.project,
+                tuple(f.name for f in view.entity_columns),
+            ),
             keys=tuple((f.name, f.dtype.to_value_type()) for f in view.entity_columns),
             features=tuple((f.name, f.dtype.to_value_type()) for f in view.features),
             event_time=source.timestamp_field,
             arrival_time=source.created_timestamp_column or "",
             ttl=view.ttl if view.ttl and view.ttl > timedelta(0) else None,
         )
+
+
+def _store_of(config: Any) -> OnlineStore:
+    """The store that a Feast configuration names. :raises BadConfiguration: it is of a kind that is not served."""
+    section = config.online_store
+    if section.type == "redis":
+        from feast.infra.online_stores.redis import RedisOnlineStore
+
+        from airloop.features.online_redis import OnlineRedis
+
+        _refuse(section.redis_type != "redis", f"online_store.redis_type {section.redis_type}")
+        _refuse(bool(section.key_ttl_seconds), "online_store.key_ttl_seconds")
+        return OnlineRedis(RedisOnlineStore()._get_client(section))
+    from airloop.features.online_sqlite import OnlineFile
+
+    _refuse(
+        section.type != "sqlite" and not section.type.endswith(".SqliteOnlineStore"), f"online store {section.type}"
+    )
+    from feast.infra.online_stores.sqlite import SqliteOnlineStore
+
+    _refuse(bool(getattr(section, "vector_enabled", False)), "online_store.vector_enabled")
+    _refuse(bool(section.enable_openai_compatible_store), "online_store.enable_openai_compatible_store")
+    return OnlineFile(Path(SqliteOnlineStore._get_db_path(config)))
 
 
 def _refuse(condition: bool, what: str) -> None:
@@ -186,7 +210,7 @@ def _not_served(what: str) -> BadConfiguration:
     return BadConfiguration(f"this compute engine does not serve {what}", "see what airloop.features.engine does")
 
 
-def _for_step(online: OnlineFile, view: FeastView, request: Request) -> Switched:
+def _for_step(online: OnlineStore, view: FeastView, request: Request) -> Switched:
     """The run's interval: only what the watermark has not seen, and the watermark moves in the same switch."""
     snapshot = request.source.snapshot or 0
     before = online.watermark(view.table)
@@ -217,7 +241,7 @@ def _for_step(online: OnlineFile, view: FeastView, request: Request) -> Switched
     return result
 
 
-def _bare(online: OnlineFile, view: FeastView, task: MaterializationTask, warehouse: Warehouse) -> Switched:
+def _bare(online: OnlineStore, view: FeastView, task: MaterializationTask, warehouse: Warehouse) -> Switched:
     """``feast materialize``: what its interval asks for, from main, and the watermark stays where it is."""
     source = table_ref(warehouse, view.source)
     before = online.watermark(view.table)
@@ -231,13 +255,13 @@ def _bare(online: OnlineFile, view: FeastView, task: MaterializationTask, wareho
 
 
 def _stage_and_switch(
-    online: OnlineFile, view: FeastView, rows: _Rows, workdir: Path | None, *, replace_equal: bool,
+    online: OnlineStore, view: FeastView, rows: _Rows, workdir: Path | None, *, replace_equal: bool,
     watermark: Watermark | None, expire_before_us: int | None = None,
 ) -> Switched:  # fmt: skip
     with online.staging(view.table) as staging:
         with rows.read(workdir) as (expected, batches):
             for batch in batches:
-                staging.add(encode(view, batch))
+                staging.add(encode(view, batch, texts=online.keeps_texts))
                 if expected > 4 * ROWS_PER_CHUNK:
                     log.info("%s: %s of %s entities staged", view.table.view, f"{staging.rows:,}", f"{expected:,}")
         staging.verify(expected)
@@ -320,21 +344,17 @@ class _Reading:
         self._connection.close()
 
 
-def encode(view: FeastView, batch: pa.RecordBatch) -> Chunk:
+def encode(view: FeastView, batch: pa.RecordBatch, *, texts: bool) -> Chunk:
     """A batch of rows ``k*, f*, e, r`` as the store keeps them, with some of them encoded by Feast itself."""
     keys = [batch.column(f"k{i}") for i in range(len(view.keys))]
     features = [batch.column(f"f{i}") for i in range(len(view.features))]
-    event_us = batch.column("e").to_numpy()
-    arrival_us = batch.column("r").to_numpy()
-    encoded = [encode_values(c, kind) for c, (_, kind) in zip(features, view.features, strict=True)]
+    typed = [(column, kind) for column, (_, kind) in zip(features, view.features, strict=True)]
     return Chunk(
         keys=encode_keys([(key, kind, c) for c, (key, kind) in zip(keys, view.keys, strict=True)]),
-        event_us=event_us.tolist(),
-        arrival_us=arrival_us.tolist(),
-        event_s=stored_seconds(event_us),
-        arrival_s=stored_seconds(arrival_us),
-        values=[messages for messages, _ in encoded],
-        texts=[texts for _, texts in encoded],
+        event_us=batch.column("e").to_numpy(),
+        arrival_us=batch.column("r").to_numpy(),
+        values=[encode_values(column, kind) for column, kind in typed],
+        texts=[value_texts(column, kind) for column, kind in typed] if texts else (),
         samples=_samples(view, keys, features, batch.num_rows),
     )
 

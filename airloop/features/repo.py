@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airloop.config import Config
+from airloop.config import Config, RedisAddress
 from airloop.errors import BadConfiguration, TryAgain
 from airloop.features.definitions import Field, RepoDefinition, ServiceDefinition, ViewDefinition
 from airloop.features.refs import FeatureServiceRef, definition_files, digest_of, repository
@@ -89,7 +89,8 @@ def apply(config: Config) -> RepoDefinition:
     note = _beside(config, "applied.json")
     with _locked(config):
         wanted = {"digest": _full_digest(folder), "online_store": str(config.online_store)}
-        there = config.feast_registry.is_file() and config.online_store.is_file()
+        online = config.online_store
+        there = config.feast_registry.is_file() and (not isinstance(online, Path) or online.is_file())
         if not there or _read_json(note) != wanted:
             objects = objects_of(folder)
             # First what we can make of the definitions: an error there leaves the registry as it was.
@@ -156,7 +157,8 @@ def _apply(repo_config: RepoConfig, folder: Path, objects: list[Any]) -> None:
     from feast.repo_operations import extract_objects_for_apply_delete
 
     Path(repo_config.registry.path).parent.mkdir(parents=True, exist_ok=True)
-    Path(repo_config.online_store.path).parent.mkdir(parents=True, exist_ok=True)
+    if repo_config.online_store.type == "sqlite":
+        Path(repo_config.online_store.path).parent.mkdir(parents=True, exist_ok=True)
     store = FeatureStore(repo_path=str(folder), config=repo_config)
 
     def of(kind: type) -> list[Any]:
@@ -271,6 +273,9 @@ def _settings(config: Config, folder: Path) -> dict[str, Any]:
     def fill(match: re.Match[str]) -> str:
         name = match[1] or match[2]
         value = own.get(name, os.environ.get(name))
+        if name == "AIRLOOP_ONLINE_STORE" and isinstance(config.online_store, RedisAddress):
+            # Its section is replaced below; a file without quotes could hold no address.
+            return "redis"
         if value is None:
             raise BadConfiguration(f"{path} uses ${{{name}}}, which is not set", f"set the variable {name}")
         return value
@@ -283,6 +288,13 @@ def _settings(config: Config, folder: Path) -> dict[str, Any]:
         raise BadConfiguration(f"{path} is no YAML: {cause}") from cause
     if not isinstance(document, dict) or not document.get("project"):
         raise BadConfiguration(f"{path} names no project", "see Feast's documentation of the file")
+    if isinstance(config.online_store, RedisAddress):
+        from airloop.features.online_redis import feast_section
+
+        # The file names SQLite, or a Redis with options of its own: where it is, the configuration says.
+        section = document.get("online_store")
+        kept = section if isinstance(section, dict) and section.get("type") == "redis" else {}
+        document["online_store"] = {**kept, **feast_section(config.online_store)}
     offline = document.get("offline_store")
     offline = {"type": offline} if isinstance(offline, str) else dict(offline or {})
     if offline.get("type") == "airloop.features.store.IcebergOfflineStore":

@@ -130,10 +130,8 @@ def _watermark(store: Any, view: ViewDefinition, interval: Interval) -> Watermar
 
     :raises NotFound: it was never materialised, or not up to the interval's end.
     """
-    from airloop.features.online import OnlineFile
-
     served = _served(store, view.name, interval)
-    mark = OnlineFile(served.store).recorded(served.table)
+    mark = served.store.recorded(served.table)
     if mark is None or mark.until_us < _us(interval):
         state = f"is online only up to {_time(mark)}" if mark else "was never materialised"
         raise NotFound(

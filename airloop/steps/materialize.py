@@ -23,11 +23,13 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 def is_online(ctx: StepContext, manifest: Mapping[str, Any]) -> bool:
     """Whether what an earlier run put online, or something newer, is still there in full."""
-    from airloop.features.online import OnlineFile, OnlineTable
+    from airloop.features.online import OnlineTable, online_store_of
 
-    online = OnlineFile(ctx.config.online_store)
+    online = online_store_of(ctx.config)
     for view in manifest["details"]["views"].values():
-        found = online.watermark(OnlineTable(view["table"], view["view"], ()))
+        # Manifests of earlier versions speak of SQLite, which needs no more than the table's name.
+        project, keys = view.get("project", ""), tuple(view.get("join_keys", ()))
+        found = online.watermark(OnlineTable(view["table"], view["view"], (), project, keys))
         if found is None or found.until_us < view["until_us"]:
             return False
     return True
@@ -115,6 +117,7 @@ def _materialize(ctx: StepContext, store: Any, name: str, source: TableRef, inte
     from feast.infra.common.materialization_job import MaterializationTask
 
     from airloop.features.engine import FeastView, IcebergComputeEngine, Request
+    from airloop.features.online import online_store_of
 
     engine = store._get_provider().batch_engine
     if not isinstance(engine, IcebergComputeEngine):
@@ -129,9 +132,10 @@ def _materialize(ctx: StepContext, store: Any, name: str, source: TableRef, inte
         end_time=interval.end,
     )
     target = FeastView.of(store.config, task)
-    if target.store.resolve() != ctx.config.online_store.resolve():
+    wanted = online_store_of(ctx.config).where
+    if target.store.where != wanted:
         raise BadConfiguration(
-            f"feature_store.yaml puts online values into {target.store}, Airloop looks in {ctx.config.online_store}",
+            f"feature_store.yaml puts online values into {target.store.where}, Airloop looks in {wanted}",
             "write online_store: {type: sqlite, path: ${AIRLOOP_ONLINE_STORE}}",
         )
     request = Request(ctx.warehouse, source, ctx.key, _us(interval.start), _us(interval.end), ctx.workdir)
@@ -145,6 +149,9 @@ def _materialize(ctx: StepContext, store: Any, name: str, source: TableRef, inte
     return {
         "view": name,
         "table": target.table.name,
+        "project": target.table.project,
+        "join_keys": list(target.table.join_keys),
+        "store": wanted,
         "source": str(source),
         "rows": result.rows,
         "rows_written": result.written,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airloop.features.encode import encode_keys, encode_values, stored_seconds
+from airloop.features.encode import encode_keys, encode_values, key_prefix, stored_seconds, value_texts
 
 STAMPS = pa.array([0, 1_359_000_000_123_456, -5_500_000], pa.timestamp("us", tz="UTC"))
 COLUMNS = [
@@ -45,6 +45,10 @@ def kind(name: str) -> Any:
     return ValueType[name]
 
 
+def ours(column: pa.Array, value_type: Any) -> tuple[list[bytes], list[str | None]]:
+    return encode_values(column, value_type).to_pylist(), value_texts(column, value_type)
+
+
 def by_feast(column: pa.Array, value_type: Any) -> tuple[list[bytes], list[str | None]]:
     from feast.infra.online_stores.helpers import extract_text_and_num
     from feast.type_map import python_values_to_proto_values
@@ -55,31 +59,31 @@ def by_feast(column: pa.Array, value_type: Any) -> tuple[list[bytes], list[str |
 
 @pytest.mark.parametrize(("column", "name"), COLUMNS)
 def test_values_are_feasts(column: pa.Array, name: str) -> None:
-    assert encode_values(column, kind(name)) == by_feast(column, kind(name))
+    assert ours(column, kind(name)) == by_feast(column, kind(name))
 
 
 @given(st.lists(st.none() | st.floats(allow_nan=False)))
 def test_any_double(values: list[float | None]) -> None:
     column = pa.array(values, pa.float64())
-    assert encode_values(column, kind("DOUBLE")) == by_feast(column, kind("DOUBLE"))
+    assert ours(column, kind("DOUBLE")) == by_feast(column, kind("DOUBLE"))
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1)))
 def test_any_integer(values: list[int]) -> None:
     column = pa.array(values, pa.int64())
-    assert encode_values(column, kind("INT64")) == by_feast(column, kind("INT64"))
+    assert ours(column, kind("INT64")) == by_feast(column, kind("INT64"))
 
 
 def test_integers_beside_null_stay_exact() -> None:
     # Feast's own way goes through floating point here and loses the last digits.
-    messages, texts = encode_values(pa.array([2**60 + 1, None]), kind("INT64"))
+    messages, texts = ours(pa.array([2**60 + 1, None]), kind("INT64"))
     assert texts == [str(2**60 + 1), None]
     assert messages[1] == b""
 
 
 def test_an_unknown_instant_is_the_empty_value() -> None:
     # Feast writes the least int64 here and reads it as NULL too.
-    assert encode_values(pa.array([0, None], STAMPS.type), kind("UNIX_TIMESTAMP"))[0][1] == b""
+    assert ours(pa.array([0, None], STAMPS.type), kind("UNIX_TIMESTAMP"))[0][1] == b""
 
 
 KEYS: list[list[tuple[str, str, pa.Array]]] = [
@@ -104,7 +108,14 @@ def test_keys_are_feasts(columns: list[tuple[str, str, pa.Array]]) -> None:
         serialize_entity_key(EntityKey(join_keys=[n for n, _, _ in columns], entity_values=row), 3)
         for row in zip(*messages, strict=True)
     ]
-    assert encode_keys([(key, kind(name), column) for key, name, column in columns]) == expected
+    assert encode_keys([(key, kind(name), column) for key, name, column in columns]).to_pylist() == expected
+
+
+def test_the_prefix_of_keys_is_feasts() -> None:
+    from feast.infra.key_encoding_utils import serialize_entity_key_prefix
+
+    for names in (["driver"], ["city", "a", "ü"]):
+        assert key_prefix(names) == serialize_entity_key_prefix(names)
 
 
 @pytest.fixture

@@ -1,51 +1,141 @@
-"""The switch in the SQLite file, below Feast."""
+"""The switch of online values below Feast: the same promises in every store."""
 
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from airloop.errors import BadInput, StoreBusy
-from airloop.features.online import Chunk, OnlineFile, OnlineTable, Switched, Watermark
+from airloop.features.encode import encode_instants, key_prefix
+from airloop.features.online import Chunk, OnlineStore, OnlineTable, Switched, Watermark
+from airloop.features.online_redis import OnlineRedis, _fields
+from airloop.features.online_sqlite import OnlineFile
 from airloop.features.watermark import NOTHING_NEW, counts_from
 
-TABLE = OnlineTable("shop_pace", "pace", ("speed", "trips"))
+TABLE = OnlineTable("shop_pace", "pace", ("speed", "trips"), "shop", ("driver",))
 SECOND = 1_000_000
 
 
-@pytest.fixture
-def online(tmp_path: Path) -> OnlineFile:
-    path = tmp_path / "online.db"
-    with sqlite3.connect(path) as connection:
-        connection.execute(
+class File:
+    """SQLite, as stock Feast sees it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.store = self.open(0.2)
+        self._run(
             "CREATE TABLE shop_pace (entity_key BLOB, feature_name TEXT, value BLOB, value_text TEXT,"
             " vector_value BLOB, event_ts timestamp, created_ts timestamp, PRIMARY KEY (entity_key, feature_name))"
         )
-    connection.close()
-    return OnlineFile(path, busy_timeout_s=0.2)
+
+    def open(self, wait_s: float) -> OnlineFile:
+        return OnlineFile(self.path, busy_timeout_s=wait_s)
+
+    def key(self, name: bytes) -> bytes:
+        return name
+
+    def served(self) -> dict[bytes, bytes]:
+        rows = self._run("SELECT entity_key, value FROM shop_pace WHERE feature_name = 'speed'")
+        both = self._run("SELECT entity_key, value FROM shop_pace WHERE feature_name = 'trips'")
+        assert sorted(rows) == sorted(both)
+        return dict(rows)
+
+    def push(self, name: bytes, value: bytes, time_us: int) -> None:
+        """As somebody else writes it."""
+        self._run("UPDATE shop_pace SET value = ?, event_ts = ? WHERE entity_key = ?", (value, time_us // SECOND, name))
+
+    def lose(self, name: bytes) -> None:
+        self._run("DELETE FROM shop_pace WHERE entity_key = ?", (name,))
+
+    def _run(self, sql: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        connection = sqlite3.connect(self.path)
+        with connection:
+            rows = connection.execute(sql, values).fetchall()
+        connection.close()
+        return rows
 
 
-def chunk(rows: Sequence[tuple[bytes, int, bytes]], *, arrival_us: int = 0) -> Chunk:
+class Redis:
+    """The same in Redis."""
+
+    def __init__(self, url: str) -> None:
+        import redis
+
+        self.url = url
+        self.client: Any = redis.Redis.from_url(url)
+        self.store = self.open(0.2)
+
+    def open(self, wait_s: float) -> OnlineRedis:
+        import redis
+
+        return OnlineRedis(redis.Redis.from_url(self.url), lock_wait_s=wait_s)
+
+    def key(self, name: bytes) -> bytes:
+        return key_prefix(["driver"]) + name
+
+    def served(self) -> dict[bytes, bytes]:
+        found = {}
+        for key in self.client.scan_iter(match="*shop"):
+            speed, trips, time = self.client.hmget(key, [*_fields(TABLE), "_ts:pace"])
+            assert (speed is None) == (trips is None)
+            if speed is not None:
+                assert speed == trips
+                assert time is not None
+                found[key[len(key_prefix(["driver"])) : -4]] = speed
+        return found
+
+    def push(self, name: bytes, value: bytes, time_us: int) -> None:
+        time = encode_instants(np.array([time_us]))[0].as_py()
+        self.client.hset(self.key(name) + b"shop", mapping=dict.fromkeys(_fields(TABLE), value) | {b"_ts:pace": time})
+
+    def lose(self, name: bytes) -> None:
+        self.client.delete(self.key(name) + b"shop")
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    if request.param == "sqlite":
+        return File(tmp_path / "online.db")
+    return Redis(request.getfixturevalue("redis_url"))
+
+
+@pytest.fixture
+def online(world: Any) -> Any:
+    return world.store
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> File:
+    return File(tmp_path / "online.db")
+
+
+def chunk(
+    rows: Sequence[tuple[bytes, int, bytes]], *, arrival_us: int = 0, key: Any = bytes, samples: Any = ()
+) -> Chunk:
     """Key, event time in microseconds and the value of both features."""
-    keys = [key for key, _, _ in rows]
-    times = [time for _, time, _ in rows]
-    values = [value for _, _, value in rows]
-    seconds = [time // SECOND for time in times]
-    arrivals = [arrival_us or time for time in times]
+    times = np.array([time for _, time, _ in rows], np.int64)
+    values = pa.array([value for _, _, value in rows], pa.binary())
+    arrivals = np.full(len(rows), arrival_us) if arrival_us else times
+    keys = pa.array([key(name) for name, _, _ in rows], pa.binary())
     texts = [None] * len(rows)
-    return Chunk(keys, times, arrivals, seconds, seconds, [values, values], [texts, texts])
+    return Chunk(keys, times, arrivals, [values, values], [texts, texts], samples)
 
 
 def put(
-    online: OnlineFile, rows: Sequence[tuple[bytes, int, bytes]], *, until: int | None = None,
+    world: Any, rows: Sequence[tuple[bytes, int, bytes]], *, until: int | None = None,
     replace_equal: bool = True, arrival_us: int = 0, expire_before_us: int | None = None,
 ) -> Switched:  # fmt: skip
+    online: OnlineStore = world.store
     with online.locked(TABLE):
+        online.forget_if_lost(TABLE)
         with online.staging(TABLE) as staging:
-            staging.add(chunk(rows, arrival_us=arrival_us))
+            staging.add(chunk(rows, arrival_us=arrival_us, key=world.key))
             staging.verify(len(rows))
         mark = None if until is None else Watermark(until, "key", 1, 0)
         return online.switch(
@@ -53,106 +143,116 @@ def put(
         )  # fmt: skip
 
 
-def served(online: OnlineFile) -> dict[bytes, bytes]:
-    with sqlite3.connect(online.path) as connection:
-        rows = connection.execute("SELECT entity_key, value FROM shop_pace WHERE feature_name = 'speed'").fetchall()
-        both = connection.execute("SELECT entity_key, value FROM shop_pace WHERE feature_name = 'trips'").fetchall()
-    connection.close()
-    assert sorted(rows) == sorted(both)
-    return dict(rows)
-
-
-def test_microseconds_decide_within_one_second(online: OnlineFile) -> None:
-    put(online, [(b"a", SECOND + 200, b"new")])
-    result = put(online, [(b"a", SECOND + 100, b"old")])
+def test_microseconds_decide_within_one_second(world: Any) -> None:
+    put(world, [(b"a", SECOND + 200, b"new")])
+    result = put(world, [(b"a", SECOND + 100, b"old")])
     assert (result.written, result.skipped) == (0, 1)
-    assert served(online) == {b"a": b"new"}
-    put(online, [(b"a", SECOND + 300, b"newer")])
-    assert served(online) == {b"a": b"newer"}
+    assert world.served() == {b"a": b"new"}
+    put(world, [(b"a", SECOND + 300, b"newer")])
+    assert world.served() == {b"a": b"newer"}
 
 
-def test_of_equal_events_the_later_arrival_wins(online: OnlineFile) -> None:
-    put(online, [(b"a", SECOND, b"late")], arrival_us=9 * SECOND)
-    put(online, [(b"a", SECOND, b"early")], arrival_us=5 * SECOND)
-    assert served(online) == {b"a": b"late"}
+def test_of_equal_events_the_later_arrival_wins(world: Any) -> None:
+    put(world, [(b"a", SECOND, b"late")], arrival_us=9 * SECOND)
+    put(world, [(b"a", SECOND, b"early")], arrival_us=5 * SECOND)
+    assert world.served() == {b"a": b"late"}
 
 
-def test_equal_times_are_replaced_only_by_a_newer_state_of_the_table(online: OnlineFile) -> None:
-    put(online, [(b"a", SECOND, b"one")])
-    put(online, [(b"a", SECOND, b"two")], replace_equal=False)
-    assert served(online) == {b"a": b"one"}
-    put(online, [(b"a", SECOND, b"three")], replace_equal=True)
-    assert served(online) == {b"a": b"three"}
+def test_equal_times_are_replaced_only_by_a_newer_state_of_the_table(world: Any) -> None:
+    put(world, [(b"a", SECOND, b"one")])
+    put(world, [(b"a", SECOND, b"two")], replace_equal=False)
+    assert world.served() == {b"a": b"one"}
+    put(world, [(b"a", SECOND, b"three")], replace_equal=True)
+    assert world.served() == {b"a": b"three"}
 
 
-def test_the_watermark_never_moves_back(online: OnlineFile) -> None:
-    assert put(online, [(b"a", SECOND, b"1")], until=5 * SECOND).moved
-    result = put(online, [(b"b", SECOND, b"2")], until=4 * SECOND)
+def test_the_watermark_never_moves_back(world: Any) -> None:
+    assert put(world, [(b"a", SECOND, b"1")], until=5 * SECOND).moved
+    result = put(world, [(b"b", SECOND, b"2")], until=4 * SECOND)
     assert not result.moved
-    found = online.watermark(TABLE)
+    found = world.store.watermark(TABLE)
     assert found is not None
-    assert (found.until_us, found.entities) == (5 * SECOND, 1)
-    assert served(online) == {b"a": b"1", b"b": b"2"}
+    assert found.until_us == 5 * SECOND
+    assert world.served() == {b"a": b"1", b"b": b"2"}
 
 
-def test_a_foreign_write_that_is_newer_stays_and_survives_expiry(online: OnlineFile) -> None:
-    put(online, [(b"a", SECOND, b"ours"), (b"b", SECOND, b"ours")], until=SECOND)
-    with sqlite3.connect(online.path) as connection:
-        connection.execute("UPDATE shop_pace SET value = x'50', event_ts = 50 WHERE entity_key = x'61'")
-    connection.close()
-    put(online, [(b"a", 20 * SECOND, b"mine"), (b"b", 20 * SECOND, b"mine")], until=20 * SECOND)
-    assert served(online) == {b"a": b"P", b"b": b"mine"}
-    result = put(online, [], until=40 * SECOND, expire_before_us=30 * SECOND)
+def test_a_foreign_write_that_is_newer_stays_and_survives_expiry(world: Any) -> None:
+    put(world, [(b"a", SECOND, b"ours"), (b"b", SECOND, b"ours")], until=SECOND)
+    world.push(b"a", b"P", 50 * SECOND)
+    put(world, [(b"a", 20 * SECOND, b"mine"), (b"b", 20 * SECOND, b"mine")], until=20 * SECOND)
+    assert world.served() == {b"a": b"P", b"b": b"mine"}
+    result = put(world, [], until=40 * SECOND, expire_before_us=30 * SECOND)
     assert result.expired == 2
-    assert served(online) == {b"a": b"P"}
+    assert world.served() == {b"a": b"P"}
 
 
-def test_one_entity_twice_is_refused_and_nothing_changes(online: OnlineFile) -> None:
-    put(online, [(b"a", SECOND, b"1")], until=SECOND)
+def test_one_entity_twice_is_refused_and_nothing_changes(world: Any) -> None:
+    put(world, [(b"a", SECOND, b"1")], until=SECOND)
     with pytest.raises(BadInput, match="same entity key"):
-        put(online, [(b"a", 2 * SECOND, b"2"), (b"a", 2 * SECOND, b"3")], until=2 * SECOND)
-    assert served(online) == {b"a": b"1"}
+        put(world, [(b"a", 2 * SECOND, b"2"), (b"a", 2 * SECOND, b"3")], until=2 * SECOND)
+    assert world.served() == {b"a": b"1"}
 
 
-def test_what_differs_from_feasts_own_bytes_is_refused(online: OnlineFile) -> None:
+def test_what_differs_from_feasts_own_bytes_is_refused(world: Any) -> None:
+    online = world.store
+    online = world.store
     with online.locked(TABLE), online.staging(TABLE) as staging:
-        rows = chunk([(b"a", SECOND, b"1")])
-        staging.add(Chunk(**{n: getattr(rows, n) for n in rows.__slots__} | {"samples": [(b"a", (b"1", b"2"))]}))
+        staging.add(chunk([(b"a", SECOND, b"1")], samples=[(b"a", (b"1", b"2"))]))
         with pytest.raises(BadInput, match="not what Feast would serve"):
             staging.verify(1)
 
 
-def test_a_missing_row_is_noticed(online: OnlineFile) -> None:
+def test_a_missing_row_is_noticed(world: Any) -> None:
+    online = world.store
     with online.locked(TABLE), online.staging(TABLE) as staging:
         staging.add(chunk([(b"a", SECOND, b"1")]))
         with pytest.raises(BadInput, match="1 rows were staged, the feature table has 2"):
             staging.verify(2)
 
 
-def test_one_view_is_materialised_once_at_a_time(online: OnlineFile) -> None:
-    other = OnlineFile(online.path, busy_timeout_s=0.1)
-    with online.locked(TABLE), pytest.raises(StoreBusy, match="pace"), other.locked(TABLE):
+def test_one_view_is_materialised_once_at_a_time(world: Any) -> None:
+    other = world.open(0.1)
+    with world.store.locked(TABLE), pytest.raises(StoreBusy, match="pace"), other.locked(TABLE):
         pass
 
 
-def test_what_an_ended_process_left_is_removed(online: OnlineFile) -> None:
-    left = online.path.with_name("online.db.staging-shop_pace")
+def test_what_an_ended_process_left_is_removed(file: File) -> None:
+    left = file.path.with_name("online.db.staging-shop_pace")
     left.write_bytes(b"half a file")
-    put(online, [(b"a", SECOND, b"1")])
+    put(file, [(b"a", SECOND, b"1")])
     assert not left.exists()
 
 
-def test_a_full_disk_in_the_switch_keeps_values_and_watermark(
-    online: OnlineFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put(online, [(b"a", SECOND, b"1")], until=SECOND)
+def test_a_full_disk_in_the_switch_keeps_values_and_watermark(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(world, [(b"a", SECOND, b"1")], until=SECOND)
+    monkeypatch.setattr("airloop.faults._reached", Counter())
     monkeypatch.setenv("AIRLOOP_FAULT", "full@materialize:before_switch")
     with pytest.raises(OSError, match="No space"):
-        put(online, [(b"a", 2 * SECOND, b"2")], until=2 * SECOND)
+        put(world, [(b"a", 2 * SECOND, b"2")], until=2 * SECOND)
     monkeypatch.delenv("AIRLOOP_FAULT")
-    found = online.watermark(TABLE)
+    found = world.store.watermark(TABLE)
     assert found is not None
-    assert (served(online), found.until_us) == ({b"a": b"1"}, SECOND)
+    assert (world.served(), found.until_us) == ({b"a": b"1"}, SECOND)
+
+
+def test_lost_entities_fill_the_view_anew(world: Any) -> None:
+    put(world, [(b"a", SECOND, b"1"), (b"b", SECOND, b"1")], until=SECOND)
+    world.lose(b"b")
+    assert world.store.watermark(TABLE) is None
+    with world.store.locked(TABLE):
+        world.store.forget_if_lost(TABLE)
+        assert world.store.recorded(TABLE) is None
+    assert put(world, [(b"a", SECOND, b"2"), (b"b", SECOND, b"2")], until=SECOND).moved
+    assert world.served() == {b"a": b"2", b"b": b"2"}
+    assert world.store.watermark(TABLE) == Watermark(SECOND, "key", 1, 2)
+
+
+def test_times_before_1970(world: Any) -> None:
+    put(world, [(b"a", -5 * SECOND - 1, b"1")])
+    put(world, [(b"a", -5 * SECOND - 2, b"older")])
+    assert world.served() == {b"a": b"1"}
+    put(world, [(b"a", -5 * SECOND, b"newer")], expire_before_us=-4 * SECOND)
+    assert world.served() == {}
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

@@ -204,12 +204,12 @@ def test_online_is_what_a_point_in_time_join_gives_after_each_run(shop: Shop, co
 
 
 def test_a_locked_store_is_tried_again_and_keeps_its_values(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    from airloop.features import online
+    from airloop.features import online_sqlite
 
     shop.put("pace", [(1, 1.0, 1, T0, T0)])
     shop.run(T0 + DAY)
     shop.put("pace", [(1, 2.0, 2, T0 + DAY + HOUR, T0 + DAY + HOUR)])
-    monkeypatch.setattr(online.OnlineFile.__init__, "__kwdefaults__", {"busy_timeout_s": 0.2})
+    monkeypatch.setattr(online_sqlite.OnlineFile.__init__, "__kwdefaults__", {"busy_timeout_s": 0.2})
     holder = sqlite3.connect(shop.config.online_store, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreBusy, match="locked"):

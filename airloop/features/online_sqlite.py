@@ -1,0 +1,366 @@
+"""
+The switch of online values in SQLite: staged beside the store, verified, then moved in one transaction.
+
+Readers use Feast's own table and Feast's own code. Beside it, in the same file, are two tables of ours:
+
+``airloop_watermark``   per view, up to when values have been materialised, by which key, from which snapshot
+``airloop_latest``      per view and entity, the event and arrival time of the value that we wrote, to the microsecond
+                        (Feast keeps whole seconds)
+
+Values are first written to a file of their own next to the store, ``<store>.staging-<table>``, so that other writers
+wait only for the switch. A process that ends at any moment leaves either the old values and the old watermark or the
+new ones and the new one; the next run removes what was staged.
+
+What it does not do: it keeps no vectors (``vector_enabled``) and no numbers for filters
+(``enable_openai_compatible_store``); both are refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import ClassVar
+
+from airloop.errors import BadInput, StoreBusy, StoreReadOnly
+from airloop.faults import point
+from airloop.features.encode import stored_seconds
+from airloop.features.online import Chunk, OnlineTable, Switched, Watermark
+from airloop.warehouse.mounts import refuse_network
+
+log = logging.getLogger("airloop.online")
+
+BUSY_TIMEOUT_S = 30.0
+"""How long the switch waits for another writer of the online store."""
+
+
+def quoted(name: str) -> str:
+    """A name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+class OnlineFile:
+    """The SQLite file of the online store, as its writer sees it."""
+
+    keeps_texts: ClassVar[bool] = True
+
+    def __init__(self, path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
+        self.path = path
+        self.busy_timeout_s = busy_timeout_s
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def where(self) -> str:
+        """The file's path."""
+        return str(self.path.resolve())
+
+    @contextmanager
+    def locked(self, table: OnlineTable) -> Iterator[None]:
+        """
+        One materialisation of a view at a time; whatever an ended process left of it is removed.
+
+        :raises StoreBusy: another one holds the view for longer than the busy time-out.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self._beside(table.name, "lock"))
+        try:
+            lock.acquire(timeout=self.busy_timeout_s)
+        except Timeout as cause:
+            raise StoreBusy(
+                f"another process has been materialising {table.view} for more than {self.busy_timeout_s:g} s",
+                "run the task again later",
+            ) from cause
+        try:
+            self._remove_staging(table.name)
+            yield
+        finally:
+            self._remove_staging(table.name)
+            lock.release()
+
+    @contextmanager
+    def connect(self) -> Iterator[sqlite3.Connection]:
+        """A connection in WAL mode without implicit transactions; our tables are there."""
+        refuse_network(self.path, "the online store")
+        connection = sqlite3.connect(self.path, timeout=self.busy_timeout_s, isolation_level=None)
+        try:
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.executescript(_OWN_TABLES)
+            except sqlite3.DatabaseError as cause:
+                raise self._understood(cause) from cause
+            yield connection
+        finally:
+            connection.close()
+
+    def watermark(self, table: OnlineTable) -> Watermark | None:
+        """The watermark of a view, or None if it was never materialised or Feast's table lost rows since."""
+        if not self.path.exists():
+            return None
+        with self.connect() as connection:
+            found = _watermark(connection, table)
+            return None if found is None or _entities(connection, table) < found.entities else found
+
+    def recorded(self, table: OnlineTable) -> Watermark | None:
+        """The watermark of a view as it was written, whatever became of the rows since."""
+        if not self.path.exists():
+            return None
+        with self.connect() as connection:
+            return _watermark(connection, table)
+
+    def forget_if_lost(self, table: OnlineTable) -> None:
+        """
+        If Feast's table lost rows (``feast teardown``, a file put back from a backup), forget what we wrote.
+
+        What is online is then no longer what the watermark says, whoever fills the table next.
+        """
+        with self.connect() as connection:
+            found = _watermark(connection, table)
+            present = _entities(connection, table) if found else 0
+            if found is None or present >= found.entities:
+                return
+            connection.execute("BEGIN IMMEDIATE")
+            for own in ("airloop_watermark", "airloop_latest"):
+                connection.execute(f"DELETE FROM {own} WHERE view = ?", (table.name,))
+            connection.execute("COMMIT")
+            log.warning(
+                "%s: %d of %d entities are no longer online; it is filled anew",
+                table.view, found.entities - present, found.entities,
+            )  # fmt: skip
+
+    @contextmanager
+    def staging(self, table: OnlineTable) -> Iterator[Staging]:
+        """A place for the rows of one view, to be called within :meth:`locked`."""
+        connection = sqlite3.connect(self._staging(table.name), isolation_level=None)
+        try:
+            yield Staging(connection, table)
+        finally:
+            connection.close()
+
+    def switch(
+        self,
+        table: OnlineTable,
+        *,
+        replace_equal: bool,
+        watermark: Watermark | None,
+        expire_before_us: int | None = None,
+    ) -> Switched:
+        """
+        Take over the staged rows in one transaction.
+
+        :param replace_equal: whether a staged value with the very times of the one that is online replaces it; no,
+            if it comes from an older state of its table.
+        :param watermark: moves there in the same transaction, unless it is there or beyond already; None leaves it.
+        :param expire_before_us: values of ours with an older event time are taken offline.
+        :raises StoreBusy: another writer holds the store.
+        """
+        staged = self._staging(table.name)
+        with self.connect() as connection:
+            try:
+                connection.execute("ATTACH ? AS stage", (str(staged),))
+                connection.execute("PRAGMA cache_size=-65536")
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    result = _take_over(connection, table, replace_equal, expire_before_us)
+                    _move(connection, table, watermark, result)
+                    point("materialize:before_switch")
+                    connection.execute("COMMIT")
+                except BaseException:
+                    # After a full disk SQLite may have rolled back already.
+                    with suppress(sqlite3.OperationalError):
+                        connection.execute("ROLLBACK")
+                    raise
+            except sqlite3.DatabaseError as cause:
+                raise self._understood(cause) from cause
+        point("materialize:after_switch")
+        return result
+
+    def _understood(self, error: sqlite3.DatabaseError) -> Exception:
+        text = str(error)
+        if "locked" in text or "busy" in text:
+            return StoreBusy(
+                f"online store {self.path.name} was locked for more than {self.busy_timeout_s:g} s",
+                "another process writes to it; the old values are still served, run the task again",
+            )
+        if "readonly" in text:
+            return StoreReadOnly(f"online store {self.path}: {text}", "give the worker's user write access to it")
+        if "not a database" in text or "malformed" in text:
+            return BadInput(f"online store {self.path} is damaged: {text}", "move the file away and materialise again")
+        return error
+
+    def _beside(self, name: str, what: str) -> Path:
+        return self.path.with_name(f"{self.path.name}.{what}-{name}")
+
+    def _staging(self, name: str) -> Path:
+        return self._beside(name, "staging")
+
+    def _remove_staging(self, name: str) -> None:
+        staged = self._staging(name)
+        for path in (staged, staged.with_name(staged.name + "-journal")):
+            path.unlink(missing_ok=True)
+
+
+class Staging:
+    """Rows of one view on their way: nobody reads them, so nothing about them is durable."""
+
+    def __init__(self, connection: sqlite3.Connection, table: OnlineTable) -> None:
+        self._connection = connection
+        self._table = table
+        self._samples: list[tuple[bytes, tuple[bytes, ...]]] = []
+        self.rows = 0
+        columns = "".join(f", v{i}, t{i}" for i in range(len(table.features)))
+        connection.executescript(
+            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;"
+            f"CREATE TABLE rows (entity_key BLOB, event_us, arrival_us, event_s, arrival_s{columns}); BEGIN"
+        )
+        places = ", ".join("?" * (5 + 2 * len(table.features)))
+        self._insert = f"INSERT INTO rows VALUES ({places})"
+
+    def add(self, chunk: Chunk) -> None:
+        """Stage a chunk."""
+        pairs = [
+            c for values, texts in zip(chunk.values, chunk.texts, strict=True) for c in (values.to_pylist(), texts)
+        ]
+        times = [chunk.event_us.tolist(), chunk.arrival_us.tolist()]
+        times += [stored_seconds(chunk.event_us), stored_seconds(chunk.arrival_us)]
+        rows = zip(chunk.keys.to_pylist(), *times, *pairs, strict=True)
+        self._connection.executemany(self._insert, rows)
+        self.rows += len(chunk.keys)
+        self._samples.extend(chunk.samples)
+
+    def verify(self, expected: int) -> None:
+        """
+        Read back what was staged: its count, and the samples byte by byte.
+
+        :raises BadInput: something differs, or an entity is staged twice.
+        """
+        try:
+            # Sorting once is several times faster than keeping order row by row.
+            self._connection.execute("CREATE UNIQUE INDEX by_key ON rows (entity_key)")
+        except sqlite3.IntegrityError as cause:
+            raise BadInput(
+                f"{self._table.view}: two of the rows to be served have the same entity key",
+                "the feature table has two spellings of one entity; see the view's entity columns",
+            ) from cause
+        self._connection.execute("COMMIT")
+        found = self._connection.execute("SELECT count(*) FROM rows").fetchone()[0]
+        if found != expected:
+            raise BadInput(
+                f"{self._table.view}: {found:,} rows were staged, the feature table has {expected:,}",
+                "run the task again; the old values are still served",
+            )
+        columns = ", ".join(f"v{i}" for i in range(len(self._table.features)))
+        for key, values in self._samples:
+            row = self._connection.execute(f"SELECT {columns} FROM rows WHERE entity_key = ?", (key,)).fetchone()
+            if row != values:
+                raise BadInput(
+                    f"{self._table.view}: what was staged for entity {key!r} is not what Feast would serve",
+                    "report this; the old values are still served",
+                )
+        point("materialize:staged")
+
+
+_OWN_TABLES = """
+CREATE TABLE IF NOT EXISTS airloop_watermark (
+    view TEXT PRIMARY KEY, until INTEGER NOT NULL, key TEXT NOT NULL, snapshot INTEGER NOT NULL,
+    entities INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS airloop_latest (
+    view TEXT, entity_key BLOB, event_us INTEGER NOT NULL, arrival_us INTEGER NOT NULL, event_s INTEGER NOT NULL,
+    PRIMARY KEY (view, entity_key)
+) WITHOUT ROWID;
+"""
+
+
+def _watermark(connection: sqlite3.Connection, table: OnlineTable) -> Watermark | None:
+    row = connection.execute(
+        "SELECT until, key, snapshot, entities FROM airloop_watermark WHERE view = ?", (table.name,)
+    ).fetchone()
+    return Watermark(*row) if row else None
+
+
+def _entities(connection: sqlite3.Connection, table: OnlineTable) -> int:
+    """Entities of ours that Feast's table still serves."""
+    exists = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (table.name,))
+    if exists.fetchone() is None:
+        return 0
+    row = connection.execute(
+        f"SELECT count(*) FROM airloop_latest l WHERE view = ? AND EXISTS"
+        f" (SELECT 1 FROM {quoted(table.name)} f WHERE f.entity_key = l.entity_key)",
+        (table.name,),
+    ).fetchone()
+    return int(row[0])
+
+
+def _take_over(
+    connection: sqlite3.Connection, table: OnlineTable, replace_equal: bool, expire_before_us: int | None
+) -> Switched:
+    feast = quoted(table.name)
+    newer = ">=" if replace_equal else ">"
+    # An entity whose rows Feast's table lost (teardown, apply) is free again, whatever we remember of it.
+    connection.execute(
+        "CREATE TEMP TABLE won (entity_key BLOB PRIMARY KEY, row INTEGER NOT NULL, before_s INTEGER) WITHOUT ROWID"
+    )
+    connection.execute(
+        "INSERT INTO temp.won SELECT s.entity_key, s.rowid, l.event_s FROM stage.rows s"
+        " LEFT JOIN airloop_latest l ON l.view = ? AND l.entity_key = s.entity_key"
+        f" WHERE l.entity_key IS NULL OR (s.event_us, s.arrival_us) {newer} (l.event_us, l.arrival_us)"
+        f" OR NOT EXISTS (SELECT 1 FROM {feast} f WHERE f.entity_key = s.entity_key) ORDER BY s.entity_key",
+        (table.name,),
+    )
+    names = ", ".join(f"({i}, ?)" for i in range(len(table.features)))
+    by_feature = " ".join(f"WHEN {i} THEN s.v{i}" for i in range(len(table.features)))
+    text_by_feature = " ".join(f"WHEN {i} THEN s.t{i}" for i in range(len(table.features)))
+    # Entity by entity in the order of Feast's primary key. A value that somebody else wrote since (a push) stays if
+    # its time is newer; Feast's seconds of our own last value say nothing more than ours, compared above.
+    connection.execute(
+        f"WITH feature (i, name) AS (VALUES {names})"
+        f" INSERT INTO {feast} AS f (entity_key, feature_name, value, value_text, event_ts, created_ts)"
+        f" SELECT s.entity_key, feature.name, CASE feature.i {by_feature} END, CASE feature.i {text_by_feature} END,"
+        "   s.event_s, s.arrival_s"
+        " FROM temp.won w CROSS JOIN stage.rows s ON s.rowid = w.row CROSS JOIN feature WHERE true"
+        " ON CONFLICT (entity_key, feature_name) DO UPDATE SET value = excluded.value,"
+        "   value_text = excluded.value_text, event_ts = excluded.event_ts, created_ts = excluded.created_ts"
+        " WHERE excluded.event_ts >= f.event_ts"
+        "   OR f.event_ts = (SELECT before_s FROM temp.won w WHERE w.entity_key = excluded.entity_key)",
+        table.features,
+    )
+    connection.execute(
+        "INSERT INTO airloop_latest SELECT ?, s.entity_key, s.event_us, s.arrival_us, s.event_s"
+        " FROM temp.won w CROSS JOIN stage.rows s ON s.rowid = w.row WHERE true"
+        " ON CONFLICT (view, entity_key) DO UPDATE SET event_us = excluded.event_us,"
+        "   arrival_us = excluded.arrival_us, event_s = excluded.event_s",
+        (table.name,),
+    )
+    rows = connection.execute("SELECT count(*) FROM stage.rows").fetchone()[0]
+    written = connection.execute("SELECT count(*) FROM temp.won").fetchone()[0]
+    connection.execute("DROP TABLE temp.won")
+    expired = _expire(connection, table, expire_before_us) if expire_before_us is not None else 0
+    return Switched(rows=rows, written=written, skipped=rows - written, expired=expired)
+
+
+def _expire(connection: sqlite3.Connection, table: OnlineTable, before_us: int) -> int:
+    """Take values offline that a point-in-time join would no longer find; newer pushes of others stay."""
+    connection.execute(
+        f"DELETE FROM {quoted(table.name)} AS f WHERE EXISTS (SELECT 1 FROM airloop_latest l WHERE l.view = ?"
+        " AND l.entity_key = f.entity_key AND l.event_us < ? AND f.event_ts <= l.event_s)",
+        (table.name, before_us),
+    )
+    return connection.execute(
+        "DELETE FROM airloop_latest WHERE view = ? AND event_us < ?", (table.name, before_us)
+    ).rowcount
+
+
+def _move(connection: sqlite3.Connection, table: OnlineTable, target: Watermark | None, result: Switched) -> None:
+    now = _watermark(connection, table)
+    if target is not None and (now is None or target.until_us >= now.until_us):
+        entities = _entities(connection, table)
+        now = Watermark(target.until_us, target.key, target.snapshot, entities)
+        connection.execute(
+            "INSERT OR REPLACE INTO airloop_watermark (view, until, key, snapshot, entities) VALUES (?, ?, ?, ?, ?)",
+            (table.name, now.until_us, now.key, now.snapshot, now.entities),
+        )
+        result.moved = True
+    result.watermark = now
