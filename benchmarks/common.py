@@ -182,7 +182,8 @@ def sizes_of(parser: argparse.ArgumentParser, sizes: Sequence[int]) -> None:
 
 
 def settled(arguments: argparse.Namespace, *, quick: Sequence[int] = ()) -> argparse.Namespace:
-    """What ``--quick`` means: one run, of the sizes ``quick`` if there are any."""
+    """What ``--quick`` means: one run, of the sizes ``quick`` if there are any. Looks at the machine, too."""
+    arguments.machine = machine()
     if arguments.quick:
         arguments.runs = 1
         if quick:
@@ -201,7 +202,7 @@ def finish(name: str, arguments: argparse.Namespace, rows: list[dict[str, Any]],
         "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
         "measured": time.strftime("%Y-%m-%d"),
         "runs": arguments.runs,
-        "machine": machine(),
+        "machine": arguments.machine,
         "rows": rows,
         **details,
     }

@@ -49,6 +49,7 @@ def rendered(results: Path = RESULTS) -> str:
     for path in sorted(results.glob("*.json")):
         result = json.loads(path.read_text())
         if "rows" not in result:
+            # Rates of error, not times: they have a page of their own.
             continue
         about = result["machine"]
         numeric = (2, 4, 5, 6, 7)
@@ -57,16 +58,32 @@ def rendered(results: Path = RESULTS) -> str:
             f"### {result['benchmark']}",
             "",
             f"`{result['command']}`, {result['measured']}: {about['processors']} processors, "
-            f"{about['memory_gib']} GiB, Python {about['python']}, medians of {result['runs']}.",
+            f"{about['memory_gib']} GiB, Python {about['python']}, load {about['load_before']:g} before, "
+            f"medians of {result['runs']}.",
             "",
             "| " + " | ".join(HEAD[i] for i in used) + " |",
             "|" + "|".join("---:" if i in numeric else "---" for i in used) + "|",
             *("| " + " | ".join(cells(r)[i] for i in used) + " |" for r in result["rows"]),
             "",
         ]
+        lines += _where_time_goes(result.get("tasks") or {})
         notes = [f"- {r['work']}, {r['size']}: {r['note']}" for r in result["rows"] if r["note"]]
         parts.append("\n".join([*lines, *notes, ""] if notes else lines))
     return "\n".join(parts)
+
+
+def _where_time_goes(tasks: dict[str, dict[str, float]]) -> list[str]:
+    """The parts of each task's time, in seconds."""
+    if not tasks:
+        return []
+    parts = ("queue_s", "airflow_s", "start_s", "payload_s", "total_s", "plain_s")
+    heads = ("queue", "airflow", "start", "payload", "in all", "plain")
+    return [
+        "| task, s | " + " | ".join(heads) + " |",
+        "|---|" + "---:|" * len(heads),
+        *(f"| {name} | " + " | ".join(f"{t[part]:.2f}" for part in parts) + " |" for name, t in tasks.items()),
+        "",
+    ]
 
 
 def page(text: str, results: Path = RESULTS) -> str:

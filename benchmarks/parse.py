@@ -63,12 +63,11 @@ def graph() -> dict[str, Any]:
     return {"seconds": time.perf_counter() - began, "inputs": inputs}
 
 
-def make(folder: Path, count: int, environment: dict[str, str]) -> int:
+def make(folder: Path, count: int, inputs: dict[str, list[str]]) -> int:
     """Folders ``loops`` and ``plain`` with so many DAG files each; returns the number of tasks of each."""
     loop = (REPOSITORY / "dags" / "flights_offline.py").read_text()
     shutil.copytree(REPOSITORY / "dags" / "flights", folder / "loops" / "flights")
     (folder / "plain").mkdir()
-    inputs = own_process("benchmarks.parse:graph", environment=environment).more["inputs"]
     groups = sorted({name.rpartition(".")[0] for name in inputs} - {""})
     for number in range(count):
         name = f"loop_{number:04}"
@@ -102,9 +101,10 @@ def main() -> int:
             "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "0",
             "PATH": os.environ["PATH"],
         }
+        inputs = own_process("benchmarks.parse:graph", environment=settings).more["inputs"]
         for count in arguments.sizes:
             with tempfile.TemporaryDirectory(dir=home) as folder:
-                tasks = count * make(Path(folder), count, settings)
+                tasks = count * make(Path(folder), count, inputs)
                 # The more files, the less the machine's mood matters.
                 runs = arguments.runs if count < 1000 else min(arguments.runs, 3)
                 ours, plain = (

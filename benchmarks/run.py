@@ -12,7 +12,7 @@ import sys
 
 from benchmarks.common import REPOSITORY
 
-NAMES = ("parse", "validate", "extract", "upsert", "join", "materialize", "online", "loop")
+NAMES = ("parse", "validate", "extract", "upsert", "join", "loop")
 """In this order: the longest come last."""
 
 

@@ -1,0 +1,69 @@
+"""What all benchmarks share: targets, results, the page that is written from them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import common, pages
+from benchmarks.common import Measured, finish, middle, own_process, row
+
+
+def measured(seconds: float, peak_mb: float = 100.0) -> Measured:
+    return Measured(seconds, peak_mb)
+
+
+@pytest.mark.parametrize(
+    ("limits", "met"),
+    [
+        ({}, None),
+        ({"limit_s": 2.0}, True),
+        ({"limit_s": 1.9}, False),
+        ({"limit_mb": 99.0}, False),
+        ({"limit_s": 2.0, "limit_mb": 100.0}, True),
+        ({"limit_s": 2.0, "limit_mb": 99.0}, False),
+    ],
+)
+def test_a_target_is_met_if_all_of_its_limits_are_kept(limits: dict[str, float], met: bool | None) -> None:
+    line = row("work", "1 row", measured(2.0), measured(4.0), peer="peer", **limits)
+    assert (line["met"], line["ratio"]) == (met, 0.5)
+
+
+def test_the_median_run_stands_for_all() -> None:
+    times = iter([3.0, 1.0, 2.0])
+    found = middle(3, lambda: measured(next(times)))
+    assert (found.seconds, found.all_s) == (2.0, (1.0, 2.0, 3.0))
+
+
+@pytest.mark.parametrize(("check", "limit_s", "code"), [(True, 1.0, 1), (True, 3.0, 0), (False, 1.0, 0)])
+def test_a_missed_target_fails_a_run_that_checks(tmp_path: Path, check: bool, limit_s: float, code: int) -> None:
+    out = tmp_path / "work.json"
+    arguments = argparse.Namespace(runs=1, quick=False, check=check, out=out, machine=common.machine())
+    assert finish("work", arguments, [row("work", "1 row", measured(2.0), limit_s=limit_s)]) == code
+    kept = json.loads(out.read_text())
+    assert (kept["rows"][0]["ours_s"], kept["machine"]["processors"] > 0) == (2.0, True)
+    written = pages.rendered(tmp_path)
+    assert ("**missed**" in written) == (limit_s < 2.0)
+
+
+def work(megabytes: int) -> dict[str, Any]:
+    return {"seconds": 0.5, "length": len(b"x" * (megabytes << 20))}
+
+
+def test_work_runs_in_a_process_of_its_own() -> None:
+    small = own_process("tests.unit.benchmarks.test_common:work", megabytes=1)
+    large = own_process("tests.unit.benchmarks.test_common:work", megabytes=200)
+    assert (small.seconds, small.more) == (0.5, {"length": 1 << 20})
+    assert 150 < large.peak_mb - small.peak_mb < 250
+    with pytest.raises(RuntimeError, match="unexpected keyword argument 'gigabytes'"):
+        own_process("tests.unit.benchmarks.test_common:work", gigabytes=1)
+
+
+def test_the_page_shows_the_results_that_are_kept() -> None:
+    """``python -m benchmarks.pages`` brings it up to date."""
+    text = pages.PAGE.read_text()
+    assert pages.page(text) == text
