@@ -129,7 +129,7 @@ class _Work:
         )
         self.done.erasure = entry.erasure
         point("erase:intent")
-        journal = _Journal(self.config.home / JOURNALS / f"{entry.erasure}.json")
+        journal = _Journal(self._journal(entry.erasure))
         journal.finish_files(self.warehouse)
         for name in self._order(found):
             self._forget(name, subject, entry, journal)
@@ -146,9 +146,16 @@ class _Work:
         return of_rows(self.config, table, self.warehouse.key(self.request.table), self.request.where)
 
     def _open_intent(self) -> Erasure | None:
+        """The intent of this request that a killed process left; notes of closed ones are cleared away."""
         rows = erasures.entries(self.warehouse)
         closed = {e.erasure for e in rows if e.state == "done"}
+        if not self.dry_run:
+            for erasure in closed:
+                _Journal(self._journal(erasure)).remove()
         return next((e for e in rows if e.erasure not in closed and e.is_about(self.request.canonical)), None)
+
+    def _journal(self, erasure: str) -> Path:
+        return self.config.home / JOURNALS / f"{erasure}.json"
 
     # --- tables
 
@@ -253,7 +260,7 @@ def _model(manifest: Mapping[str, Any]) -> set[str]:
 def _described(found: Found) -> dict[str, Any]:
     return {
         "rows": found.rows,
-        "snapshots": [str(s) for s in found.snapshots],
+        "snapshots": sorted(str(s) for s in found.snapshots),
         "branches": found.branches,
         "files": len(found.files),
     }

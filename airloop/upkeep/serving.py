@@ -1,90 +1,129 @@
-"""Take an entity's values out of the online store, from the pages of its file too."""
+"""
+Take an entity's values out of the online store: Feast's tables in SQLite, Feast's hashes in Redis.
+
+The next materialisation of a view that lost an entity fills it anew from its table, which has it no more.
+"""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from airloop.config import Config
-from airloop.errors import BadConfiguration
 from airloop.upkeep.subject import Subject
 
 BUSY_S = 30
+SCANNED_AT_A_TIME = 2_000
+"""Keys that Redis looks at in one call."""
+_NUMBERS = {3: "<i", 4: "<q", 8: "<q"}
+"""Formats of Feast's whole numbers: 32 and 64 bits, seconds since 1970."""
+_STRING = 2
 
 
 def unserve(config: Config, subject: Subject, renamed: Mapping[str, str], *, remove: bool) -> dict[str, int]:
     """
-    Entities that are served of a subject, by the online store's table.
+    Entities that are served of a subject, by the online store's table; in Redis by their join keys.
 
-    What is online of the views concerned is read from their tables again by the next materialisation.
-
-    :param renamed: other names of the subject's columns among join keys, by the subject's.
+    :param renamed: names of the subject's columns among join keys, if they differ.
     :param remove: take them out; else only count.
-    :raises BadConfiguration: the online store is none that can be looked through.
+    :raises Unreachable: Redis does not answer.
     """
-    place = str(config.online_store)
-    if "://" in place:
-        raise BadConfiguration(
-            f"the online store {place.partition('://')[0]}:// cannot be looked through by entity",
-            "take the entity out of it by its own means, then run with AIRLOOP_ONLINE_STORE set to a file",
-        )
-    file = Path(place)
-    if not file.is_file():
+    names = [renamed.get(column, column) for column in subject.columns]
+
+    def wanted(key: bytes) -> bool:
+        values = entity_of(key)
+        return set(names) <= set(values) and tuple(values[n] for n in names) in subject.values
+
+    address = getattr(config.online_store, "url", "")
+    if address:
+        return _of_redis(address, wanted, remove)
+    file = Path(str(config.online_store))
+    return _of_sqlite(file, wanted, remove) if file.is_file() else {}
+
+
+def entity_of(key: bytes) -> dict[str, str]:
+    """
+    Values by join key of a key in Feast's encoding, version 3, whatever follows it; empty if it is none.
+
+    Source: ``feast.infra.key_encoding_utils.serialize_entity_key``.
+    """
+    try:
+        (count,) = struct.unpack_from("<I", key)
+        at, parts = 4, []
+        for _ in range(2 * count):
+            kind, length = struct.unpack_from("<II", key, at)
+            content = key[at + 8 : at + 8 + length]
+            if len(content) < length or (kind not in _NUMBERS and kind != _STRING):
+                return {}
+            parts.append(content.decode() if kind == _STRING else str(struct.unpack(_NUMBERS[kind], content)[0]))
+            at += 8 + length
+    except (struct.error, UnicodeDecodeError):
         return {}
+    return dict(zip(parts[:count], parts[count:], strict=True))
+
+
+def _of_redis(address: str, wanted: Callable[[bytes], bool], remove: bool) -> dict[str, int]:
+    import redis
+
+    from airloop.errors import Unreachable
+
+    client: Any = redis.Redis.from_url(address, socket_connect_timeout=5, socket_timeout=60)
+    found: dict[str, int] = {}
+    try:
+        for key in set(client.scan_iter(count=SCANNED_AT_A_TIME)):
+            if wanted(key):
+                place = "redis " + ", ".join(entity_of(key))
+                found[place] = found.get(place, 0) + 1
+                if remove:
+                    client.delete(key)
+    except redis.RedisError as cause:
+        what = f"the online store does not answer: {type(cause).__name__}"
+        raise Unreachable(what, "see `airloop doctor`") from cause
+    finally:
+        client.close()
+    return found
+
+
+def _of_sqlite(file: Path, wanted: Callable[[bytes], bool], remove: bool) -> dict[str, int]:
     found: dict[str, int] = {}
     with closing(sqlite3.connect(file, timeout=BUSY_S, isolation_level=None)) as connection:
         connection.execute("PRAGMA secure_delete=ON")
+        own = {n for (n,) in connection.execute("SELECT name FROM sqlite_master WHERE name LIKE 'airloop_%'")}
         for table in _tables(connection):
-            keys = [k for k in _keys(connection, table) if _is_of(k, subject, renamed)]
-            if not keys:
-                continue
-            found[table] = len(keys)
-            if remove:
-                _take_out(connection, table, keys)
+            keys = [key for key in _keys(connection, table, own) if wanted(key)]
+            if keys:
+                found[table] = len(keys)
+            if keys and remove:
+                _take_out(connection, table, keys, own)
         if remove:
-            # Rows of earlier deletions stay readable in free pages and in the log until both are written anew.
+            # Rows of earlier deletions, of a killed erasure too, stay readable in free pages and in the log.
             connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return found
 
 
-def _tables(connection: sqlite3.Connection) -> list[str]:
+def _tables(connection: sqlite3.Connection) -> Iterator[str]:
     """Feast's tables of views."""
-    names = [n for (n,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
-    return [n for n in names if not n.startswith(("airloop_", "sqlite_")) and "entity_key" in _columns(connection, n)]
+    for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name").fetchall():
+        columns = {row[1] for row in connection.execute(f"PRAGMA table_info({_quoted(name)})")}
+        if {"entity_key", "feature_name"} <= columns:
+            yield str(name)
 
 
-def _columns(connection: sqlite3.Connection, table: str) -> set[str]:
-    return {row[1] for row in connection.execute(f"PRAGMA table_info({_quoted(table)})")}
-
-
-def _keys(connection: sqlite3.Connection, table: str) -> Iterator[bytes]:
-    query = f"SELECT DISTINCT entity_key FROM {_quoted(table)}"
-    if "airloop_latest" in {n for (n,) in connection.execute("SELECT name FROM sqlite_master")}:
-        # A killed or foreign writer may have left one of the two without the other.
+def _keys(connection: sqlite3.Connection, table: str, own: set[str]) -> list[bytes]:
+    """Keys of a view's entities, those too of which only Feast's table or only ours knows."""
+    query, values = f"SELECT entity_key FROM {_quoted(table)}", []
+    if "airloop_latest" in own:
         query += " UNION SELECT entity_key FROM airloop_latest WHERE view = ?"
-        yield from (key for (key,) in connection.execute(query, (table,)).fetchall())
-    else:
-        yield from (key for (key,) in connection.execute(query).fetchall())
+        values.append(table)
+    return sorted({bytes(key) for (key,) in connection.execute(query, values)})
 
 
-def _is_of(key: bytes, subject: Subject, renamed: Mapping[str, str]) -> bool:
-    from feast.infra.key_encoding_utils import deserialize_entity_key
-
-    decoded: Any = deserialize_entity_key(key, 3)
-    values = {
-        name: str(getattr(value, value.WhichOneof("val")))
-        for name, value in zip(decoded.join_keys, decoded.entity_values, strict=True)
-    }
-    names = [renamed.get(column, column) for column in subject.columns]
-    return set(names) <= set(values) and tuple(values[n] for n in names) in subject.values
-
-
-def _take_out(connection: sqlite3.Connection, table: str, keys: Sequence[bytes]) -> None:
-    own = {n for (n,) in connection.execute("SELECT name FROM sqlite_master WHERE name LIKE 'airloop_%'")}
+def _take_out(connection: sqlite3.Connection, table: str, keys: Sequence[bytes], own: set[str]) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
         for key in keys:
