@@ -103,6 +103,26 @@ def _home(config: Config) -> Iterator[Finding]:
             yield Finding(name, "ok", text)
 
 
+def _format(config: Config) -> Iterator[Finding]:
+    if not config.home.exists():
+        return
+    from airloop.steps import load
+    from airloop.upkeep.formats import key_changes
+    from airloop.warehouse.home import HOME_FORMAT, check_home, home_format
+
+    try:
+        check_home(config.home)
+        found = home_format(config.home)
+    except AirloopError as error:
+        yield Finding("format", "bad", error.found, error.advice)
+        return
+    if found < HOME_FORMAT and config.warehouse.exists():
+        yield Finding("format", "note", f"{found}, this airloop's is {HOME_FORMAT}", "run `airloop upgrade`")
+    changed = [change.step for change in key_changes(config, load)]
+    if changed:
+        yield Finding("keys", "note", f"new code or libraries: {', '.join(changed)}", "see `airloop upgrade --dry-run`")
+
+
 def _sqlite(config: Config) -> Iterator[Finding]:
     from airloop.warehouse.mounts import file_system, is_network
 
@@ -163,6 +183,7 @@ CHECKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     _machine,
     _libraries,
     _home,
+    _format,
     _sqlite,
     _warehouse,
     _features,

@@ -38,6 +38,10 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     restore.add_argument("--point", help="which; default the newest")
     restore.set_defaults(run=lay_back)
 
+    upgrade = commands.add_parser("upgrade", help="bring a home to this airloop's format; which steps' keys change")
+    upgrade.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    upgrade.set_defaults(run=bring_up)
+
 
 def collect(arguments: argparse.Namespace, config: Config, output: Output) -> None:
     from airloop.upkeep import gc
@@ -105,6 +109,23 @@ def lay_back(arguments: argparse.Namespace, config: Config, output: Output) -> N
     output.say(f"{config.home} is as {made.roots['home']} was at {made.made_at}: {len(made.files):,} files")
     for note in made.notes:
         output.say(note)
+
+
+def bring_up(arguments: argparse.Namespace, config: Config, output: Output) -> None:
+    from dataclasses import asdict
+
+    from airloop.steps import load
+    from airloop.upkeep.formats import key_changes, upgrade
+
+    done = upgrade(config, dry_run=arguments.dry_run)
+    changes = key_changes(config, load)
+    output.data({"home": str(config.home), "done": done, "key_changes": [asdict(c) for c in changes]})
+    for line in done or ["Nothing to migrate."]:
+        output.say(line)
+    for change in changes:
+        output.say(str(change))
+    if not changes:
+        output.say("No step's key changes: what was made is reused.")
 
 
 def _seconds(text: str) -> float:

@@ -80,12 +80,13 @@ class Ledger:
         """Every row, of one model or of all, oldest first."""
         if not self.warehouse.exists(TABLE):
             return []
+        from airloop.warehouse.read import literal
         from airloop.warehouse.refs import TableRef
 
-        rows = self.warehouse.scan(TableRef(TABLE)).read_all().to_pylist()
-        found = [_entry(row) for row in rows]
-        found = [e for e in found if model in (None, e.model) and key in (None, e.key)]
-        return sorted(found, key=lambda e: (e.model, e.seq))
+        asked = {"model": model, "key": key}
+        where = " AND ".join(f"{name} = {literal(value)}" for name, value in asked.items() if value is not None)
+        rows = self.warehouse.scan(TableRef(TABLE), where=where or None).read_all().to_pylist()
+        return sorted(map(_entry, rows), key=lambda e: (e.model, e.seq))
 
     def champion_at(
         self, model: str, alias: str = CHAMPION, at: datetime | None = None, *, clock: Clock = "wall"
@@ -118,10 +119,10 @@ class Ledger:
 
         :returns: the row with its place in the model's history.
         """
-        entry = replace(entry, seq=1 + max((e.seq for e in self.entries(entry.model)), default=0))
         self.warehouse.ensure(
             TABLE, _schema(), key=("entry", "state"), description="What became champion, when, by whom, and why."
         )
+        entry = replace(entry, seq=1 + self._last_seq(entry.model))
         row = {name: getattr(entry, name) for name in _COLUMNS}
         row["evidence"] = json.dumps(entry.evidence, sort_keys=True, allow_nan=False)
         import pyarrow as pa
@@ -129,6 +130,13 @@ class Ledger:
         rows = pa.Table.from_pylist([row], schema=_schema())
         self.warehouse.commit(TABLE, rows, key=f"{entry.model}:{entry.entry}:{entry.state}")
         return entry
+
+    def _last_seq(self, model: str) -> int:
+        from airloop.warehouse.read import literal
+        from airloop.warehouse.refs import TableRef
+
+        rows = self.warehouse.scan(TableRef(TABLE), columns=["seq"], where=f"model = {literal(model)}").read_all()
+        return max(rows.column("seq").to_pylist(), default=0)
 
     def close(self, intent: Entry, state: State, *, reason: str = "") -> Entry:
         """Close an intent: ``done`` or ``abandoned``."""

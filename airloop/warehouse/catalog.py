@@ -142,6 +142,13 @@ class Warehouse:
                 optional=optional,
             )
 
+    def bring_up(self, name: str) -> dict[str, str]:
+        """Set the properties that a table of an older format lacks; returns them."""
+        with storing(f"upgrading {name}"):
+            table = self.table(name)
+            evolve.check_format(table, name)
+            return evolve.bring_up(table)
+
     def schema(self, table: str | TableRef) -> pa.Schema:
         """Arrow schema of a table, or of one snapshot of it, without Iceberg's field ids."""
         if isinstance(table, str):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pyiceberg.exceptions import CommitFailedException, ValidationException
-from pyiceberg.table import Table, Transaction
+from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.table.update import (
@@ -31,6 +31,7 @@ from pyiceberg.table.update import (
 from airloop.errors import CommitConflict
 from airloop.faults import point
 from airloop.warehouse import expired
+from airloop.warehouse.iceberg import Transaction
 from airloop.warehouse.merging import MergingOverwrite
 from airloop.warehouse.plan import Plan
 from airloop.warehouse.refs import MAIN, SAME_ROWS, TableRef

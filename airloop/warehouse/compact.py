@@ -22,7 +22,7 @@ import pyarrow as pa
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.manifest import DataFile
 from pyiceberg.schema import Schema
-from pyiceberg.table import Table, Transaction
+from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation, Summary
 
 from airloop.config import Config
@@ -41,6 +41,7 @@ from airloop.warehouse.commit import (
     send,
 )
 from airloop.warehouse.files import DataFileWriter
+from airloop.warehouse.iceberg import Transaction
 from airloop.warehouse.localio import local_path
 from airloop.warehouse.merging import MANIFESTS, MergingOverwrite
 from airloop.warehouse.plan import ROWS_PER_READ

@@ -22,7 +22,7 @@ from pyiceberg.table import Table
 from pyiceberg.transforms import parse_transform
 from sqlalchemy.exc import IntegrityError
 
-from airloop.errors import BadArgument, CommitConflict, SchemaMismatch
+from airloop.errors import BadArgument, BadConfiguration, CommitConflict, SchemaMismatch
 from airloop.warehouse.commit import TRIES
 from airloop.warehouse.merging import PROPERTIES as MERGING
 from airloop.warehouse.schema import difference, iceberg_type, normal_schema, shown, to_arrow, to_iceberg
@@ -109,6 +109,7 @@ def _create(
 def _evolve(
     table: Table, name: str, declared: pa.Schema, key: Sequence[str], partition_by: str, optional: Sequence[str]
 ) -> list[str]:
+    check_format(table, name)
     added, wrong = difference(to_arrow(table.schema()), declared, optional)
     properties = table.metadata.properties
     old_key = [c for c in properties.get(TABLE_KEY, "").split(",") if c]
@@ -141,6 +142,25 @@ def _evolve(
         if changed:
             transaction.set_properties(changed)
     return [f"added column {column.name} ({shown(column.type)})" for column in added]
+
+
+def check_format(table: Table, name: str) -> None:
+    """:raises BadConfiguration: a newer airloop made the table."""
+    found = table.metadata.properties.get(FORMAT, "0")
+    if not found.isdecimal() or int(found) > TABLE_FORMAT:
+        raise BadConfiguration(
+            f"{name} is of format {found}, this airloop knows formats up to {TABLE_FORMAT}",
+            "use the newer airloop that made it",
+        )
+
+
+def bring_up(table: Table) -> dict[str, str]:
+    """Set the properties that a table lacks; returns them."""
+    missing = {name: value for name, value in PROPERTIES.items() if name not in table.metadata.properties}
+    if missing:
+        with table.transaction() as transaction:
+            transaction.set_properties(missing)
+    return missing
 
 
 def partition_spec(text: str, schema: Schema) -> PartitionSpec:

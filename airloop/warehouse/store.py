@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from airloop.config import Config
 from airloop.errors import AirloopError, BadConfiguration, OutOfMemory, StoreFull, StoreReadOnly, classify
+from airloop.warehouse.home import check_home, write_format
 from airloop.warehouse.mounts import refuse_network
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def open_catalog(config: Config) -> SqlCatalog:
                 raise BadConfiguration(
                     f"{folder} cannot be a folder: {cause}", "AIRLOOP_HOME and AIRLOOP_WAREHOUSE name folders"
                 ) from cause
+        check_home(config.home)
         sweep_spill(config.home / "spill")
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +72,8 @@ def open_catalog(config: Config) -> SqlCatalog:
                 return _catalog(config, address)
             # The first processes come at once: only one of them creates.
             with file_lock(config.home / "locks" / "catalog.lock"):
+                if not file.exists():
+                    write_format(config.home)
                 _prepare(file)
                 return _catalog(config, address)
         except (ArgumentError, NoSuchModuleError) as cause:
@@ -95,9 +99,9 @@ def sweep_spill(folder: Path, *, older_than_s: float = 86_400) -> None:
 
 
 def _catalog(config: Config, address: str) -> SqlCatalog:
-    from pyiceberg.catalog.sql import SqlCatalog
+    from airloop.warehouse.iceberg import Catalog
 
-    return SqlCatalog(
+    return Catalog(
         "airloop",
         **{
             "uri": address,

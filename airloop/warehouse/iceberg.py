@@ -1,0 +1,73 @@
+"""
+PyIceberg, so that the work of a commit does not grow with a table's history.
+
+As it comes, it reads a table's whole metadata whenever the table is loaded, and copies all of it in depth some fifteen
+times in a commit: seconds, once there are a thousand snapshots. Here a file of metadata, which never changes, is read
+once, a transaction works its metadata out once, and what is immutable is not copied.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from pyiceberg.catalog import Catalog as AnyCatalog
+from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.table import Table
+from pyiceberg.table import Transaction as StockTransaction
+from pyiceberg.table.metadata import TableMetadata
+from pyiceberg.table.snapshots import MetadataLogEntry, Snapshot, SnapshotLogEntry
+
+if TYPE_CHECKING:
+    from pyiceberg.catalog.sql import IcebergTables
+
+KNOWN = 32
+"""Files of metadata that a process keeps, about one of each table."""
+
+
+def _itself(self: Any, memo: dict[int, Any]) -> Any:
+    return self
+
+
+# Frozen models, one for each commit in the table's history.
+for _model in (Snapshot, SnapshotLogEntry, MetadataLogEntry):
+    _model.__deepcopy__ = _itself  # type: ignore[assignment]
+
+
+class Catalog(SqlCatalog):
+    """A catalog that reads a file of metadata once."""
+
+    def __init__(self, name: str, **properties: str) -> None:
+        super().__init__(name, **properties)
+        self._known: OrderedDict[str, TableMetadata] = OrderedDict()
+
+    def _convert_orm_to_iceberg(self, orm_table: IcebergTables) -> Table:
+        location = orm_table.metadata_location or ""
+        metadata = self._known.get(location)
+        if metadata is None:
+            table = super()._convert_orm_to_iceberg(orm_table)
+            self._known[location] = table.metadata
+            if len(self._known) > KNOWN:
+                self._known.popitem(last=False)
+            return table
+        return Table(
+            identifier=(*AnyCatalog.identifier_to_tuple(orm_table.table_namespace), orm_table.table_name),
+            metadata=metadata,
+            metadata_location=location,
+            io=self._load_file_io(metadata.properties, location),
+            catalog=self,
+        )
+
+
+class Transaction(StockTransaction):
+    """A transaction that works its metadata out once for each change."""
+
+    def __init__(self, table: Table) -> None:
+        super().__init__(table)
+        self._worked_out: tuple[int, TableMetadata] = (0, table.metadata)
+
+    @property
+    def table_metadata(self) -> TableMetadata:
+        if self._worked_out[0] != len(self._updates):
+            self._worked_out = (len(self._updates), super().table_metadata)
+        return self._worked_out[1]
