@@ -120,7 +120,7 @@ class Graph:
 
     def run(self, dag_id: str, run_id: str) -> Lineage:
         """
-        What a run's tasks relied on, whether they did it or reused it, and what that was made of.
+        What a run's tasks made or reused, and what that was made of.
 
         :raises NotFound: nothing is known of the run.
         """
@@ -131,7 +131,8 @@ class Graph:
             raise NotFound(f"nothing is known of run {dag_id}/{run_id}", "see `airloop runs` or the runs in Airflow")
         manifests = [history.manifest_of(self.store, task) for task in tasks.values()]
         steps = [f"step:{m['step']}/{m['key']}" for m in manifests if m is not None]
-        found = self._walk(steps, "back")
+        made = {m.reference: None for step in steps if (r := self._step(step)) is not None for m in r.made}
+        found = self._walk([*made, *steps], "back")
         found.start = f"run:{dag_id}/{run_id}"
         states = {name: task.status for name, task in tasks.items()}
         run = Node(found.start, "run", {"dag_id": dag_id, "run_id": run_id, "tasks": states})
