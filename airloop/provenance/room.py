@@ -18,7 +18,7 @@ from airloop.frame.archive import FEATURES, PYTHON, unpack
 from airloop.provenance.fork import fork
 from airloop.registry.refs import DecisionRef, ModelRef
 from airloop.warehouse.artifacts import ArtifactStore
-from airloop.warehouse.commit import KEY
+from airloop.warehouse.commit import KEY, MODE
 from airloop.warehouse.refs import TableRef
 
 if TYPE_CHECKING:
@@ -154,7 +154,8 @@ class Room:
             return made
         parent = history[made].parent or 0
         if parent and parent not in history:
-            if task.step == "build_training_set" or task.manifest["arguments"].get("mode") == "replace":
+            if history[made].summary.get(MODE) == "replace":
+                # Nothing of what it wrote on was kept.
                 return 0
             raise NotFound(
                 f"{name} has no snapshot {parent}, which task {task.task_id} wrote on", "it has expired, or was erased"
