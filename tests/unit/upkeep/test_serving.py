@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from airloop.config import Config
+from airloop.config import Config, RedisAddress
 from airloop.upkeep.serving import entity_of, unserve
 from airloop.upkeep.subject import entity
 
@@ -76,3 +76,20 @@ def test_another_name_of_the_join_key(config: Config, store: Path) -> None:
 
 def test_without_an_online_store(config: Config, tmp_path: Path) -> None:
     assert unserve(replace(config, online_store=tmp_path / "none.db"), entity(["person=anna-0"]), {}, remove=True) == {}
+
+
+def test_redis(config: Config, redis_url: str) -> None:
+    import redis
+
+    config = replace(config, online_store=RedisAddress(redis_url))
+    with redis.Redis.from_url(redis_url) as client:
+        for person in ("anna-0", "anna-01", "berta-0"):
+            client.hset(key(person=person) + b"project", "_ts:visits", person)
+        client.hset(key(room=7, person="anna-0") + b"project", "_ts:rooms", 1)
+        client.set("airloop:lock:project_visits", 1)
+        subject = entity(["person=anna-0"])
+        assert unserve(config, subject, {}, remove=False) == {"redis person": 1, "redis person, room": 1}
+        assert client.dbsize() == 5
+        unserve(config, subject, {}, remove=True)
+        assert unserve(config, subject, {}, remove=True) == {}
+        assert {entity_of(k).get("person") for k in client.scan_iter()} == {"anna-01", "berta-0", None}
