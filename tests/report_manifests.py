@@ -142,7 +142,7 @@ def monitor(**details: Any) -> dict[str, Any]:
     return manifest(
         "detect_drift",
         minute=9,
-        arguments={"psi_limit": 0.2},
+        arguments={"psi_limit": 0.2, "false_alarm_rate": 0.01},
         inputs={"model": "model:/delay/1" if columns else "model:/delay/none", "current": "training.delay@5"},
         outputs={"table": "monitoring.drift@9", "quality": "monitoring.quality@9"},
         counts={

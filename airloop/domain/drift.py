@@ -5,12 +5,18 @@ A column is compared by its counts in the reference's bins (quantiles for number
 missing). With many rows every real column differs *significantly*, with few rows a large difference happens by
 chance: a column has drifted only if its effect is large (population stability index) **and** chance is ruled out (p of
 the chi-square test of homogeneity, or of Kolmogorov and Smirnov, under Holm's correction over all columns together).
+
+Rows of one day share their weather, so a month of 30,000 rows may say no more than 100 independent ones. How much
+less is measured: the variance of the bins' shares between clusters over what independent rows would have, the design
+effect. Both counts are divided by it before they are tested; the reference, of which only counts are kept, is taken to
+have the same. Source: Rao and Scott, The analysis of categorical data from complex sample surveys, 1981.
+
+What it does not know is the season: another month differs from the training data because it is another month.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -24,6 +30,9 @@ from airloop.domain.distributions import chi_square_sf, kolmogorov_sf
 from airloop.domain.metrics import Floats
 
 Counts = NDArray[np.float64]
+
+MIN_CLUSTERS = 5
+"""Clusters of a window, with fewer its columns are not judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,8 @@ class ColumnDrift:
     """Share of missing values now."""
     reference_missing: float
     p_adjusted: float = 1.0
+    design_effect: float = 1.0
+    """How many rows say as much as one independent row."""
     outcome: Literal["ok", "drifted", "too few"] = "ok"
     why: str = ""
     bins: tuple[dict[str, Any], ...] = ()
@@ -114,7 +125,9 @@ def binned_kolmogorov_smirnov(reference: Counts, current: Counts) -> tuple[float
     return distance, _ks_p(distance, n, m)
 
 
-def tally(reference: Mapping[str, Any], values: NDArray[Any]) -> Counts:
+def tally(
+    reference: Mapping[str, Any], values: NDArray[Any], clusters: NDArray[np.intp] | None = None, size: int = 1
+) -> Counts:
     """
     Rows by the reference's bins, the last one for missing values; tallies of chunks can be added up.
 
@@ -122,17 +135,40 @@ def tally(reference: Mapping[str, Any], values: NDArray[Any]) -> Counts:
         ``searchsorted(edges, x, side="right")``; or ``{"kind": "category", "counts": {value: n}, "other": n,
         "missing": n}``.
     :param values: floats with NaN for missing, or, for a category, objects with None for missing.
+    :param clusters: cluster of each row, 0 … size - 1; None: rows are independent.
+    :returns: shape ``(bins + 1,)``, or ``(size, bins + 1)`` with clusters.
     """
     if reference.get("kind") == "category":
+        place = {name: i for i, name in enumerate(reference["counts"])}
+        bins = len(place) + 1
         # NaN is the one value that differs from itself: pandas and Arrow may give it for a missing text.
-        found = Counter(str(v) for v in values if v is not None and v == v)
-        here = [float(found.pop(name, 0)) for name in reference["counts"]]
-        here.append(float(sum(found.values())))
+        codes = [bins if v is None or v != v else place.get(str(v), bins - 1) for v in values]
+        at = np.array(codes, dtype=np.intp)
     else:
         numbers = np.asarray(values, dtype=np.float64)
-        bins = np.searchsorted(reference["edges"], numbers[~np.isnan(numbers)], side="right")
-        here = np.bincount(bins, minlength=len(reference["edges"]) + 1).astype(np.float64).tolist()
-    return np.array([*here, len(values) - sum(here)])
+        bins = len(reference["edges"]) + 1
+        at = np.where(np.isnan(numbers), bins, np.searchsorted(reference["edges"], numbers, side="right"))
+    if clusters is None:
+        return np.bincount(at, minlength=bins + 1).astype(np.float64)
+    flat = np.bincount(clusters * (bins + 1) + at, minlength=size * (bins + 1))
+    return flat.reshape(size, bins + 1).astype(np.float64)
+
+
+def design_effect(counts: Counts) -> float:
+    """
+    Variance of the bins' shares over that of as many independent rows, averaged over bins; at least 1.
+
+    :param counts: by cluster and bin; at least :data:`MIN_CLUSTERS` clusters with rows.
+    """
+    counts = counts[counts.sum(axis=1) > 0][:, counts.sum(axis=0) > 0]
+    clusters, rows = len(counts), counts.sum()
+    share = counts.sum(axis=0) / rows
+    if len(share) < 2:
+        return 1.0
+    residuals = counts - counts.sum(axis=1, keepdims=True) * share
+    variance = clusters / (clusters - 1) * (residuals**2).sum(axis=0) / rows**2
+    effects = variance / (share * (1 - share) / rows)
+    return max(1.0, float(((1 - share) * effects).sum() / (len(share) - 1)))
 
 
 def column_drift(
@@ -142,9 +178,12 @@ def column_drift(
     Compare a column with the reference that its model keeps.
 
     :param reference: see :func:`tally`.
-    :param current: what :func:`tally` counted.
-    :param min_rows: a column with fewer rows on either side is not judged.
+    :param current: what :func:`tally` counted, by cluster or not.
+    :param min_rows: a column with fewer rows on either side is not judged; nor one with less than
+        :data:`MIN_CLUSTERS` clusters, if it is counted by them.
     """
+    by_cluster = current if current.ndim == 2 else None
+    current = current.sum(axis=0) if current.ndim == 2 else current
     categorical = reference.get("kind") == "category"
     kind = kind or str(reference["kind"])
     names = _bin_names(reference)
@@ -159,13 +198,22 @@ def column_drift(
         return ColumnDrift(
             column, kind, rows, reference_rows, 0.0, 0.0, None, 1.0, share, reference_share, outcome="too few", why=why
         )
-    ordered_there, ordered_here = there, here
+    effect = 1.0
+    if by_cluster is not None:
+        clusters = int((by_cluster.sum(axis=1) > 0).sum())
+        if clusters < MIN_CLUSTERS:
+            why = f"{clusters} clusters, at least {MIN_CLUSTERS} are needed"
+            return ColumnDrift(
+                column, kind, rows, reference_rows, 0, 0, None, 1, share, reference_share, outcome="too few", why=why
+            )
+        effect = design_effect(by_cluster)
+    ordered_there, ordered_here = there / effect, here / effect
     # Missing is one more bin, unless neither side has any: a column that stops arriving has drifted.
     if gone or missing:
         names, there, here = [*names, "(missing)"], np.append(there, gone), np.append(here, missing)
     used = there + here > 0
     names, there, here = [n for n, u in zip(names, used, strict=True) if u], there[used], here[used]
-    p = chi_square_homogeneity(there, here)[1]
+    p = chi_square_homogeneity(there / effect, here / effect)[1]
     ks = None
     if not categorical and ordered_there.sum() and ordered_here.sum():
         ks, p_ks = binned_kolmogorov_smirnov(ordered_there, ordered_here)
@@ -185,19 +233,23 @@ def column_drift(
         p,
         share,
         reference_share,
+        design_effect=effect,
         bins=bins,
     )
 
 
-def judge(columns: Sequence[ColumnDrift], *, psi_limit: float = 0.2, alpha: float = 0.01) -> list[ColumnDrift]:
+def judge(
+    columns: Sequence[ColumnDrift], *, psi_limit: float = 0.2, false_alarm_rate: float = 0.01
+) -> list[ColumnDrift]:
     """
-    The same columns with those marked that have drifted: index at least ``psi_limit`` and adjusted p at most ``alpha``.
+    The same columns with those marked that have drifted: index at least ``psi_limit`` and adjusted p at most
+    ``false_alarm_rate``, which is the chance that any column is marked where none has drifted.
     """
     tested = [i for i, c in enumerate(columns) if c.outcome != "too few"]
     judged = list(columns)
     for i, p in zip(tested, holm([columns[i].p for i in tested]), strict=True):
         c = columns[i]
-        large, sure = c.psi >= psi_limit, p <= alpha
+        large, sure = c.psi >= psi_limit, p <= false_alarm_rate
         why = {
             (True, True): f"index {c.psi:.3f} is over {psi_limit:g} (adjusted p {p:.2g})",
             (True, False): f"index {c.psi:.3f} is over {psi_limit:g}, but may be chance (adjusted p {p:.2g})",

@@ -23,6 +23,7 @@ def drift_section(manifest: Mapping[str, Any] | None, zone: str) -> dict[str, An
     found = sorted(drift.get("columns", []), key=lambda c: (c["outcome"] != "drifted", -c["psi"]))
     judged = [c for c in found if c["outcome"] != "too few"]
     limit = manifest.get("arguments", {}).get("psi_limit")
+    rate = manifest.get("arguments", {}).get("false_alarm_rate")
     crossed = counts.get("crossed", 0)
     return {
         "style": "calm" if drift.get("reason") and not crossed else "warn" if crossed else "good",
@@ -30,6 +31,7 @@ def drift_section(manifest: Mapping[str, Any] | None, zone: str) -> dict[str, An
         "reason": _sentence(drift.get("reason", "")),
         "model": words.version(manifest["inputs"].get("model", {}).get("reference", "")),
         "limit": limit,
+        "false_alarm_rate": words.share(rate) if rate else "",
         "judged": len(judged),
         "drifted": sum(c["outcome"] == "drifted" for c in found),
         "too_few": [c["column"] for c in found if c["outcome"] == "too few"],

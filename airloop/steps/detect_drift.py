@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from airloop.domain.drift import ColumnDrift, Counts
     from airloop.training.models import Model
 
+EVENT_TIME = "event_time"
 PREDICTION = "(prediction)"
 """Name of the score among the columns."""
 CONFIDENCE = 0.95
@@ -38,7 +39,8 @@ def detect_drift(
     table: str = "monitoring.drift",
     quality_table: str = "monitoring.quality",
     psi_limit: Annotated[float, Field(gt=0)] = 0.2,
-    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01,
+    false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.01,
+    cluster: Literal["day", "hour", ""] = "day",
     min_rows: Annotated[int, Field(ge=2)] = 200,
     metric: Literal["roc_auc", "average_precision", "log_loss", "brier", "accuracy"] = "roc_auc",
     max_quality_drop: Annotated[float, Field(gt=0)] = 0.05,
@@ -48,9 +50,10 @@ def detect_drift(
 ) -> StepResult:
     """Compare an interval's features and predictions with the model's training data, and measure its quality.
 
-    A column has drifted if its population stability index reaches ``psi_limit`` and chance is ruled out at ``alpha``
-    over all columns together. Quality is measured on predictions whose labels became known within the interval, each
-    label once however late it came. An event is announced when a limit is crossed. Without a model there is no drift.
+    A column has drifted if its population stability index reaches ``psi_limit`` and chance is ruled out at
+    ``false_alarm_rate`` over all columns together. Quality is measured on predictions whose labels became known within
+    the interval, each label once however late it came. An event is announced when a limit is crossed. Without a model
+    there is no drift.
 
     :param model: whose training data is the reference; ``NAME@champion`` is the champion as of the interval's start.
     :param current: table with the model's features; its rows of the interval are compared.
@@ -60,7 +63,9 @@ def detect_drift(
     :param table: table of the drift and freshness figures.
     :param quality_table: table of the quality figures.
     :param psi_limit: population stability index that counts as drift, if it is significant too.
-    :param alpha: chance of a false alarm over all columns together.
+    :param false_alarm_rate: chance of a false alarm over all columns together.
+    :param cluster: rows that are not independent of each other: those of a ``day`` (24 hours, from the interval's
+        start), of an ``hour``, or none. They count for as many independent rows as they are worth.
     :param min_rows: with fewer rows nothing is judged.
     :param metric: the metric whose loss raises an alarm; the others are only recorded.
     :param max_quality_drop: loss against the model's validation rows, in the metric's unit, that is put up with.
@@ -68,6 +73,7 @@ def detect_drift(
         default no limit.
     :param ignore: features that are not judged, such as the month, which is never the same again.
     """
+    from airloop.domain.drift import judge
     from airloop.domain.durations import parse_duration
     from airloop.training.models import load_model
 
@@ -78,7 +84,8 @@ def detect_drift(
         drift["reason"] = f"there was no {model.name} model yet when the interval began: nothing to compare with"
         ctx.log.info("No drift: %s", drift["reason"])
     else:
-        columns = _drift(ctx, loaded, str(model), current, predictions, interval, min_rows, ignore, psi_limit, alpha)
+        columns = _drift(ctx, loaded, str(model), current, predictions, interval, min_rows, ignore, cluster)
+        columns = judge(columns, psi_limit=psi_limit, false_alarm_rate=false_alarm_rate)
         drift["columns"] = [_plain(c) for c in columns]
     quality = _quality(ctx, loaded, str(model), predictions, labels, interval, metric, max_quality_drop, min_rows)
     watched = {str(t): t for t in (current, predictions, labels, *watch) if t is not None}
@@ -122,10 +129,9 @@ def _drift(
     interval: Interval,
     min_rows: int,
     ignore: Sequence[str],
-    psi_limit: float,
-    alpha: float,
+    cluster: str,
 ) -> list[ColumnDrift]:
-    from airloop.domain.drift import column_drift, judge
+    from airloop.domain.drift import column_drift
 
     unknown = sorted(set(ignore) - set(model.feature_names))
     if unknown:
@@ -138,28 +144,49 @@ def _drift(
             f"{current} has no column {', '.join(missing)}, which {uri} was trained on",
             "pass the training set or a table with the model's features",
         )
-    tallies = _tally(ctx, current, references, _during(interval))
+    tallies = _tally(ctx, current, references, _during(interval), interval, cluster)
     found = [column_drift(n, references[n], counts, min_rows=min_rows) for n, counts in tallies.items()]
     if predictions is not None:
         score = {"score": model.reference["score"]}
         where = f"{_during(interval)} AND model_version = '{uri}'"
-        counts = _tally(ctx, predictions, score, where)["score"]
+        counts = _tally(ctx, predictions, score, where, interval, cluster)["score"]
         found.append(column_drift(PREDICTION, score["score"], counts, min_rows=min_rows, kind="score"))
-    return judge(found, psi_limit=psi_limit, alpha=alpha)
+    return found
 
 
-def _tally(ctx: StepContext, ref: TableRef, references: dict[str, Any], where: str) -> dict[str, Counts]:
-    """Rows by bin and column, a chunk of the table in memory at a time."""
+def _tally(
+    ctx: StepContext, ref: TableRef, references: dict[str, Any], where: str, interval: Interval, cluster: str
+) -> dict[str, Counts]:
+    """Rows by cluster, bin and column, a chunk of the table in memory at a time."""
+    import numpy as np
     import pyarrow as pa
 
     from airloop.domain.drift import tally
 
-    reader = ctx.warehouse.scan(ref, columns=list(references), where=where)
-    counts = {n: tally(r, _values(pa.array([], reader.schema.field(n).type), r)) for n, r in references.items()}
+    width = {"day": timedelta(days=1), "hour": timedelta(hours=1)}.get(cluster)
+    size = 1 if width is None else -(-(interval.end - interval.start) // width)
+    reader = ctx.warehouse.scan(ref, columns=[*references, *([EVENT_TIME] if width else [])], where=where)
+
+    def count(name: str, column: pa.Array, places: NDArray[Any] | None) -> Counts:
+        return tally(references[name], _values(column, references[name]), places, size)
+
+    empty = None if width is None else np.empty(0, dtype=np.intp)
+    counts = {n: count(n, pa.array([], reader.schema.field(n).type), empty) for n in references}
     for batch in reader:
-        for name, reference in references.items():
-            counts[name] += tally(reference, _values(batch.column(name), reference))
+        places = None if width is None else _places(batch.column(EVENT_TIME), interval.start, width)
+        for name in references:
+            counts[name] += count(name, batch.column(name), places)
     return counts
+
+
+def _places(times: pa.Array, start: datetime, width: timedelta) -> NDArray[Any]:
+    """How many widths after the interval's start each row is."""
+    import numpy as np
+    import pyarrow as pa
+
+    micros = times.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
+    first = (start - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    return np.asarray((micros - first) // (width // timedelta(microseconds=1)), dtype=np.intp)
 
 
 def _values(column: pa.Array, reference: dict[str, Any]) -> NDArray[Any]:

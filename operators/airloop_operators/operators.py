@@ -520,7 +520,8 @@ class DetectDriftOperator(StepOperator):
     :param table: ``namespace.table`` of the drift figures. (templated)
     :param quality_table: ``namespace.table`` of the quality figures. (templated)
     :param psi_limit: population stability index that counts as a shift, if it is significant too. (templated)
-    :param alpha: rate of false alarms over all features together, 0 to 1. (templated)
+    :param false_alarm_rate: chance of a false alarm over all features together, 0 to 1. (templated)
+    :param cluster: rows that are not independent: those of a ``day``, an ``hour``, or none. (templated)
     :param min_rows: fewer rows decide nothing. (templated)
     :param metric: of the quality. (templated)
     :param max_quality_drop: loss of the metric against training that raises an alarm. (templated)
@@ -538,7 +539,8 @@ class DetectDriftOperator(StepOperator):
         "table",
         "quality_table",
         "psi_limit",
-        "alpha",
+        "false_alarm_rate",
+        "cluster",
         "min_rows",
         "metric",
         "max_quality_drop",
@@ -560,7 +562,8 @@ class DetectDriftOperator(StepOperator):
         table: str | None = None,
         quality_table: str | None = None,
         psi_limit: float | None = None,
-        alpha: float | None = None,
+        false_alarm_rate: float | None = None,
+        cluster: Literal["day", "hour", ""] | None = None,
         min_rows: int | None = None,
         metric: str | None = None,
         max_quality_drop: float | None = None,
@@ -578,7 +581,8 @@ class DetectDriftOperator(StepOperator):
             table=table,
             quality_table=quality_table,
             psi_limit=psi_limit,
-            alpha=alpha,
+            false_alarm_rate=false_alarm_rate,
+            cluster=cluster,
             min_rows=min_rows,
             metric=metric,
             max_quality_drop=max_quality_drop,
@@ -622,3 +626,40 @@ class ReportOperator(StepOperator):
         timezone = self.dag.timezone
         given.setdefault("zone", str(getattr(timezone, "name", None) or getattr(timezone, "key", None) or "UTC"))
         return given
+
+
+class UpkeepOperator(StepOperator):
+    """
+    Compact all tables, then take away what nobody needs; loops may run meanwhile.
+
+    :param keep_days: days for which runs can be replayed whose model is not registered, default 30. (templated)
+    :param grace_hours: how old a file must be that nothing names, default 24. (templated)
+    """
+
+    step_name: ClassVar[str] = "upkeep"
+    step_arguments: ClassVar[tuple[str, ...]] = ("keep_days", "grace_hours")
+    step_reads: ClassVar[tuple[str, ...]] = ()
+    own_order: ClassVar[Order] = "none"
+    template_fields = (*StepOperator.template_fields, *step_arguments)
+
+    def __init__(self, *, keep_days: float | None = None, grace_hours: float | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._assign(keep_days=keep_days, grace_hours=grace_hours)
+
+
+class BackupOperator(StepOperator):
+    """
+    Make a consistent point of everything in a folder of backups; loops may run meanwhile.
+
+    :param target: the folder, outside the home, better on another disk. (templated)
+    """
+
+    step_name: ClassVar[str] = "backup"
+    step_arguments: ClassVar[tuple[str, ...]] = ("target",)
+    step_reads: ClassVar[tuple[str, ...]] = ()
+    own_order: ClassVar[Order] = "none"
+    template_fields = (*StepOperator.template_fields, *step_arguments)
+
+    def __init__(self, *, target: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._assign(target=target)

@@ -14,12 +14,14 @@ from airloop.domain.drift import (
     binned_kolmogorov_smirnov,
     chi_square_homogeneity,
     column_drift,
+    design_effect,
     jensen_shannon_distance,
     judge,
     kolmogorov_smirnov,
     population_stability_index,
     tally,
 )
+from benchmarks.gates import drift_outcome
 
 
 def reference_of(values: np.ndarray, bins: int = 10) -> dict[str, Any]:
@@ -148,19 +150,6 @@ def test_size_alone_is_no_alarm() -> None:
     assert found.outcome == "ok"
 
 
-def test_chance_alone_is_no_alarm() -> None:
-    """Forty columns without drift, 100 times, 200 rows each: at most 1% of the rounds alarm, give or take chance."""
-    alarms = 0
-    for seed in range(100):
-        generator = np.random.default_rng(seed)
-        columns = [
-            drift(str(i), reference_of(generator.standard_normal(200)), generator.standard_normal(200))
-            for i in range(40)
-        ]
-        alarms += any(c.outcome == "drifted" for c in judge(columns, psi_limit=0.05))
-    assert alarms <= 4
-
-
 def test_an_effect_that_may_be_chance_says_so() -> None:
     generator = np.random.default_rng(0)
     reference = reference_of(generator.standard_normal(200))
@@ -173,3 +162,63 @@ def test_a_reference_that_does_not_fit_is_an_error() -> None:
     reference = {"kind": "number", "edges": [0.0], "counts": [1, 2, 3], "missing": 0}
     with pytest.raises(ValueError, match="x: 2 bins, 3 counts, 2 tallied"):
         drift("x", reference, np.zeros(9))
+
+
+def test_false_alarms_of_1000_undrifted_windows_stay_under_the_stated_rate() -> None:
+    """Thirty columns each, all together; 20 references with 50 windows each."""
+    assert sum(bool(drift_outcome(i, rows=300, reference_rows=3000)) for i in range(1000)) <= 10
+
+
+def test_it_is_the_significance_that_keeps_alarms_out() -> None:
+    """With next to no limit to the index the rate is still kept: 6 or more of 150 at 1 % have a chance of 0.4 %."""
+    assert sum(bool(drift_outcome(i, rows=500, reference_rows=5000, psi_limit=1e-4)) for i in range(150)) <= 5
+
+
+def test_rows_of_a_day_count_for_what_they_are_worth() -> None:
+    """The control: a window of 2,000 rows of which each comes ten times alarms, unless the gate is told the days."""
+    world = {"rows": 2000, "repeats": 10, "reference_rows": 5000}
+    assert sum(bool(drift_outcome(i, clustered=False, **world)) for i in range(30)) > 10
+    assert sum(bool(drift_outcome(i, **world)) for i in range(30)) <= 1
+
+
+FOUND = {
+    "mean +0.75 sd": 300, "sd x2": 300, "missing 1% → 25%": 300, "category 30% → 55%": 1000, "new category 10%": 300,
+    "boolean 20% → 45%": 1000,
+}  # fmt: skip
+"""Shifts and the rows on which they are found."""
+
+
+@pytest.mark.parametrize("shift", FOUND)
+def test_planted_shifts_are_found(shift: str) -> None:
+    found = [drift_outcome(i, rows=FOUND[shift], reference_rows=5000, shift=shift) for i in range(20)]
+    assert sum(any(name.endswith("_0") for name in names) for names in found) >= 19
+    assert sum(len(names) for names in found) <= 21, "and nothing else"
+
+
+def test_design_effect() -> None:
+    generator = np.random.default_rng(0)
+    independent = generator.multinomial(100, [0.5, 0.3, 0.2], 400).astype(float)
+    assert design_effect(independent) == pytest.approx(1, abs=0.15)
+    assert design_effect(7 * independent) == pytest.approx(7, rel=0.15)
+    all_the_same = np.eye(3)[generator.integers(0, 3, 50)] * 40
+    assert design_effect(all_the_same) == pytest.approx(40, rel=0.1)
+    assert design_effect(np.tile([50.0, 30, 0], (9, 1))) == 1
+    assert design_effect(np.ones((9, 1))) == 1
+
+
+def test_tally_by_cluster() -> None:
+    numbers = {"kind": "number", "edges": [0.0], "counts": [5, 5], "missing": 0}
+    values = np.array([-1.0, 0, np.nan, 2, -1])
+    days = np.array([0, 0, 1, 2, 2])
+    assert tally(numbers, values, days, 4).tolist() == [[1, 1, 0], [0, 0, 1], [1, 1, 0], [0, 0, 0]]
+    words = {"kind": "category", "counts": {"a": 1, "b": 1}, "other": 0, "missing": 0}
+    texts = np.array(["a", "b", None, "z", float("nan")], dtype=object)
+    assert tally(words, texts, days, 3).tolist() == [[1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 1, 1]]
+    assert tally(words, texts).tolist() == [1, 1, 1, 2]
+
+
+def test_few_clusters_are_not_judged() -> None:
+    reference = reference_of(np.random.default_rng(0).standard_normal(5000))
+    counts = tally(reference, np.full(900, 9.0), np.arange(900) // 300, 3)
+    (few,) = judge([column_drift("x", reference, counts)])
+    assert (few.outcome, few.why) == ("too few", "3 clusters, at least 5 are needed")
