@@ -27,7 +27,7 @@ hooked where it happens, so that nobody has to list them:
 ``sql:FILE/TABLE``             a commit in SQLite (catalog, MLflow, online store…), named by the first table that it
                                changes
 ``http:METHOD PATH``           a request to an MLflow server that changes something
-``redis:COMMAND``              a transaction or script in Redis
+``redis:COMMAND``              a transaction (EXEC), script or command that changes something, as it is sent to Redis
 =============================  =================================================================================
 
 Ids in names become ``*``, so that the same step gives the same names again. With ``AIRLOOP_FAULT_TRACE=FILE`` every
@@ -290,7 +290,7 @@ def _connect(database: Any, *arguments: Any, **options: Any) -> sqlite3.Connecti
 def _instrument_http() -> None:
     from requests import Session
 
-    send = Session.send
+    send: Any = Session.send
 
     def sent(session: Any, request: Any, **options: Any) -> Any:
         if request.method in ("GET", "HEAD", "OPTIONS"):
@@ -301,16 +301,21 @@ def _instrument_http() -> None:
     setattr(Session, "send", sent)  # noqa: B010
 
 
+_REDIS_WRITES = re.compile(rb"\$\d+\r\n(EXEC|EVALSHA|EVAL|H?SET|H?DEL|EXPIRE|RENAME|UNLINK)\r\n")
+
+
 def _instrument_redis() -> None:
-    from redis.client import Pipeline
+    from redis.connection import AbstractConnection
 
-    execute = Pipeline.execute
+    send: Any = AbstractConnection.send_packed_command
 
-    def executed(pipeline: Any, *arguments: Any, **options: Any) -> Any:
-        if not pipeline.command_stack:
-            return execute(pipeline, *arguments, **options)
-        first = pipeline.command_stack[0][0][0]
-        with _durable(f"redis:{first}", "redis"):
-            return execute(pipeline, *arguments, **options)
+    def sent(connection: Any, command: Any, *arguments: Any, **options: Any) -> Any:
+        head = command if isinstance(command, bytes) else b"".join(command[:1])
+        found = _REDIS_WRITES.search(bytes(head)[:200])
+        # What follows MULTI is done at EXEC.
+        if found is None or b"MULTI" in bytes(head)[:20]:
+            return send(connection, command, *arguments, **options)
+        with _durable(f"redis:{found[1].decode()}", "redis"):
+            return send(connection, command, *arguments, **options)
 
-    setattr(Pipeline, "execute", executed)  # noqa: B010
+    setattr(AbstractConnection, "send_packed_command", sent)  # noqa: B010

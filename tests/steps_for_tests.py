@@ -170,3 +170,13 @@ def draw(ctx: StepContext, *, path: str) -> StepResult:
     random.left_by_a_step = os.getpid()  # type: ignore[attr-defined]
     Path(path).write_text(json.dumps({"numbers": [random.random() for _ in range(3)], "left": left}))
     return StepResult()
+
+
+@step()
+def write_rows(ctx: StepContext, *, table: str, rows: int) -> StepResult:
+    """Append rows to a table, once."""
+    import pyarrow as pa
+
+    ctx.warehouse.ensure(table, pa.schema([("n", pa.int64())]))
+    made = ctx.warehouse.commit(table, pa.table({"n": pa.array(range(rows), pa.int64())}), key=ctx.key)
+    return StepResult(outputs={"table": made.ref}, counts={"rows": made.added})

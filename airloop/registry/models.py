@@ -110,14 +110,15 @@ class Registry:
         with tracking.guarded(self.config):
             self._ensure_model(client, name)
             point("register:before")
-            made = client.create_model_version(
-                name,
-                source,
-                run_id=model.run_id,
-                model_id=model_id,
-                tags={KEY_TAG: key, **(tags or {})},
-                description=description,
-            )
+            with tracking.sent_once():
+                made = client.create_model_version(
+                    name,
+                    source,
+                    run_id=model.run_id,
+                    model_id=model_id,
+                    tags={KEY_TAG: key, **(tags or {})},
+                    description=description,
+                )
             point("register:after")
         return Registered(int(made.version), model.run_id, run.info.experiment_id, True)
 

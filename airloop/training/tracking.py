@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from airloop.config import Config, without_password
 from airloop.errors import AirloopError, BadConfiguration, NotFound, StoreBusy, Unreachable, classify
@@ -122,6 +122,22 @@ def guarded(config: Config) -> Iterator[None]:
         raise error from (cause if without_password(config.mlflow) == config.mlflow else None)
 
 
+@contextmanager
+def sent_once() -> Iterator[None]:
+    """
+    Within the block MLflow's client does not send a request again whose answer it did not get.
+
+    What makes something new each time would make it twice; the step's next attempt finds what was made, or ends it.
+    """
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    before = os.environ[name]
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        os.environ[name] = before
+
+
 def is_server(address: str) -> bool:
     return urlsplit(address).scheme in ("http", "https")
 
@@ -209,7 +225,8 @@ def log_run(
     from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, LoggedModelStatus, Metric, Param
 
     with guarded(config):
-        run_id: str = mlflow.create_run(experiment, tags=dict(tags), run_name=name).info.run_id
+        with sent_once():
+            run_id: str = mlflow.create_run(experiment, tags=dict(tags), run_name=name).info.run_id
         point("mlflow:run")
         now = time.time_ns() // 1_000_000
         points = [
@@ -234,9 +251,12 @@ def log_run(
                 for d in datasets
             ],
         )
-        logged = mlflow.create_logged_model(experiment, name=MODEL_NAME, source_run_id=run_id, tags=dict(tags))
+        with sent_once():
+            logged = mlflow.create_logged_model(experiment, name=MODEL_NAME, source_run_id=run_id, tags=dict(tags))
         mlflow.log_model_artifacts(logged.model_id, str(model))
-        mlflow.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        with sent_once():
+            # Told twice, MLflow's server says that it knows: an error.
+            mlflow.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
         mlflow.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
         point("mlflow:logged")
         mlflow.set_terminated(run_id, "FINISHED")
@@ -275,7 +295,7 @@ def download_model(config: Config, model_id: str, into: Path) -> Path:
         location = mlflow.get_logged_model(model_id).artifact_location
         parts = urlsplit(location)
         if parts.scheme in ("", "file"):
-            folder = Path(parts.path)
+            folder = Path(unquote(parts.path) if parts.scheme else location)
         else:
             from mlflow.artifacts import download_artifacts
 

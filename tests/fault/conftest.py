@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.fault.flights_loop import FIRST, REPOSITORY, SECOND, Home, StepServer, step_server, write_data
+from tests.fault.harness import World
 from tests.payload_runs import code, environment, make_request, make_runner, run, run_folder, start
 
 __all__ = ["code", "environment", "make_request", "make_runner", "run", "run_folder", "start"]
@@ -41,24 +42,23 @@ def make_home(steps: StepServer, flights_data: Path, tmp_path: Path) -> Callable
 class Prepared:
     """A home in which the loop ran undisturbed for two intervals, and what it held after each."""
 
-    home: Home
-    copy: Path
+    world: World
     after_first: dict[str, Any]
     after_second: dict[str, Any]
 
     def back_to_first(self) -> Home:
         """The home as it was after the first interval, at the same place: tables know their files by path."""
-        shutil.rmtree(self.home.folder)
-        shutil.copytree(self.copy, self.home.folder)
-        return self.home
+        self.world.back_to(next(task.before for task in self.world.tasks if task.interval == SECOND))
+        return self.world.home
 
 
 @pytest.fixture(scope="session")
-def prepared(steps: StepServer, flights_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    folder = tmp_path_factory.mktemp("prepared")
-    home = Home(steps, folder / "home", flights_data, flights_data / "repo")
-    home.loop(FIRST)
-    after_first = home.state()
-    shutil.copytree(home.folder, folder / "copy")
-    home.loop(SECOND)
-    return Prepared(home, folder / "copy", after_first, home.state())
+def world(steps: StepServer, flights_data: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The loop, run undisturbed for two intervals; every point that its tasks reach, and the state at each."""
+    folder = tmp_path_factory.mktemp("world")
+    return World.record(Home(steps, folder / "home", flights_data, flights_data / "repo"), folder)
+
+
+@pytest.fixture(scope="session")
+def prepared(world: World) -> Prepared:
+    return Prepared(world, world.plain_state_after(FIRST), world.plain_state_after(SECOND))

@@ -16,9 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from airloop.contract import Call, Interval, RunInfo, parse_log_line
+from airloop.warm import stop
+from airloop_operators.runners.base import RunOutcome, RunRequest
+from airloop_operators.runners.local import LocalRunner
 
 REPOSITORY = Path(__file__).parents[2]
 FLIGHTS = REPOSITORY / "dags" / "flights"
@@ -72,9 +76,13 @@ class Outcome:
 class StepServer:
     """See ``step_server.py``."""
 
-    def __init__(self, process: subprocess.Popen[str], may_mount: bool) -> None:
+    def __init__(self, process: subprocess.Popen[str], may_mount: bool, code: Path, run_folder: Path) -> None:
         self._process = process
         self.may_mount = may_mount
+        self.code = code
+        """Folder of the package's copy."""
+        self.run_folder = run_folder
+        """Where runners find and start the warm server of that copy."""
 
     def ask(self, **request: Any) -> Any:
         assert self._process.stdin is not None
@@ -109,7 +117,10 @@ def step_server(code: Path) -> Iterator[StepServer]:
         assert process.stdin is not None
         assert process.stdout is not None
         assert json.loads(process.stdout.readline()) == "ready"
-        yield StepServer(process, prefix is not None)
+        with TemporaryDirectory(prefix="airloop-run-") as run_folder:
+            yield StepServer(process, prefix is not None, code, Path(run_folder))
+            if (Path(run_folder) / "airloop").is_dir():
+                stop(Path(run_folder) / "airloop")
         process.stdin.close()
 
 
@@ -143,6 +154,24 @@ class Home:
         call = Call(step, arguments, os.urandom(8).hex(), RunInfo("flights", str(interval), step), interval)
         extra = {f"AIRLOOP_{name.upper()}": value for name, value in more.items()}
         return {"step": step, "environment": {**self.environment, **extra, "AIRLOOP_CALL": call.to_json()}}
+
+    def run_by_runner(
+        self, step: str, arguments: dict[str, Any], interval: Interval, limits: dict[str, Any], **more: str
+    ) -> RunOutcome:
+        """Run a step as a task does, its process started, limited and judged by the local runner."""
+        environment = self.start(step, arguments, interval, **more)["environment"]
+        call = Call.from_environment(environment)
+        request = RunRequest(
+            call=call,
+            artifacts=self.folder / "artifacts",
+            environment={
+                **environment,
+                "PYTHONPATH": str(self.server.code),
+                "XDG_RUNTIME_DIR": str(self.server.run_folder),
+            },
+            **limits,
+        )
+        return LocalRunner(grace_s=2.0).run(request)
 
     def at_once(self, *requests: dict[str, Any]) -> list[Outcome]:
         return [Outcome(**answer) for answer in self.server.ask(steps=list(requests))]
@@ -196,6 +225,7 @@ class Home:
             found[name] = ("sql", self.query(name, source, f"features.{name}", [*keys, "event_time"]))
         tables = [task(name) for name in features]
         found["materialize"] = ("materialize", {"feature_service": SERVICE, "tables": tables})
+        found["parity"] = ("check_parity", {"feature_service": task("materialize")})
         found["labels"] = ("build_labels", self.query("labels", "flights", "labels.arrivals", ["flight_id"]))
         found["schedule"] = ("sql", self.query("schedule", "flights", "entities.flights", ["flight_id"]))
         found["examples"] = (

@@ -10,7 +10,6 @@ online values and aliases all the while.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import shutil
 import sys
@@ -24,10 +23,17 @@ from signal import SIGKILL
 from typing import Any
 
 from airloop.contract import Exit, Interval
+from airloop.errors import AirloopError, OutOfMemory, ResultLost, TimedOut
+from tests.fault.compare import differences, seen_wrong
 from tests.fault.flights_loop import FIRST, REPOSITORY, SECOND, Home, Outcome, filled, step_server, write_data
 
-ACTIONS = ("kill", "full", "locked")
-"""What is done at points: SIGKILL at all of them, a full disk and a locked database before a write."""
+AT_POINTS = ("kill", "full", "locked")
+"""What is done at every point: SIGKILL at all of them, a full disk and a locked database before a write."""
+BY_RUNNER: dict[str, type[AirloopError]] = {"oom": OutOfMemory, "hang": TimedOut, "lose": ResultLost}
+"""What a task's runner has to find, name and end, and the name of it: at a step's start and at one of its writes."""
+ACTIONS = (*AT_POINTS, *BY_RUNNER)
+MEMORY_MB, PATIENCE_S = 1024, 6.0
+"""Limits of an attempt that is to hit them."""
 _EQUAL_TO_A_WRITE = ("artifact:", "commit:", "publish:")
 """Points named by the code right at a write that is a point by itself."""
 
@@ -40,8 +46,13 @@ class Strike:
     action: str
     point: str
 
+    @property
+    def fault(self) -> str:
+        """As ``AIRLOOP_FAULT`` has it."""
+        return f"{self.action}@{self.point}"
+
     def __str__(self) -> str:
-        return f"{self.task.interval_name} {self.task.name}: {self.action}@{self.point}"
+        return f"{self.task.interval_name} {self.task.name}: {self.fault}"
 
 
 @dataclass(eq=False)
@@ -76,6 +87,13 @@ class Task:
                 found.append(Strike(self, "full", point))
             if "locked" in actions and name.startswith("sql:") and name.endswith(":before"):
                 found.append(Strike(self, "locked", point))
+        writes = [point for point in self.points if ":before:" in point and not point.startswith(_EQUAL_TO_A_WRITE)]
+        for point in ("run:1", writes[len(writes) // 2]):
+            # A task that reuses what is there does not run.
+            if point in self.points:
+                found += [Strike(self, action, point) for action in ("oom", "hang") if action in actions]
+        if "lose" in actions:
+            found += [Strike(self, "lose", point) for point in ("manifest:1", "receipt:1") if point in self.points]
         return found
 
 
@@ -93,6 +111,10 @@ class Verdict:
     looks: int = 0
     """How often the readers looked."""
 
+    def note(self, lost: list[str], doubled: list[str]) -> None:
+        self.lost += lost
+        self.doubled += doubled
+
     @property
     def survived(self) -> bool:
         return not (self.lost or self.doubled or self.missed)
@@ -108,6 +130,15 @@ class World:
 
     home: Home
     tasks: list[Task]
+
+    def plain_state_after(self, interval: Interval) -> dict[str, Any]:
+        """What ``Home.state`` says at the end of an interval."""
+        last = [task for task in self.tasks if task.interval == interval][-1].state_after
+        return {
+            name: {k: v for k, v in value.items() if k != "main was"} if isinstance(value, dict) else value
+            for name, value in last.items()
+            if not name.startswith("said by ")
+        }
 
     @classmethod
     def record(cls, home: Home, folder: Path, intervals: Iterable[Interval] = (FIRST, SECOND)) -> World:
@@ -161,22 +192,42 @@ class World:
         task, home, verdict = strike.task, self.home, Verdict(strike)
         self.back_to(task.before)
         with home.read_all_the_while() as readers:
-            struck = home.run(task.step, task.call, task.interval, fault=f"{strike.action}@{strike.point}")
-            verdict.missed = _missed(strike, struck)
+            if strike.action in BY_RUNNER:
+                self._strike_by_runner(strike, verdict)
+            else:
+                struck = home.run(task.step, task.call, task.interval, fault=strike.fault)
+                verdict.missed = _missed(strike, struck)
+                verdict.lost += _named(strike, struck)
             again = home.run(task.step, task.call, task.interval)
         verdict.looks = readers.get("looks", 0)
         if again.code != 0:
             verdict.lost.append(f"the task: run again, it ended with {again.code}: {again.error or again.log}")
             return verdict
-        verdict.lost += _named(strike, struck)
         if list((home.folder / "work").iterdir()):
             verdict.lost.append("its working folder is left behind")
-        _compare(task.state_after, home.full_state(), verdict)
-        verdict.lost += seen_wrong(task, readers)
+        verdict.note(*differences(task.state_after, home.full_state()))
+        verdict.lost += seen_wrong(task.state_before, task.state_after, readers)
         return verdict
 
-    def journey(self, seed: int) -> list[Verdict]:
-        """The whole loop from its beginning, each task killed at a point of its own before it is run again."""
+    def _strike_by_runner(self, strike: Strike, verdict: Verdict) -> None:
+        """Have the attempt made by a runner, which has to end it and to say why."""
+        task = strike.task
+        faults = {"fault": strike.fault, "fault_oom_mb": str(4 * MEMORY_MB)}
+        limits = {"oom": {"memory_mb": MEMORY_MB}, "hang": {"timeout_s": PATIENCE_S}}.get(strike.action, {})
+        outcome = self.home.run_by_runner(task.step, task.call, task.interval, limits, **faults)
+        # Without its receipt the attempt is found by its record, and is done.
+        expected = None if strike.point == "receipt:1" else BY_RUNNER[strike.action]
+        if (type(outcome.error) if outcome.error else None) is not expected:
+            verdict.lost.append(f"the name of what ended it: {outcome.error!r}, exit code {outcome.exit_code}")
+
+    def journey(self, seed: int, kills: int = 3) -> list[Verdict]:
+        """
+        The whole loop from its beginning, each task killed again and again before it may end; its last state is that
+        of the undisturbed run.
+
+        :param kills: points drawn for each task; an attempt that finds the work of an earlier one may not reach its
+            own, all but the first.
+        """
         draw = random.Random(seed)
         self.back_to(self.tasks[0].before)
         verdicts = []
@@ -185,17 +236,30 @@ class World:
         for task in self.tasks:
             known = {name: result for (interval, name), result in results.items() if interval == task.interval}
             call = filled(arguments[task.name][1], known)
-            strike = draw.choice(task.strikes(["kill"]))
-            struck = self.home.run(task.step, call, task.interval, fault=f"kill@{strike.point}")
-            verdict = Verdict(strike, missed=_missed(strike, struck))
-            verdicts.append(verdict)
+            for n in range(kills):
+                strike = draw.choice(task.strikes(["kill"]))
+                struck = self.home.run(task.step, call, task.interval, fault=strike.fault)
+                missed = _missed(strike, struck)
+                if n == 0 or not missed:
+                    verdicts.append(Verdict(strike, missed=missed))
             again = self.home.run(task.step, call, task.interval)
             if again.code != 0:
-                verdict.lost.append(f"the task: run again, it ended with {again.code}: {again.error or again.log}")
+                verdicts[-1].lost.append(f"the task: run again, it ended with {again.code}: {again.error or again.log}")
                 return verdicts
             results[task.interval, task.name] = again.result
-        _compare(self.tasks[-1].state_after, self.home.full_state(), verdicts[-1])
+        if list((self.home.folder / "work").iterdir()):
+            verdicts[-1].lost.append("working folders are left behind")
+        verdicts[-1].note(*differences(self.tasks[-1].state_after, self.home.full_state()))
         return verdicts
+
+
+def draw_sample(strikes: Sequence[Strike], count: int, seed: int) -> list[Strike]:
+    """Some strikes at random: one at each step, as far as ``count`` goes, then any."""
+    draw = random.Random(seed)
+    shuffled = draw.sample(strikes, len(strikes))
+    of_each_step = list({strike.task.step: strike for strike in shuffled}.values())
+    rest = [strike for strike in shuffled if strike not in of_each_step]
+    return [*of_each_step, *rest][:count]
 
 
 def _generic(strike: Strike) -> str:
@@ -215,69 +279,6 @@ def _named(strike: Strike, struck: Outcome) -> list[str]:
     if strike.action == "kill" or struck.code in (Exit.DONE, Exit.TRY_AGAIN):
         return []
     return [f"the name of its error: it ended with {struck.code}, {struck.error or struck.log}"]
-
-
-def _compare(expected: Any, found: Any, verdict: Verdict, path: str = "") -> None:
-    """Note every difference: more of something is doubled, anything else lost."""
-    if expected == found:
-        return
-    if isinstance(expected, dict) and isinstance(found, dict):
-        for name in sorted(expected.keys() | found.keys()):
-            _compare(expected.get(name), found.get(name), verdict, f"{path}/{name}" if path else name)
-        return
-    more = (isinstance(expected, int) and isinstance(found, int) and found > expected) or expected is None
-    if isinstance(expected, list) and isinstance(found, list):
-        if len(expected) == len(found):
-            expected, found = _different(expected, found)
-        more = len(found) > len(expected)
-    line = f"{path}: {_short(found)} instead of {_short(expected)}"
-    (verdict.doubled if more else verdict.lost).append(line)
-
-
-def _different(expected: list[Any], found: list[Any]) -> tuple[list[Any], list[Any]]:
-    pairs = [(a, b) for a, b in zip(expected, found, strict=True) if a != b]
-    a, b = pairs[0]
-    if isinstance(a, str) and isinstance(b, str):
-        # Two long texts: from shortly before where they part.
-        start = max(next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), 0) - 60, 0)
-        return [a[start:]], [b[start:]]
-    return [a], [b]
-
-
-def _short(value: Any, limit: int = 300) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= limit else f"{text[:limit]}…"
-
-
-def seen_wrong(task: Task, readers: dict[str, Any]) -> list[str]:
-    """What readers saw that no undisturbed run would have shown them, or that went back."""
-    if "error" in readers:
-        return [f"a reader: {readers['error']}"]
-    wrong = []
-    for name, states in readers["seen"].items():
-        allowed = _states_of(task, name)
-        at = 0
-        for state in states:
-            if state not in allowed[at:]:
-                wrong.append(f"a reader saw {name} at {_short(states)}; it goes {_short(allowed)}")
-                break
-            at += allowed[at:].index(state)
-    return wrong
-
-
-def _states_of(task: Task, name: str) -> list[Any]:
-    """The states of a table, of online values, or of an alias, in their order."""
-    before, after = task.state_before, task.state_after
-    if name.endswith(" is there"):
-        return [True]
-    if "@" in name:
-        model, _, alias = name.partition("@")
-        return [s.get("aliases", {}).get(model, {}).get(alias) for s in (before, after)]
-    if name.startswith("online "):
-        ends = [s[name]["content"] if s.get(name, {}).get("rows") else None for s in (before, after)]
-        return ends if name in before else [None, *ends]
-    was = (before.get(name) or {}).get("main was", [])
-    return [was[-1] if was else None, *after[name]["main was"][len(was) :]]
 
 
 @dataclass
@@ -317,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--once", action="store_true", help="of tasks that are the same step, each point once")
     parser.add_argument("--sample", type=int, default=40, help="how many points, drawn at random")
     parser.add_argument("--seed", type=int, default=None, help="of the draw; default: another one each time")
-    parser.add_argument("--actions", default=",".join(ACTIONS), help="some of kill,full,locked")
+    parser.add_argument("--actions", default=",".join(ACTIONS), help=f"some of {','.join(ACTIONS)}")
     parser.add_argument("--only", default="", help="points whose description contains this")
     parser.add_argument("--journeys", type=int, default=1, help="whole loops with a kill in every task")
     parser.add_argument("--list", action="store_true", help="print the points and strike none")
@@ -342,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(*strikes, sep="\n")
                 return 0
             if not given.all:
-                strikes = random.Random(seed).sample(strikes, min(given.sample, len(strikes)))
+                strikes = draw_sample(strikes, given.sample, seed)
             tally = Tally()
             for strike in strikes:
                 _tell(tally, world.strike(strike))

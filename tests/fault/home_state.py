@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 LEFT_OUT = {"_batch", "feature_snapshots", "entry", "key", "by", "run_id", "recorded_at", "evidence"}
 """Columns that carry ids of snapshots, keys made of those, or the time of day."""
+LOOK_S = 0.01
+"""Seconds between two looks of the readers."""
 OF_THE_ATTEMPT = {"attempt", "run", "started_at", "finished_at", "seconds", "resources", "links", "code", "adopted"}
 """Parts of a manifest that tell who made it, when, where and how, not what was made."""
 BY_THE_ATTEMPT = {
@@ -39,7 +42,7 @@ def state(environment: dict[str, str]) -> dict[str, Any]:
     from airloop.config import Config
 
     config = Config.from_environment(environment)
-    return _published(config) | _tables(config, {}) | _online(config) | _models(config)
+    return _published(config) | _tables(config, {}) | _online(config, {}) | _models(config, {})
 
 
 def full_state(environment: dict[str, str], cache: Cache) -> dict[str, Any]:
@@ -47,13 +50,28 @@ def full_state(environment: dict[str, str], cache: Cache) -> dict[str, Any]:
     from airloop.config import Config
 
     config = Config.from_environment(environment)
-    found = _published(config) | _tables(config, cache, logs=True) | _online(config) | _models(config)
-    said: dict[str, list[str]] = {}
+    found = _published(config) | _tables(config, cache, logs=True) | _online(config, cache) | _models(config, cache)
     for path in sorted((config.artifacts / "steps").rglob("manifest.json")):
-        document = json.loads(path.read_text())
-        text = _NOW.sub("now", _IDS.sub("*", json.dumps(_made(document, document["step"]), sort_keys=True)))
-        said.setdefault(f"said by {document['step']}", []).append(text)
-    return found | {name: sorted(texts) for name, texts in said.items()}
+        step, text = _remembered(cache, "said", [path], lambda path=path: _said(path))
+        found.setdefault(f"said by {step}", []).append(text)
+    return {name: sorted(value) if name.startswith("said by ") else value for name, value in found.items()}
+
+
+def _remembered(cache: Cache, what: str, files: Iterable[Path], work: Callable[[], Any]) -> Any:
+    """What ``work`` finds in files, worked out once for the same bytes."""
+    content = hashlib.sha256()
+    for file in files:
+        content.update(file.read_bytes() if file.exists() else b"")
+    place = f"{what} {content.hexdigest()}"
+    if place not in cache:
+        cache[place] = work()
+    return cache[place]
+
+
+def _said(path: Path) -> tuple[str, str]:
+    document = json.loads(path.read_text())
+    step = str(document["step"])
+    return step, _NOW.sub("now", _IDS.sub("*", json.dumps(_made(document, step), sort_keys=True)))
 
 
 def _made(value: Any, step: str) -> Any:
@@ -81,15 +99,22 @@ def _tables(config: Any, cache: Cache, *, logs: bool = False) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in warehouse.tables():
         table = warehouse.table(name)
-        main = table.metadata.current_snapshot_id or 0
-        found[name] = {
-            **content(config, table, main, cache),
-            "branches": sorted(table.metadata.refs),
-            "snapshots": len(table.metadata.snapshots),
-        }
-        if logs:
-            was = [entry.snapshot_id for entry in table.metadata.snapshot_log]
-            found[name]["main was"] = [content(config, table, snapshot, cache)["content"] for snapshot in was]
+        place = f"table {table.metadata_location} {logs}"
+        if place not in cache:
+            cache[place] = _table(config, table, cache, logs=logs)
+        found[name] = cache[place]
+    return found
+
+
+def _table(config: Any, table: Any, cache: Cache, *, logs: bool) -> dict[str, Any]:
+    found = {
+        **content(config, table, table.metadata.current_snapshot_id or 0, cache),
+        "branches": sorted(table.metadata.refs),
+        "snapshots": len(table.metadata.snapshots),
+    }
+    if logs:
+        was = [entry.snapshot_id for entry in table.metadata.snapshot_log]
+        found["main was"] = [content(config, table, snapshot, cache)["content"] for snapshot in was]
     return found
 
 
@@ -110,11 +135,17 @@ def content(config: Any, table: Any, snapshot: int, cache: Cache) -> dict[str, A
     return found
 
 
-def _online(config: Any) -> dict[str, Any]:
-    if not config.online_store.exists():
+def _online(config: Any, cache: Cache) -> dict[str, Any]:
+    file = config.online_store
+    if not file.exists():
         return {}
-    with closing(sqlite3.connect(config.online_store)) as store:
-        return {f"online {name}": value for name, value in online_values(store).items()}
+
+    def work() -> dict[str, Any]:
+        with closing(sqlite3.connect(file)) as store:
+            return {f"online {name}": value for name, value in online_values(store).items()}
+
+    found: dict[str, Any] = _remembered(cache, "online", [file, _wal(file)], work)
+    return found
 
 
 def online_values(store: sqlite3.Connection) -> dict[str, Any]:
@@ -135,19 +166,25 @@ def online_values(store: sqlite3.Connection) -> dict[str, Any]:
     return found
 
 
-def _models(config: Any) -> dict[str, Any]:
+def _models(config: Any, cache: Cache) -> dict[str, Any]:
     from airloop.training import tracking
 
-    if not Path(config.mlflow.removeprefix("sqlite:///")).exists():
+    file = _mlflow_file(config)
+    if not file.exists():
         return {}
-    client = tracking.client(config)
-    runs = [r for e in client.search_experiments() for r in client.search_runs([e.experiment_id])]
-    return {
-        "finished runs": sum(r.info.status == "FINISHED" for r in runs),
-        "running runs": sum(r.info.status == "RUNNING" for r in runs),
-        "versions": sorted([v.name, int(v.version), sorted(v.aliases)] for v in client.search_model_versions()),
-        "aliases": {m.name: m.aliases for m in client.search_registered_models()},
-    }
+
+    def work() -> dict[str, Any]:
+        client = tracking.client(config)
+        runs = [r for e in client.search_experiments() for r in client.search_runs([e.experiment_id])]
+        return {
+            "finished runs": sum(r.info.status == "FINISHED" for r in runs),
+            "running runs": sum(r.info.status == "RUNNING" for r in runs),
+            "versions": sorted([v.name, int(v.version), sorted(v.aliases)] for v in client.search_model_versions()),
+            "aliases": {m.name: m.aliases for m in client.search_registered_models()},
+        }
+
+    found: dict[str, Any] = _remembered(cache, "models", [file, file.with_name(f"{file.name}-journal")], work)
+    return found
 
 
 def digest(lines: Iterable[str]) -> str:
@@ -156,6 +193,10 @@ def digest(lines: Iterable[str]) -> str:
 
 def _catalog_file(config: Any) -> Path:
     return Path(config.catalog.removeprefix("sqlite:///"))
+
+
+def _mlflow_file(config: Any) -> Path:
+    return Path(config.mlflow.removeprefix("sqlite:///"))
 
 
 class Readers:
@@ -175,14 +216,17 @@ class Readers:
         self._at: dict[str, Any] = {}
 
     def until(self, stop: Path, ready: Path) -> dict[str, Any]:
-        while True:
+        """Read until a file is there; for nobody, if who asked is gone."""
+        asked_by = os.getppid()
+        while os.getppid() == asked_by:
             for look in (self._tables, self._online, self._aliases):
                 look()
             self.looks += 1
             ready.touch()
             if stop.exists():
                 return {"looks": self.looks, "seen": self.seen}
-            time.sleep(0.002)
+            time.sleep(LOOK_S)
+        return {}
 
     def _saw(self, name: str, what: Any) -> None:
         states = self.seen.setdefault(name, [])
@@ -224,7 +268,7 @@ class Readers:
     def _aliases(self) -> None:
         from airloop.registry.lookup import version_run
 
-        file = Path(self.config.mlflow.removeprefix("sqlite:///"))
+        file = _mlflow_file(self.config)
         if file.exists():
             for name, alias, version in self._query(file, "SELECT name, alias, version FROM registered_model_aliases"):
                 self._saw(f"{name}@{alias}", version)
