@@ -27,6 +27,8 @@ BUILT_IN = {
     "batch_score": "airloop.steps.batch_score:batch_score",
     "detect_drift": "airloop.steps.detect_drift:detect_drift",
     "report": "airloop.steps.report:report",
+    "upkeep": "airloop.steps.upkeep:upkeep",
+    "backup": "airloop.steps.upkeep:backup",
 }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from airloop_operators.base import StepOperator
     from airloop_operators.operators import (
+        BackupOperator,
         BatchScoreOperator,
         BuildLabelsOperator,
         BuildTrainingSetOperator,
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
         ReportOperator,
         SqlOperator,
         TrainOperator,
+        UpkeepOperator,
         ValidateOperator,
     )
 
 __all__ = [
+    "BackupOperator",
     "BatchScoreOperator",
     "BuildLabelsOperator",
     "BuildTrainingSetOperator",
@@ -41,6 +44,7 @@ __all__ = [
     "SqlOperator",
     "StepOperator",
     "TrainOperator",
+    "UpkeepOperator",
     "ValidateOperator",
 ]
 
