@@ -44,6 +44,7 @@ from airloop.warehouse.artifacts import ArtifactStore
 
 if TYPE_CHECKING:
     from airloop.warehouse.catalog import Warehouse
+    from tests.lineage_world import LineageWorld
 
 
 @pytest.fixture(autouse=True)
@@ -147,6 +148,14 @@ def redis_url(redis_server: str) -> str:
         client.config_set("maxmemory", 0)
         client.flushall()
     return redis_server
+
+
+@pytest.fixture(scope="session")
+def lineage_world(tmp_path_factory: pytest.TempPathFactory) -> LineageWorld:
+    """A small loop that ran twice; tests add to it and take nothing away."""
+    from tests.lineage_world import make_world
+
+    return make_world(tmp_path_factory.mktemp("lineage"))
 
 
 @pytest.fixture(scope="session")
