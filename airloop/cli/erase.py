@@ -67,6 +67,7 @@ def erase_rows(arguments: argparse.Namespace, config: Config, output: Output) ->
         ("redacted", done.redacted),
         ("can no longer be replayed", done.runs),
         ("trained on the rows, and stays", done.models),
+        ("computed from the rows, and stays", done.derived),
         ("source file that may bring the rows back", done.sources),
         ("left", done.left),
     ):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -72,6 +73,8 @@ class Erased:
     """``dag/run/task`` of what cannot be replayed any more."""
     models: list[str] = field(default_factory=list)
     """Models that were trained on the rows; they stay."""
+    derived: list[str] = field(default_factory=list)
+    """Tables without the column that were computed from the rows; they stay."""
     sources: list[str] = field(default_factory=list)
     """Source files that brought rows into the tables and may bring them again."""
     left: list[str] = field(default_factory=list)
@@ -82,7 +85,7 @@ class Erased:
 
     def as_json(self) -> dict[str, Any]:
         """For the ledger and for scripts; no value of the subject is in it."""
-        names = ("tables", "online", "redacted", "runs", "models", "sources", "left")
+        names = ("tables", "online", "redacted", "runs", "models", "derived", "sources", "left")
         return {name: getattr(self, name) for name in names}
 
 
@@ -135,6 +138,9 @@ class _Work:
             self._forget(name, subject, entry, journal)
         self.done.online = unserve(self.config, subject, self.request.renamed.get("online", {}), remove=True)
         point("erase:online")
+        for scratch in ("work", "spill"):
+            # Nothing runs: what is there belongs to killed steps and to replays that were kept, rows and all.
+            shutil.rmtree(self.config.home / scratch, ignore_errors=True)
         self._conclude(subject, journal)
         erasures.finish(self.warehouse, entry, self.done.as_json())
         point("erase:done")
@@ -224,6 +230,7 @@ class _Work:
         runs: set[str] = set()
         taught: set[str] = set()
         sources: set[str] = set()
+        derived: set[str] = set()
         manifests = [json.loads(path.read_bytes()) for path in sorted(self._manifests())]
         for manifest in sorted(manifests, key=lambda m: str(m["finished_at"])):
             given = {str(i["reference"]) for i in manifest["inputs"].values()}
@@ -232,11 +239,13 @@ class _Work:
                 run = manifest["run"]
                 runs.add("/".join((run["dag_id"] or "cli", run["run_id"] or "-", run["task_id"] or manifest["step"])))
                 taught |= _model(manifest) - given
+                derived |= {table for table, _ in NAMED.findall(" ".join(outputs))} - set(self.done.tables)
                 if manifest["step"] == "extract":
                     sources |= {str(f["name"]) for f in manifest["details"]["files"]}
             elif taught & given and manifest["step"] == "register":
                 taught |= _model(manifest)
-        self.done.runs, self.done.models, self.done.sources = sorted(runs), sorted(taught), sorted(sources)
+        self.done.runs, self.done.models = sorted(runs), sorted(taught)
+        self.done.derived, self.done.sources = sorted(derived), sorted(sources)
 
     def _manifests(self) -> list[Path]:
         return list(ArtifactStore(self.config.artifacts).path("steps").glob("*/*/*/manifest.json"))

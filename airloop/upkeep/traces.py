@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import json
+import mmap
 import os
 import re
 import tempfile
@@ -51,12 +52,9 @@ def search(config: Config, texts: Sequence[str], *, redact: bool) -> Traces:
     either = b"|".join(re.escape(needle.encode()) for needle in needles)
     whole = re.compile(rb"(?<![A-Za-z0-9_])(?:" + either + rb")(?![A-Za-z0-9_])")
     for path in _files(config):
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
+        if not _holds(path, whole):
             continue
-        if not whole.search(content):
-            continue
+        content = path.read_bytes()
         shown = str(path.relative_to(config.home) if path.is_relative_to(config.home) else path)
         if _can_be_redacted(config, path, content):
             if redact:
@@ -65,6 +63,16 @@ def search(config: Config, texts: Sequence[str], *, redact: bool) -> Traces:
         else:
             found.left.append(shown)
     return found
+
+
+def _holds(path: Path, pattern: re.Pattern[bytes]) -> bool:
+    """Whether a file, of whatever size, has a match."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return pattern.search(content) is not None
+    except (FileNotFoundError, ValueError):
+        # Gone meanwhile, or empty, which cannot be mapped.
+        return False
 
 
 def _forms(text: str) -> Iterator[str]:
