@@ -11,25 +11,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.sdk import Asset, AssetAlias, BaseOperator
-from airflow.sdk.exceptions import (
-    AirflowException,
-    AirflowFailException,
-    AirflowSkipException,
-)
 
-from airloop.contract import Call, RunInfo, attempt_id
-from airloop.errors import (
-    AirloopError,
-    BadArgument,
-    InfrastructureFailure,
-    OutOfMemory,
-    Rejected,
-    StepSkipped,
-    TimedOut,
-)
-from airloop_operators.intervals import interval_of
 from airloop_operators.links import ManifestLink, MlflowRunLink, ReportLink
-from airloop_operators.turn import PATIENCE_S, Order, Place, wait_for_turn
 
 if TYPE_CHECKING:
     import jinja2
@@ -37,7 +20,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airloop_operators.runners.base import Runner, RunOutcome
-    from airloop_operators.settings import Settings
+    from airloop_operators.turn import Order, Place
 
 
 @lru_cache(maxsize=8)
@@ -106,6 +89,9 @@ class StepOperator(BaseOperator):
     infrastructure_retries: int
     order: Order | None
     announces: Asset | None
+
+    killed: bool = False
+    """The task was asked to end."""
 
     def __init__(
         self,
@@ -186,27 +172,28 @@ class StepOperator(BaseOperator):
     @property
     def place(self) -> Place:
         """The task's place in the order of runs."""
+        from airloop_operators.turn import Place
+
         return Place(self.task_id, self.order, self.own_order, [getattr(self, name) for name in self.step_reads])
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the step, once it is its turn; returns its references and counts."""
+        from airloop_operators.attempts import for_airflow, run_step
         from airloop_operators.results import links_of, result_of
         from airloop_operators.runners import get_runner
         from airloop_operators.settings import Settings
+        from airloop_operators.turn import PATIENCE_S, wait_for_turn
 
         # A time limit is for the work.
         patience_s = 0.0 if self.execution_timeout else PATIENCE_S
         wait_for_turn(context, self.place, list(_places(self.dag.tasks)), self.log, patience_s=patience_s)
         settings = Settings.read()
         self._running: Runner = get_runner(self.runner or settings.runner, settings)
-        try:
-            outcome = self._run(context, settings)
-        except AirloopError as error:
-            raise _for_airflow(error) from error
+        outcome = run_step(self, self._running, context, settings)
         self._outcome = outcome
         self.step_links = links_of(outcome, settings)
         if outcome.error is not None:
-            raise _for_airflow(outcome.error) from outcome.error
+            raise for_airflow(outcome.error) from outcome.error
         result = result_of(outcome)
         if self.announces is not None:
             self._announce(context, outcome, result)
@@ -232,51 +219,10 @@ class StepOperator(BaseOperator):
 
     def on_kill(self) -> None:
         """End the step and everything that it started."""
-        self._killed = True
+        self.killed = True
         running = getattr(self, "_running", None)
         if running is not None:
             running.on_kill()
-
-    def _run(self, context: Context, settings: Settings) -> RunOutcome:
-        from airloop_operators.runners.base import RunRequest
-        from airloop_operators.secrets import fetch_secrets
-
-        step = self.step or self.step_name
-        if not step:
-            raise BadArgument(f"task {self.task_id} names no step", "pass step='extract' or 'package.module:function'")
-        ti = context["ti"]
-        run = RunInfo(ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index, ti.try_number)
-        interval = interval_of(context, self.interval)
-        secrets = fetch_secrets(self.secrets or {})
-        for attempt in range(self.infrastructure_retries + 1):
-            call = Call(
-                step=step,
-                arguments=self.call_arguments(),
-                attempt=attempt_id(getattr(ti, "id", run), run, attempt),
-                run=run,
-                interval=interval,
-                force=self.force,
-            )
-            request = RunRequest(
-                call=call,
-                environment={**settings.environment, **(self.environment or {})},
-                secrets=secrets,
-                artifacts=settings.artifacts,
-                memory_mb=self.memory_mb or settings.memory_mb or None,
-                cpus=self.cpus,
-                python=self.python,
-            )
-            outcome = self._running.run(request)
-            error = outcome.error
-            # A limit that was hit once will be hit again: that is for a person, or the task's own retries.
-            if not isinstance(error, InfrastructureFailure) or isinstance(error, OutOfMemory | TimedOut):
-                break
-            # Whoever ended the task does not want it started again.
-            if getattr(self, "_killed", False):
-                break
-            if attempt < self.infrastructure_retries:
-                self.log.warning("%s: %s; starting the step again", type(error).__name__, error)
-        return outcome
 
     def _announce(self, context: Context, outcome: RunOutcome, result: Mapping[str, Any]) -> None:
         manifest = outcome.manifest or {}
@@ -300,6 +246,8 @@ class StepOperator(BaseOperator):
 
 def _places(tasks: Iterable[Any]) -> Iterator[Place]:
     """Places of the tasks of a DAG that are ours."""
+    from airloop_operators.turn import Place
+
     for task in tasks:
         if isinstance(task, StepOperator):
             yield task.place
@@ -307,13 +255,3 @@ def _places(tasks: Iterable[Any]) -> Iterator[Place]:
             given = task.partial_kwargs
             reads = [given[name] for name in kind.step_reads if name in given]
             yield Place(task.task_id, given.get("order"), kind.own_order, reads)
-
-
-def _for_airflow(error: AirloopError) -> AirflowException:
-    """The exception whose type tells Airflow whether to retry."""
-    text = f"{type(error).__name__}: {error}" if type(error) is not AirloopError else str(error)
-    if isinstance(error, Rejected):
-        return AirflowFailException(text)
-    if isinstance(error, StepSkipped):
-        return AirflowSkipException(text)
-    return AirflowException(text)

@@ -9,10 +9,12 @@ named ``*.yaml``, ``*.json`` or ``*.sql`` are read from beside the DAG file.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airloop_operators.base import StepOperator
-from airloop_operators.turn import Order
+
+if TYPE_CHECKING:
+    from airloop_operators.turn import Order
 
 Result = Any
 """A reference as text, or the ``output`` of the task that makes it."""
