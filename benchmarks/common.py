@@ -35,6 +35,8 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
 _MARK = "RESULT "
+_FLAMES = "BENCHMARK_FLAMES"
+"""Environment variable: folder for a flame graph of each process."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,16 @@ def _serve(work: str, arguments: str) -> None:
     """In the new interpreter."""
     module, _, name = work.partition(":")
     began = time.process_time()
-    found = getattr(importlib.import_module(module), name)(**json.loads(arguments))
+    do = getattr(importlib.import_module(module), name)
+    given = json.loads(arguments)
+    if folder := os.environ.get(_FLAMES):
+        from benchmarks.flame import Sampler, draw
+
+        with Sampler() as sampler:
+            found = do(**given)
+        draw(folder, work, given, sampler)
+    else:
+        found = do(**given)
     found |= {"peak_mb": round(peak_mb(), 1), "cpu_s": round(time.process_time() - began, 3)}
     sys.stdout.write(f"\n{_MARK}{json.dumps(found)}\n")
 
@@ -171,6 +182,7 @@ def parser_for(about: str | None, *, runs: int) -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=int, default=runs, help=f"of each, in turn; default {runs}")
     parser.add_argument("--quick", action="store_true", help="small and once, to see that it works; keeps no result")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
+    parser.add_argument("--flames", type=Path, help="folder for a flame graph of each piece of work")
     parser.add_argument("--out", type=Path, help="where the result goes; default benchmarks/results/NAME.json")
     return parser
 
@@ -184,6 +196,9 @@ def sizes_of(parser: argparse.ArgumentParser, sizes: Sequence[int]) -> None:
 def settled(arguments: argparse.Namespace, *, quick: Sequence[int] = ()) -> argparse.Namespace:
     """What ``--quick`` means: one run, of the sizes ``quick`` if there are any. Looks at the machine, too."""
     arguments.machine = machine()
+    if arguments.flames:
+        # For the processes that are started from now on.
+        os.environ[_FLAMES] = str(arguments.flames.resolve())
     if arguments.quick:
         arguments.runs = 1
         if quick:

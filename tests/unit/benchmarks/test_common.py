@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -54,6 +56,16 @@ def work(megabytes: int) -> dict[str, Any]:
     return {"seconds": 0.5, "length": len(b"x" * (megabytes << 20))}
 
 
+def sleepy(calls: int) -> dict[str, Any]:
+    for _ in range(calls):
+        nap()
+    return {"seconds": 0.0}
+
+
+def nap() -> None:
+    time.sleep(0.01)
+
+
 def test_work_runs_in_a_process_of_its_own() -> None:
     small = own_process("tests.unit.benchmarks.test_common:work", megabytes=1)
     large = own_process("tests.unit.benchmarks.test_common:work", megabytes=200)
@@ -61,6 +73,16 @@ def test_work_runs_in_a_process_of_its_own() -> None:
     assert 150 < large.peak_mb - small.peak_mb < 250
     with pytest.raises(RuntimeError, match="unexpected keyword argument 'gigabytes'"):
         own_process("tests.unit.benchmarks.test_common:work", gigabytes=1)
+
+
+def test_a_flame_graph_shows_who_called_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENCHMARK_FLAMES", str(tmp_path))
+    own_process("tests.unit.benchmarks.test_common:sleepy", calls=20)
+    drawn = (tmp_path / "tests.unit.benchmarks.test_common-sleepy-20.svg").read_text()
+    names = [node.text or "" for node in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}title")]
+    shares = {name.split()[0].rpartition(":")[2]: float(name.split()[1].rstrip("%")) for name in names[1:]}
+    assert shares["nap"] > 50
+    assert shares["sleepy"] >= shares["nap"]
 
 
 def test_the_page_shows_the_results_that_are_kept() -> None:
