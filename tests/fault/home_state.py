@@ -22,8 +22,10 @@ LEFT_OUT = {"_batch", "feature_snapshots", "entry", "key", "by", "run_id", "reco
 """Columns that carry ids of snapshots, keys made of those, or the time of day."""
 LOOK_S = 0.01
 """Seconds between two looks of the readers."""
-OF_THE_ATTEMPT = {"attempt", "run", "started_at", "finished_at", "seconds", "resources", "links", "code", "adopted"}
-"""Parts of a manifest that tell who made it, when, where and how, not what was made."""
+OF_THE_ATTEMPT = {
+    "attempt", "run", "started_at", "finished_at", "seconds", "resources", "links", "code", "adopted", "bytes_added",
+}  # fmt: skip
+"""Parts of a manifest that tell who made it, when, where and how, not what was made. Bytes: files hold ids too."""
 BY_THE_ATTEMPT = {
     "materialize": {"rows", "rows_written", "rows_skipped", "rows_expired"},
     "register": {"versions_made"},

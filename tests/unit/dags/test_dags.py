@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 HEAVY = ("pandas", "numpy", "pyspark", "feast", "mlflow", "great_expectations", "kubernetes", "torch", "sklearn",
-         "pyarrow", "duckdb", "pyiceberg", "xgboost", "lightgbm", "dask")  # fmt: skip
+         "pyarrow", "duckdb", "pyiceberg", "xgboost", "lightgbm", "openlineage", "dask")  # fmt: skip
 FILES = sorted((REPOSITORY / "dags").glob("*.py"))
 
 

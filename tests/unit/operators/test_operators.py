@@ -17,7 +17,7 @@ OPERATORS = [
     found for name in airloop_operators.__all__ if (found := getattr(airloop_operators, name)) is not StepOperator
 ]
 HEAVY = ("pandas", "numpy", "pyspark", "feast", "mlflow", "great_expectations", "kubernetes", "torch", "sklearn",
-         "pyarrow", "duckdb", "pyiceberg", "xgboost", "lightgbm")  # fmt: skip
+         "pyarrow", "duckdb", "pyiceberg", "xgboost", "lightgbm", "openlineage")  # fmt: skip
 
 
 def _own_parameters(operator: type[StepOperator]) -> list[str]:
