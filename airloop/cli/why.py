@@ -11,9 +11,7 @@ from airloop.config import Config
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     why = commands.add_parser("why", help="why a task of a run was reused, or what made it run again")
     why.add_argument("run_name", metavar="RUN", help="DAG/RUN, or RUN alone where only one loop has it")
-    why.add_argument(
-        "task", nargs="?", metavar="TASK", help="task id; default: all, one line each"
-    )
+    why.add_argument("task", nargs="?", metavar="TASK", help="task id; default: all, one line each")
     why.set_defaults(run=show)
 
 
