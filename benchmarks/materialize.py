@@ -60,10 +60,8 @@ def ours(folder: str, online: str, rows: int) -> dict[str, Any]:
 @contextmanager
 def _phases(engine: Any, store: type) -> Iterator[dict[str, float]]:
     """Seconds by phase while the block runs; what remains is reading."""
-    import airloop.features.online_redis as in_redis
-    import airloop.features.online_sqlite as in_sqlite
+    from airloop.features.staging import Staging
 
-    staging = in_redis.Staging if store is in_redis.OnlineRedis else in_sqlite.Staging
     spent: dict[str, float] = {}
     replaced: list[tuple[Any, str, Any]] = []
 
@@ -81,8 +79,8 @@ def _phases(engine: Any, store: type) -> Iterator[dict[str, float]]:
         setattr(owner, name, timed)
 
     watch(engine, "encode", "encode")
-    watch(staging, "add", "stage")
-    watch(staging, "verify", "verify")
+    watch(Staging, "add", "stage")
+    watch(Staging, "verify", "verify")
     watch(store, "switch", "switch")
     try:
         yield spent

@@ -25,7 +25,6 @@ import json
 import logging
 import secrets
 import struct
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,11 +35,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from airloop.errors import BadConfiguration, BadInput, StoreBusy, StoreFull, StoreReadOnly, Unreachable
+from airloop.errors import BadConfiguration, StoreBusy, StoreFull, StoreReadOnly, Unreachable
 from airloop.faults import point
 from airloop.features import redis_scripts
 from airloop.features.encode import encode_instants, key_prefix, with_heads
 from airloop.features.online import Chunk, OnlineTable, Switched, Watermark
+from airloop.features.staging import Staging
 
 if TYPE_CHECKING:
     from airloop.config import RedisAddress
@@ -196,7 +196,13 @@ class OnlineRedis:
     @contextmanager
     def staging(self, table: OnlineTable) -> Iterator[Staging]:
         """A place for the rows of one view, to be called within :meth:`locked`; they are kept until the switch."""
-        self._staged = Staging(table, lambda: self._renew(table))
+
+        def columns(chunk: Chunk) -> dict[str, pa.Array]:
+            self._renew(table)
+            return _columns(chunk)
+
+        # Feast's key of a hash: the entity's, then the project.
+        self._staged = Staging(table, columns, key_suffix=table.project.encode())
         yield self._staged
 
     def switch(
@@ -242,7 +248,7 @@ class OnlineRedis:
         owned = [self._token, str(LEASE_MS).encode()]
         names = [str(len(table.features)).encode(), *_fields(table), _ts(table), _mark(table)]
         both = [_meta(table), _lock(table)]
-        for batch in staged.slices():
+        for batch in _slices(staged):
             equal = b"1" if replace_equal else b"0"
             yield _call(switch, both, batch.column(0), [*owned, equal, *names], batch.columns[1:])
         for at in range(0, len(expired), ENTITIES_PER_SLICE):
@@ -322,88 +328,25 @@ class OnlineRedis:
         if staged.rows * each <= free:
             return
         # Only entities that are not there yet take more room.
-        fresh = sum(batch.num_rows - self._client.exists(*batch.column(0).to_pylist()) for batch in staged.slices())
+        fresh = sum(batch.num_rows - self._client.exists(*batch.column(0).to_pylist()) for batch in _slices(staged))
         if fresh * each > free:
             raise _full(
                 self.where, f"{fresh:,} new entities need about {fresh * each >> 20} MiB, {free >> 20} are free"
             )
 
 
-class Staging:
-    """Rows of one view on their way, in a file that is gone with its process."""
+def _columns(chunk: Chunk) -> dict[str, pa.Array]:
+    """Feast's time of each row, and our mark."""
+    pairs = np.stack([chunk.event_us, chunk.arrival_us], axis=1).astype(">i8").tobytes()
+    marks = pa.Array.from_buffers(pa.binary(16), len(chunk.keys), [None, pa.py_buffer(pairs)]).cast(pa.binary())
+    return {"ts": encode_instants(chunk.event_us), "mark": marks}
 
-    def __init__(self, table: OnlineTable, sign_of_life: Any) -> None:
-        self._table = table
-        self._project = table.project.encode()
-        self._alive = sign_of_life
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the lease is given back: the switch reads it
-        names = ["key", *(f"v{i}" for i in range(len(table.features))), "ts", "mark"]
-        self._schema = pa.schema([(name, pa.binary()) for name in names])
-        self._writer = pa.ipc.new_stream(self._file, self._schema)
-        self._samples: list[list[tuple[bytes, tuple[bytes, ...]]]] = []
-        self.rows = 0
-        self.bytes = 0
 
-    def add(self, chunk: Chunk) -> None:
-        """Stage a chunk."""
-        self._alive()
-        pairs = np.stack([chunk.event_us, chunk.arrival_us], axis=1).astype(">i8").tobytes()
-        marks = pa.Array.from_buffers(pa.binary(16), len(chunk.keys), [None, pa.py_buffer(pairs)]).cast(pa.binary())
-        # Feast's key of a hash: the entity's, then the project.
-        keys = pc.binary_join_element_wise(chunk.keys, self._project, b"")
-        columns = [keys, *chunk.values, encode_instants(chunk.event_us), marks]
-        batch = pa.RecordBatch.from_arrays(columns, schema=self._schema)
-        self._writer.write_batch(batch)
-        self._samples.append([(key + self._project, values) for key, values in chunk.samples])
-        self.rows += batch.num_rows
-        self.bytes += batch.nbytes
-
-    def verify(self, expected: int) -> None:
-        """
-        Read back what was staged: its count, and the samples byte by byte.
-
-        :raises BadInput: something differs, or an entity is staged twice.
-        """
-        self._writer.close()
-        rows, hashes = 0, []
-        for batch, samples in zip(self._batches(), self._samples, strict=True):
-            rows += batch.num_rows
-            keys = batch.column(0)
-            hashes.append(np.fromiter(map(hash, keys.to_pylist()), np.int64, len(keys)))
-            for key, values in samples:
-                at = pc.index(keys, pa.scalar(key, pa.binary())).as_py()
-                found = () if at < 0 else tuple(c[at].as_py() for c in batch.columns[1 : 1 + len(values)])
-                if found != values:
-                    raise BadInput(
-                        f"{self._table.view}: what was staged for entity {key!r} is not what Feast would serve",
-                        "report this; the old values are still served",
-                    )
-        if rows != expected:
-            raise BadInput(
-                f"{self._table.view}: {rows:,} rows were staged, the feature table has {expected:,}",
-                "run the task again; the old values are still served",
-            )
-        # Two keys of one hash by chance: once in ten million runs of a million entities, and not again in the next.
-        together = np.sort(np.concatenate(hashes)) if hashes else np.empty(0)
-        if (together[1:] == together[:-1]).any():
-            raise BadInput(
-                f"{self._table.view}: two of the rows to be served have the same entity key",
-                "the feature table has two spellings of one entity; see the view's entity columns",
-            )
-        point("materialize:staged")
-
-    def close(self) -> None:
-        self._file.close()
-
-    def slices(self) -> Iterator[pa.RecordBatch]:
-        """The staged rows, as many at a time as one script takes."""
-        for batch in self._batches():
-            for at in range(0, batch.num_rows, ENTITIES_PER_SLICE):
-                yield batch.slice(at, ENTITIES_PER_SLICE)
-
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        self._file.seek(0)
-        return iter(pa.ipc.open_stream(self._file))
+def _slices(staged: Staging) -> Iterator[pa.RecordBatch]:
+    """The staged rows, as many at a time as one script takes."""
+    for batch in staged.batches():
+        for at in range(0, batch.num_rows, ENTITIES_PER_SLICE):
+            yield batch.slice(at, ENTITIES_PER_SLICE)
 
 
 def _meta(table: OnlineTable) -> bytes:

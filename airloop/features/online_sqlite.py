@@ -7,9 +7,8 @@ Readers use Feast's own table and Feast's own code. Beside it, in the same file,
 ``airloop_latest``      per view and entity, the event and arrival time of the value that we wrote, to the microsecond
                         (Feast keeps whole seconds)
 
-Values are first written to a file of their own next to the store, ``<store>.staging-<table>``, so that other writers
-wait only for the switch. A process that ends at any moment leaves either the old values and the old watermark or the
-new ones and the new one; the next run removes what was staged.
+Rows are first staged and verified in a temporary file, so that other writers wait only for the switch. A process that
+ends at any moment leaves either the old values and the old watermark or the new ones and the new one.
 
 What it does not do: it keeps no vectors (``vector_enabled``) and no numbers for filters
 (``enable_openai_compatible_store``); both are refused.
@@ -21,13 +20,17 @@ import logging
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain, repeat
 from pathlib import Path
 from typing import ClassVar
+
+import pyarrow as pa
 
 from airloop.errors import BadInput, StoreBusy, StoreReadOnly
 from airloop.faults import point
 from airloop.features.encode import stored_seconds
 from airloop.features.online import Chunk, OnlineTable, Switched, Watermark
+from airloop.features.staging import Staging
 from airloop.warehouse.mounts import refuse_network
 
 log = logging.getLogger("airloop.online")
@@ -49,6 +52,7 @@ class OnlineFile:
     def __init__(self, path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
         self.path = path
         self.busy_timeout_s = busy_timeout_s
+        self._staged: Staging | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -59,7 +63,7 @@ class OnlineFile:
     @contextmanager
     def locked(self, table: OnlineTable) -> Iterator[None]:
         """
-        One materialisation of a view at a time; whatever an ended process left of it is removed.
+        One materialisation of a view at a time.
 
         :raises StoreBusy: another one holds the view for longer than the busy time-out.
         """
@@ -74,10 +78,11 @@ class OnlineFile:
                 "run the task again later",
             ) from cause
         try:
-            self._remove_staging(table.name)
             yield
         finally:
-            self._remove_staging(table.name)
+            if self._staged is not None:
+                self._staged.close()
+                self._staged = None
             lock.release()
 
     @contextmanager
@@ -132,12 +137,9 @@ class OnlineFile:
 
     @contextmanager
     def staging(self, table: OnlineTable) -> Iterator[Staging]:
-        """A place for the rows of one view, to be called within :meth:`locked`."""
-        connection = sqlite3.connect(self._staging(table.name), isolation_level=None)
-        try:
-            yield Staging(connection, table)
-        finally:
-            connection.close()
+        """A place for the rows of one view, to be called within :meth:`locked`; they are kept until the switch."""
+        self._staged = Staging(table, _columns)
+        yield self._staged
 
     def switch(
         self,
@@ -156,15 +158,29 @@ class OnlineFile:
         :param expire_before_us: values of ours with an older event time are taken offline.
         :raises StoreBusy: another writer holds the store.
         """
-        staged = self._staging(table.name)
+        staged = self._staged
+        assert staged is not None, "there is nothing staged"
         with self.connect() as connection:
             try:
-                connection.execute("ATTACH ? AS stage", (str(staged),))
                 connection.execute("PRAGMA cache_size=-65536")
+                if not _is_empty(connection, table):
+                    # Before the lock is taken: what is there has to be compared.
+                    connection.execute("BEGIN")
+                    _spread(connection, staged)
+                    connection.execute("COMMIT")
                 connection.execute("BEGIN IMMEDIATE")
                 try:
-                    result = _take_over(connection, table, replace_equal, expire_before_us)
-                    _move(connection, table, watermark, result)
+                    if _is_empty(connection, table):
+                        # Nothing to compare with, nothing that could have outlived its time.
+                        _fill(connection, staged)
+                        result = Switched(rows=staged.rows, written=staged.rows)
+                        entities = staged.rows
+                    else:
+                        result = _take_over(connection, staged, replace_equal)
+                        if expire_before_us is not None:
+                            result.expired = _expire(connection, table, expire_before_us)
+                        entities = _entities(connection, table)
+                    _move(connection, table, watermark, entities, result)
                     point("materialize:before_switch")
                     connection.execute("COMMIT")
                 except BaseException:
@@ -193,73 +209,13 @@ class OnlineFile:
     def _beside(self, name: str, what: str) -> Path:
         return self.path.with_name(f"{self.path.name}.{what}-{name}")
 
-    def _staging(self, name: str) -> Path:
-        return self._beside(name, "staging")
 
-    def _remove_staging(self, name: str) -> None:
-        staged = self._staging(name)
-        for path in (staged, staged.with_name(staged.name + "-journal")):
-            path.unlink(missing_ok=True)
-
-
-class Staging:
-    """Rows of one view on their way: nobody reads them, so nothing about them is durable."""
-
-    def __init__(self, connection: sqlite3.Connection, table: OnlineTable) -> None:
-        self._connection = connection
-        self._table = table
-        self._samples: list[tuple[bytes, tuple[bytes, ...]]] = []
-        self.rows = 0
-        columns = "".join(f", v{i}, t{i}" for i in range(len(table.features)))
-        connection.executescript(
-            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;"
-            f"CREATE TABLE rows (entity_key BLOB, event_us, arrival_us, event_s, arrival_s{columns}); BEGIN"
-        )
-        places = ", ".join("?" * (5 + 2 * len(table.features)))
-        self._insert = f"INSERT INTO rows VALUES ({places})"
-
-    def add(self, chunk: Chunk) -> None:
-        """Stage a chunk."""
-        pairs = [
-            c for values, texts in zip(chunk.values, chunk.texts, strict=True) for c in (values.to_pylist(), texts)
-        ]
-        times = [chunk.event_us.tolist(), chunk.arrival_us.tolist()]
-        times += [stored_seconds(chunk.event_us), stored_seconds(chunk.arrival_us)]
-        rows = zip(chunk.keys.to_pylist(), *times, *pairs, strict=True)
-        self._connection.executemany(self._insert, rows)
-        self.rows += len(chunk.keys)
-        self._samples.extend(chunk.samples)
-
-    def verify(self, expected: int) -> None:
-        """
-        Read back what was staged: its count, and the samples byte by byte.
-
-        :raises BadInput: something differs, or an entity is staged twice.
-        """
-        try:
-            # Sorting once is several times faster than keeping order row by row.
-            self._connection.execute("CREATE UNIQUE INDEX by_key ON rows (entity_key)")
-        except sqlite3.IntegrityError as cause:
-            raise BadInput(
-                f"{self._table.view}: two of the rows to be served have the same entity key",
-                "the feature table has two spellings of one entity; see the view's entity columns",
-            ) from cause
-        self._connection.execute("COMMIT")
-        found = self._connection.execute("SELECT count(*) FROM rows").fetchone()[0]
-        if found != expected:
-            raise BadInput(
-                f"{self._table.view}: {found:,} rows were staged, the feature table has {expected:,}",
-                "run the task again; the old values are still served",
-            )
-        columns = ", ".join(f"v{i}" for i in range(len(self._table.features)))
-        for key, values in self._samples:
-            row = self._connection.execute(f"SELECT {columns} FROM rows WHERE entity_key = ?", (key,)).fetchone()
-            if row != values:
-                raise BadInput(
-                    f"{self._table.view}: what was staged for entity {key!r} is not what Feast would serve",
-                    "report this; the old values are still served",
-                )
-        point("materialize:staged")
+def _columns(chunk: Chunk) -> dict[str, pa.Array]:
+    """Feast's text of each value and its seconds, and our microseconds."""
+    times = {"event_us": chunk.event_us, "arrival_us": chunk.arrival_us}
+    seconds = {"event_s": stored_seconds(chunk.event_us), "arrival_s": stored_seconds(chunk.arrival_us)}
+    texts = {f"t{i}": pa.array(texts, pa.string()) for i, texts in enumerate(chunk.texts)}
+    return {**texts, **{name: pa.array(values, pa.int64()) for name, values in {**times, **seconds}.items()}}
 
 
 _OWN_TABLES = """
@@ -294,9 +250,54 @@ def _entities(connection: sqlite3.Connection, table: OnlineTable) -> int:
     return int(row[0])
 
 
-def _take_over(
-    connection: sqlite3.Connection, table: OnlineTable, replace_equal: bool, expire_before_us: int | None
-) -> Switched:
+def _is_empty(connection: sqlite3.Connection, table: OnlineTable) -> bool:
+    """Whether nothing is online of a view, and nothing is remembered."""
+    row = connection.execute(
+        f"SELECT NOT EXISTS (SELECT 1 FROM {quoted(table.name)})"
+        " AND NOT EXISTS (SELECT 1 FROM airloop_latest WHERE view = ?)",
+        (table.name,),
+    ).fetchone()
+    return bool(row[0])
+
+
+def _spread(connection: sqlite3.Connection, staged: Staging) -> None:
+    """The staged rows as ``temp.rows``."""
+    pairs = "".join(f", v{i}, t{i}" for i in range(len(staged.table.features)))
+    connection.execute(f"CREATE TEMP TABLE rows (entity_key, event_us, arrival_us, event_s, arrival_s{pairs})")
+    places = ", ".join("?" * (5 + 2 * len(staged.table.features)))
+    for batch in staged.batches():
+        names = ["key", "event_us", "arrival_us", "event_s", "arrival_s"]
+        names += [f"{kind}{i}" for i in range(len(staged.table.features)) for kind in "vt"]
+        columns = [batch.column(name).to_pylist() for name in names]
+        connection.executemany(f"INSERT INTO temp.rows VALUES ({places})", zip(*columns, strict=True))
+
+
+def _fill(connection: sqlite3.Connection, staged: Staging) -> None:
+    """The staged rows into an empty view: there is nothing to compare them with."""
+    insert = (
+        f"INSERT INTO {quoted(staged.table.name)} (entity_key, feature_name, value, value_text, event_ts, created_ts)"
+        " VALUES (?, ?, ?, ?, ?, ?)"
+    )
+    latest = "INSERT INTO airloop_latest (view, entity_key, event_us, arrival_us, event_s) VALUES (?, ?, ?, ?, ?)"
+    for batch in staged.batches():
+        column = {name: batch.column(name).to_pylist() for name in batch.schema.names}
+        keys, event_s, arrival_s = column["key"], column["event_s"], column["arrival_s"]
+        # Row by row of one entity: they are neighbours in Feast's table and its index.
+        by_feature = [
+            zip(keys, repeat(name), column[f"v{i}"], column[f"t{i}"], event_s, arrival_s, strict=False)
+            for i, name in enumerate(staged.table.features)
+        ]
+        connection.executemany(insert, chain.from_iterable(zip(*by_feature, strict=True)))
+        connection.executemany(
+            latest,
+            zip(repeat(staged.table.name), keys, column["event_us"], column["arrival_us"], event_s, strict=False),
+        )
+
+
+def _take_over(connection: sqlite3.Connection, staged: Staging, replace_equal: bool) -> Switched:
+    table = staged.table
+    if connection.execute("SELECT 1 FROM temp.sqlite_master WHERE name = 'rows'").fetchone() is None:
+        _spread(connection, staged)
     feast = quoted(table.name)
     newer = ">=" if replace_equal else ">"
     # An entity whose rows Feast's table lost (teardown, apply) is free again, whatever we remember of it.
@@ -304,7 +305,7 @@ def _take_over(
         "CREATE TEMP TABLE won (entity_key BLOB PRIMARY KEY, row INTEGER NOT NULL, before_s INTEGER) WITHOUT ROWID"
     )
     connection.execute(
-        "INSERT INTO temp.won SELECT s.entity_key, s.rowid, l.event_s FROM stage.rows s"
+        "INSERT INTO temp.won SELECT s.entity_key, s.rowid, l.event_s FROM temp.rows s"
         " LEFT JOIN airloop_latest l ON l.view = ? AND l.entity_key = s.entity_key"
         f" WHERE l.entity_key IS NULL OR (s.event_us, s.arrival_us) {newer} (l.event_us, l.arrival_us)"
         f" OR NOT EXISTS (SELECT 1 FROM {feast} f WHERE f.entity_key = s.entity_key) ORDER BY s.entity_key",
@@ -320,7 +321,7 @@ def _take_over(
         f" INSERT INTO {feast} AS f (entity_key, feature_name, value, value_text, event_ts, created_ts)"
         f" SELECT s.entity_key, feature.name, CASE feature.i {by_feature} END, CASE feature.i {text_by_feature} END,"
         "   s.event_s, s.arrival_s"
-        " FROM temp.won w CROSS JOIN stage.rows s ON s.rowid = w.row CROSS JOIN feature WHERE true"
+        " FROM temp.won w CROSS JOIN temp.rows s ON s.rowid = w.row CROSS JOIN feature WHERE true"
         " ON CONFLICT (entity_key, feature_name) DO UPDATE SET value = excluded.value,"
         "   value_text = excluded.value_text, event_ts = excluded.event_ts, created_ts = excluded.created_ts"
         " WHERE excluded.event_ts >= f.event_ts"
@@ -329,16 +330,14 @@ def _take_over(
     )
     connection.execute(
         "INSERT INTO airloop_latest SELECT ?, s.entity_key, s.event_us, s.arrival_us, s.event_s"
-        " FROM temp.won w CROSS JOIN stage.rows s ON s.rowid = w.row WHERE true"
+        " FROM temp.won w CROSS JOIN temp.rows s ON s.rowid = w.row WHERE true"
         " ON CONFLICT (view, entity_key) DO UPDATE SET event_us = excluded.event_us,"
         "   arrival_us = excluded.arrival_us, event_s = excluded.event_s",
         (table.name,),
     )
-    rows = connection.execute("SELECT count(*) FROM stage.rows").fetchone()[0]
     written = connection.execute("SELECT count(*) FROM temp.won").fetchone()[0]
     connection.execute("DROP TABLE temp.won")
-    expired = _expire(connection, table, expire_before_us) if expire_before_us is not None else 0
-    return Switched(rows=rows, written=written, skipped=rows - written, expired=expired)
+    return Switched(rows=staged.rows, written=written, skipped=staged.rows - written)
 
 
 def _expire(connection: sqlite3.Connection, table: OnlineTable, before_us: int) -> int:
@@ -353,10 +352,11 @@ def _expire(connection: sqlite3.Connection, table: OnlineTable, before_us: int) 
     ).rowcount
 
 
-def _move(connection: sqlite3.Connection, table: OnlineTable, target: Watermark | None, result: Switched) -> None:
+def _move(
+    connection: sqlite3.Connection, table: OnlineTable, target: Watermark | None, entities: int, result: Switched
+) -> None:
     now = _watermark(connection, table)
     if target is not None and (now is None or target.until_us >= now.until_us):
-        entities = _entities(connection, table)
         now = Watermark(target.until_us, target.key, target.snapshot, entities)
         connection.execute(
             "INSERT OR REPLACE INTO airloop_watermark (view, until, key, snapshot, entities) VALUES (?, ?, ?, ?, ?)",

@@ -110,11 +110,6 @@ def online(world: Any) -> Any:
     return world.store
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> File:
-    return File(tmp_path / "online.db")
-
-
 def chunk(
     rows: Sequence[tuple[bytes, int, bytes]], *, arrival_us: int = 0, key: Any = bytes, samples: Any = ()
 ) -> Chunk:
@@ -214,13 +209,6 @@ def test_one_view_is_materialised_once_at_a_time(world: Any) -> None:
     other = world.open(0.1)
     with world.store.locked(TABLE), pytest.raises(StoreBusy, match="pace"), other.locked(TABLE):
         pass
-
-
-def test_what_an_ended_process_left_is_removed(file: File) -> None:
-    left = file.path.with_name("online.db.staging-shop_pace")
-    left.write_bytes(b"half a file")
-    put(file, [(b"a", SECOND, b"1")])
-    assert not left.exists()
 
 
 def test_a_full_disk_in_the_switch_keeps_values_and_watermark(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
