@@ -146,7 +146,7 @@ def _sentence(record: Mapping[str, Any], earlier: Mapping[str, Any], found: list
 
 
 def _earlier(store: ArtifactStore, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record of the nearest attempt that had begun before this one."""
+    """The record of the nearest attempt that had ended before this one began."""
     if record.get("compared_with"):
         try:
             content = store.read_bytes(attempt_record_path(record["compared_with"]["attempt"]))
@@ -160,7 +160,8 @@ def _earlier(store: ArtifactStore, record: Mapping[str, Any]) -> dict[str, Any] 
     others = [
         r.tasks[name].record
         for r in history.runs(store, run.dag_id)
-        if r.run_id != run.run_id and name in r.tasks and r.tasks[name].record["started_at"] < record["started_at"]
+        # One that ended after this one had begun may have waited for it and reused what it made.
+        if r.run_id != run.run_id and name in r.tasks and r.tasks[name].record["finished_at"] <= record["started_at"]
     ]
     same = [r for r in others if r.get("interval") == record.get("interval")]
     if same:

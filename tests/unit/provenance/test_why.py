@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import re
 import sys
@@ -19,7 +20,7 @@ from airloop.cli import main
 from airloop.config import Config
 from airloop.contract import Interval, RunInfo
 from airloop.errors import NotFound, RejectedRows
-from airloop.frame.manifest import manifest_name
+from airloop.frame.manifest import manifest_name, run_record_name
 from airloop.provenance.why import Why, explain, find_run
 from airloop.warehouse.artifacts import ArtifactStore
 from airloop.warehouse.catalog import Warehouse
@@ -123,6 +124,19 @@ def test_another_interval_is_compared_with_the_one_before(
         "it ran for another interval than loop/january: interval: 2013-01-01T00:00:00+00:00/"
     )
     assert [c.kind for c in found.changes] == ["interval"]
+
+
+def test_one_that_waited_for_it_is_no_earlier_attempt(
+    run_step: RunStep, team: Any, why: Callable[..., Why], config: Config
+) -> None:
+    count = team(MODULE).count
+    for run_id in ("january", "march"):
+        run_step(count, rows=3, run=at(run_id), interval=JANUARY)
+    # As if both had begun at once, and this one had been first at the lock.
+    path = ArtifactStore(config.artifacts).path(run_record_name(at("march")))
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"started_at": "2000-01-01T00:00:00+00:00"}))
+    assert why("january").because == "it ran because this task of loop had never run before"
 
 
 def test_a_failed_attempt_is_no_result(run_step: RunStep, team: Any, why: Callable[..., Why]) -> None:
