@@ -251,3 +251,25 @@ def loop(made: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
         ),
         "monitor": monitor(),
     }
+
+
+def origin(name: str = "flights.csv.zip") -> dict[str, Any]:
+    """What a model was made of, as lineage sums it up."""
+    return {
+        "model": "delay version 2",
+        "files": [
+            {"name": name, "sha256": "5d1e" * 16, "bytes": 8_258_905},
+            {"name": "b", "sha256": "77" * 32, "bytes": None},
+        ],
+        "tables": [{"name": "raw.flights", "snapshot": "7586999508291845574", "rows": 51_955, "commits": 2}],
+        "code": [
+            {
+                "step": "train", "fingerprint": "f2fd" * 16, "modules": 38, "python": "3.11.7", "times": 1,
+                "libraries": ["numpy 2.4.6", "pyarrow 25.0.1"],
+            },
+            {
+                "step": "register", "fingerprint": "e43d" * 16, "modules": 27, "python": "3.11.7", "times": 2,
+                "libraries": [],
+            },
+        ],
+    }  # fmt: skip

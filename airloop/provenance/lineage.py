@@ -128,7 +128,7 @@ class Graph:
 
         tasks = history.run(self.store, dag_id, run_id).tasks
         if not tasks:
-            raise NotFound(f"nothing is known of run {dag_id}/{run_id}", "see `airloop runs` or the runs in Airflow")
+            raise NotFound(f"nothing is known of run {dag_id}/{run_id}", "see the runs in Airflow's UI")
         manifests = [history.manifest_of(self.store, task) for task in tasks.values()]
         steps = [f"step:{m['step']}/{m['key']}" for m in manifests if m is not None]
         made = {m.reference: None for step in steps if (r := self._step(step)) is not None for m in r.made}

@@ -133,7 +133,7 @@ def affected(graph: Graph, table: str, where: str) -> Affected:
     for touched in trail.touched.values():
         live = heads[touched.ref.name] == touched.ref.snapshot
         found.snapshots.append(Snapshot(str(touched.ref), touched.rows, touched.by, live, _sample(touched.keys)))
-    sets = _training_sets(graph, trail)
+    sets = _training_sets(graph, trail, found.unknown)
     found.training_sets = list(sets.values())
     found.models = _models(graph, sets)
     versions = {v: m for m in found.models if m.learned for v in (m.reference, *m.versions)}
@@ -145,11 +145,15 @@ def affected(graph: Graph, table: str, where: str) -> Affected:
 # -------------------------------------------------------------------- training sets
 
 
-def _training_sets(graph: Graph, trail: Trail) -> dict[str, TrainingSet]:
+def _training_sets(graph: Graph, trail: Trail, unknown: list[Unknown]) -> dict[str, TrainingSet]:
     """By reference: those that the training-set step made, and tables that a model was trained on as they are."""
     found = {}
     for record in graph.index.all("build_training_set"):
-        for made in record.made:
+        reads = [given.reference for given in record.inputs if given.reference in trail.touched]
+        for made in record.made if reads else ():
+            if graph.snapshot(made.reference) is None:
+                unknown.append(Unknown(record.node, reads, f"the training set {made.reference} has expired"))
+                continue
             joined = _joined_set(graph, record, TableRef.parse(made.reference), trail.touched)
             if joined is not None:
                 found[made.reference] = joined
@@ -162,10 +166,6 @@ def _training_sets(graph: Graph, trail: Trail) -> dict[str, TrainingSet]:
 
 def _joined_set(graph: Graph, record: Record, ref: TableRef, touched: Mapping[str, Touched]) -> TrainingSet | None:
     """Examples whose label row, or one of whose chosen feature rows, is touched."""
-    if not any(given.reference in touched for given in record.inputs):
-        return None
-    if graph.snapshot(str(ref)) is None:
-        return None
     manifest = graph.index.manifest(record)
     labels = manifest["inputs"]["labels"]["reference"]
     columns = graph.warehouse.key(TableRef.parse(labels).name)

@@ -103,7 +103,8 @@ def files(tmp_path: Path) -> dict[str, Path]:
     found = {}
     entries = []
     for name, tasks in {"whole": made.loop(), "first": first_run(), "long": long_names()}.items():
-        page = pages.describe("loop", "Flight delays", FEBRUARY, tasks, "America/New_York", ["score"])
+        origin = made.origin("unreasonably_long_" * 8 if name == "long" else "flights.csv.zip")
+        page = pages.describe("loop", "Flight delays", FEBRUARY, tasks, "America/New_York", ["score"], origin)
         entries.append({**pages.entry(page, tasks, FEBRUARY), "file": f"{name}.html"})
         found[name] = tmp_path / f"{name}.html"
         found[name].write_text(pages.render(page))

@@ -98,6 +98,19 @@ def test_every_section_tells_its_part() -> None:
             assert part in text[section], section
 
 
+def test_it_says_where_the_model_comes_from() -> None:
+    text = shown(made.loop(), origin=made.origin())["lineage"]
+    for part in (
+        "Where this model comes from",
+        "delay version 2 rests on 2 source files and 1 table, those of earlier runs included",
+        f"flights.csv.zip 8.3 MB {'5d1e' * 16}",
+        "raw.flights 51,955 2 7586999508291845574",
+        "train 1 f2fdf2fdf2fd 38 Python 3.11.7, numpy 2.4.6, pyarrow 25.0.1",
+    ):
+        assert part in text
+    assert "Where this model" not in shown(made.loop())["lineage"]
+
+
 def test_the_first_run_has_no_champion_and_no_drift() -> None:
     first = made.decision(champion=False, reasons=["there is no champion yet to compare with"])
     drift = made.monitor(
