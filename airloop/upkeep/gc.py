@@ -11,6 +11,7 @@ The files of an expired snapshot are as old as its expiry.
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import time
 from collections import Counter
@@ -24,7 +25,7 @@ from airloop.config import Config
 from airloop.errors import StoreBusy
 from airloop.faults import point
 from airloop.frame import running
-from airloop.upkeep.retention import NAMED, Policy, protected
+from airloop.upkeep.retention import NAMED, Policy, Reasons, protected
 from airloop.upkeep.sweep import folders_below, leftovers
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("airloop.upkeep")
 
 GRACE_S = 86_400.0
-AUDIT = "audit-"
-"""How the branches of batches begin that are not published yet."""
+AUDIT = re.compile(r"audit-[0-9a-f]{12}(-.*)?")
+"""Branches that steps make for batches which are not published yet."""
 
 
 @dataclass
@@ -111,7 +112,7 @@ def collect(
         reasons = protected(config, policy)
         for name in warehouse.tables():
             _expire(config, warehouse, name, reasons.get(name, {}), cutoff, found, dry_run)
-        _remove_files(warehouse, cutoff, found, dry_run)
+        _remove_files(warehouse, reasons, cutoff, found, dry_run)
         for kind, path in leftovers(config, cutoff, keep_s=policy.keep_days * 86_400, busy=bool(alive)):
             _remove(kind, path, found, dry_run)
     return found
@@ -119,10 +120,13 @@ def collect(
 
 def _drop_branches(warehouse: Warehouse, name: str, cutoff: float, found: Collected, dry_run: bool) -> None:
     """Audit branches whose batch was published or refused; its snapshot stays as long as its run can be replayed."""
+    from pyiceberg.table.refs import SnapshotRefType
+
     metadata = warehouse.table(name).metadata
     for branch, ref in sorted(metadata.refs.items()):
         head = metadata.snapshot_by_id(ref.snapshot_id)
-        if branch.startswith(AUDIT) and head is not None and head.timestamp_ms / 1000 < cutoff:
+        ours = ref.snapshot_ref_type == SnapshotRefType.BRANCH and AUDIT.fullmatch(branch)
+        if ours and head is not None and head.timestamp_ms / 1000 < cutoff:
             if not dry_run:
                 warehouse.drop_branch(name, branch)
             found.branches.append(f"{name}@{branch}")
@@ -176,8 +180,9 @@ def _asked_for(config: Config, name: str) -> set[int]:
     return {int(at) for text in texts for table, at in NAMED.findall(text) if table == name}
 
 
-def _remove_files(warehouse: Warehouse, cutoff: float, found: Collected, dry_run: bool) -> None:
+def _remove_files(warehouse: Warehouse, reasons: Reasons, cutoff: float, found: Collected, dry_run: bool) -> None:
     """Files below the tables' folders that no table's metadata names."""
+    from airloop.warehouse.recall import files, recall
     from airloop.warehouse.references import References, folder
 
     places = {folder(warehouse.table(name)) for name in warehouse.tables()}
@@ -192,7 +197,10 @@ def _remove_files(warehouse: Warehouse, cutoff: float, found: Collected, dry_run
     # Read after the files were seen: what was committed since is named here.
     named: set[str] = set()
     for name in warehouse.tables():
-        named |= References(warehouse.table(name)).all()
+        table = warehouse.table(name)
+        named |= References(table).all()
+        # What another tool expired in spite of us can be read as long as its files are there.
+        named |= {path for s in recall(table, reasons.get(name, {})).values() for path in files(s, table.io)}
     for path in seen:
         if str(path) in named:
             continue

@@ -110,17 +110,17 @@ def test_a_replacement_that_expired_is_made_again(config: Config, warehouse: War
 def test_what_expired_on_a_refused_branch_is_brought_again(
     config: Config, warehouse: Warehouse, history: list[int]
 ) -> None:
-    warehouse.commit(TABLE, rows([8]), key="refused", branch="audit-refused")
+    warehouse.commit(TABLE, rows([8]), key="refused", branch="audit-0123456789ab")
     found = gc.collect(config, NOTHING_KEPT, grace_s=0)
-    assert found.branches == [f"{TABLE}@audit-refused"]
-    assert warehouse.commit(TABLE, rows([8]), key="refused", branch="audit-again").changed
+    assert found.branches == [f"{TABLE}@audit-0123456789ab"]
+    assert warehouse.commit(TABLE, rows([8]), key="refused", branch="audit-ba9876543210").changed
     assert warehouse.count(TableRef(TABLE)) == 6
 
 
 def test_a_branch_that_is_young_stays(config: Config, warehouse: Warehouse, history: list[int]) -> None:
-    warehouse.commit(TABLE, rows([8]), key="batch", branch="audit-batch")
+    warehouse.commit(TABLE, rows([8]), key="batch", branch="audit-00ff00ff00ff-clean-1")
     assert gc.collect(config).branches == []
-    assert "audit-batch" in warehouse.table(TABLE).metadata.refs
+    assert "audit-00ff00ff00ff-clean-1" in warehouse.table(TABLE).metadata.refs
 
 
 def test_what_a_running_attempt_names_or_may_read_stays(
