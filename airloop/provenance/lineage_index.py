@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -109,11 +109,11 @@ class Index:
 
     @cached_property
     def _connection(self) -> sqlite3.Connection:
-        connection = self._opened()
-        with connection:
-            connection.execute("BEGIN IMMEDIATE")
-            self._refresh(connection)
-        return connection
+        try:
+            return self._refreshed(self._prepared())
+        except (OSError, sqlite3.OperationalError):
+            # Who cannot write there, or finds the disk full, still gets an answer: from every manifest.
+            return self._refreshed(None)
 
     def makers(self, reference: str) -> list[Record]:
         """Manifests that say they made a reference, oldest first."""
@@ -171,16 +171,23 @@ class Index:
 
     # ---------------------------------------------------------------- keeping it up to date
 
-    def _opened(self) -> sqlite3.Connection:
+    def _prepared(self) -> Path:
+        """The index's file; what is there but is no index of this format is removed."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        if not _is_index(self._file):
+            self._file.unlink()
+        return self._file
+
+    def _refreshed(self, file: Path | None) -> sqlite3.Connection:
+        connection = _connect(file)
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with _prepared(self._file) as ready:
-                if not ready:
-                    self._file.unlink(missing_ok=True)
-            return _connect(self._file)
-        except (OSError, sqlite3.OperationalError):
-            # A reader without write access still gets its answer, at the price of reading every manifest.
-            return _connect(None)
+            with connection:
+                connection.execute("BEGIN IMMEDIATE")
+                self._refresh(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _refresh(self, connection: sqlite3.Connection) -> None:
         known = dict(connection.execute("SELECT path, stamp FROM manifests"))
@@ -201,18 +208,15 @@ class Index:
             connection.executemany("INSERT OR IGNORE INTO refs VALUES (?, ?, ?, ?)", rows)
 
 
-@contextmanager
-def _prepared(file: Path) -> Iterator[bool]:
-    """Whether the file is an index of this format, or none yet."""
+def _is_index(file: Path) -> bool:
+    """Whether a file is an index of this format, or there is none yet."""
     if not file.exists():
-        yield True
-        return
+        return True
     with closing(sqlite3.connect(file, timeout=BUSY_S)) as connection:
         try:
-            ready = connection.execute("PRAGMA user_version").fetchone()[0] in (0, FORMAT)
+            return connection.execute("PRAGMA user_version").fetchone()[0] in (0, FORMAT)
         except sqlite3.DatabaseError:
-            ready = False
-    yield ready
+            return False
 
 
 def _connect(file: Path | None) -> sqlite3.Connection:
