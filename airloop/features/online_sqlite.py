@@ -37,6 +37,8 @@ log = logging.getLogger("airloop.online")
 
 BUSY_TIMEOUT_S = 30.0
 """How long the switch waits for another writer of the online store."""
+ROWS_PER_INSERT = 50_000
+"""Entities that are Python objects at a time."""
 
 
 def quoted(name: str) -> str:
@@ -279,10 +281,10 @@ def _fill(connection: sqlite3.Connection, staged: Staging) -> None:
         " VALUES (?, ?, ?, ?, ?, ?)"
     )
     latest = "INSERT INTO airloop_latest (view, entity_key, event_us, arrival_us, event_s) VALUES (?, ?, ?, ?, ?)"
-    for batch in staged.batches():
-        column = {name: batch.column(name).to_pylist() for name in batch.schema.names}
+    # Feast's index is in the order of the keys: in that order its pages are written once.
+    for part in staged.by_key(ROWS_PER_INSERT):
+        column = {name: part.column(name).to_pylist() for name in part.schema.names}
         keys, event_s, arrival_s = column["key"], column["event_s"], column["arrival_s"]
-        # Row by row of one entity: they are neighbours in Feast's table and its index.
         by_feature = [
             zip(keys, repeat(name), column[f"v{i}"], column[f"t{i}"], event_s, arrival_s, strict=False)
             for i, name in enumerate(staged.table.features)

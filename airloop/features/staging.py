@@ -93,6 +93,15 @@ class Staging:
         self._file.seek(0)
         return iter(pa.ipc.open_stream(self._file))
 
+    def by_key(self, rows: int) -> Iterator[pa.Table]:
+        """The staged rows in the order of their keys, so many at a time; all are held in memory."""
+        if self._writer is None:
+            return
+        table = pa.Table.from_batches(self.batches())
+        order = pc.sort_indices(table["key"])
+        for at in range(0, table.num_rows, rows):
+            yield table.take(order.slice(at, rows))
+
     def close(self) -> None:
         """Remove the rows."""
         self._file.close()
