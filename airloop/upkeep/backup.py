@@ -65,11 +65,10 @@ def backup(config: Config, target: Path) -> tuple[Point, Vault]:
             keep("artifacts", paths, may_vanish=True)
         fault_point("backup:artifacts")
         keep("home", (config.home / name for name in BESIDE), may_vanish=True)
-        online = Path(str(config.online_store))
-        if "://" in str(config.online_store):
+        if not isinstance(config.online_store, Path):
             made.notes.append("the online store is not a file; materialise its values again after a restore")
-        elif online.is_file():
-            made.files["home/online.db"] = _keep_database(vault, online, Path(scratch) / "online.db")
+        elif config.online_store.is_file():
+            made.files["home/online.db"] = _keep_database(vault, config.online_store, Path(scratch) / "online.db")
         for attempt in range(TRIES):
             copy = Path(scratch) / f"catalog-{attempt}.db"
             made.files["home/catalog.db"] = _keep_database(vault, databases["catalog.db"], copy)

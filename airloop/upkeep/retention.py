@@ -48,6 +48,7 @@ class Made:
     """What a manifest says that matters here."""
 
     key: str
+    step: str
     run: str
     used_at: datetime
     """When a run last relied on it."""
@@ -83,7 +84,7 @@ def protected(config: Config, policy: Policy | None = None, *, now: datetime | N
         if until > now:
             for table, snapshot in made.tables:
                 found[table, snapshot].append(f"run {made.run}, replayable until {until.date()}")
-    for table, snapshot, reason in _online(config):
+    for table, snapshot, reason in (*_online(config), *_materialised(manifests)):
         found[table, snapshot].append(reason)
     reasons: Reasons = defaultdict(dict)
     for (table, snapshot), because in sorted(found.items()):
@@ -149,6 +150,7 @@ def _manifests(config: Config) -> Iterator[Made]:
             key = manifest["key"]
             yield Made(
                 key=key,
+                step=manifest["step"],
                 run="/".join(filter(None, (run["dag_id"] or "by hand", run["run_id"]))),
                 used_at=max(datetime.fromisoformat(manifest["finished_at"]), used.get(key, _NEVER)),
                 inputs=frozenset(i["reference"] for i in manifest["inputs"].values()),
@@ -174,8 +176,8 @@ def _last_used(config: Config) -> Iterator[tuple[str, datetime]]:
 
 def _online(config: Config) -> Iterator[tuple[str, int, str]]:
     """What the online store was filled from: the next materialisation reads only what came since."""
-    file = Path(str(config.online_store))
-    if not file.is_file():
+    file = config.online_store
+    if not isinstance(file, Path) or not file.is_file():
         return
     from airloop.warehouse.catalog import Warehouse
 
@@ -189,6 +191,18 @@ def _online(config: Config) -> Iterator[tuple[str, int, str]]:
     for view, snapshot in marks:
         if snapshot in places:
             yield places[snapshot], snapshot, f"online values of {view}"
+
+
+def _materialised(manifests: list[Made]) -> Iterator[tuple[str, int, str]]:
+    """What each feature service was last materialised from, into whatever store."""
+    newest: dict[frozenset[str], Made] = {}
+    for made in manifests:
+        if made.step == "materialize":
+            known = newest.get(made.outputs)
+            newest[made.outputs] = made if known is None or made.used_at > known.used_at else known
+    for outputs, made in newest.items():
+        for table, snapshot in made.tables:
+            yield table, snapshot, f"online values of {', '.join(sorted(outputs))}"
 
 
 def _tables_in(text: str) -> set[tuple[str, int]]:

@@ -34,6 +34,12 @@ def examples(ctx: StepContext, *, table: TableRef) -> StepResult:
     return StepResult(outputs={"table": commit.ref})
 
 
+@step()
+def materialize(ctx: StepContext, *, table: TableRef) -> StepResult:
+    """Say what the step of this name says."""
+    return StepResult(outputs={"feature_service": "drivers_v1"})
+
+
 def decide(warehouse: Warehouse, key: str, evidence: dict[str, Any], version: int = 1) -> None:
     at = datetime(2013, 1, version, tzinfo=UTC)
     Ledger(warehouse).append(
@@ -107,6 +113,16 @@ def test_what_is_online_stays(config: Config, warehouse: Warehouse, history: lis
         connection.execute("CREATE TABLE airloop_watermark (view TEXT, snapshot INTEGER)")
         connection.execute("INSERT INTO airloop_watermark VALUES ('pace', ?)", (history[2],))
     assert protected(config, NOTHING_ELSE)[TABLE][history[2]] == ["online values of pace"]
+
+
+def test_what_was_materialised_last_stays_whatever_the_store(
+    config: Config, warehouse: Warehouse, history: list[int], run_step: RunStep
+) -> None:
+    for snapshot in history[1:3]:
+        run_step(materialize, table=f"{TABLE}@{snapshot}", run=RunInfo("shop", str(snapshot), "online"))
+    reasons = protected(config, NOTHING_ELSE)[TABLE]
+    assert set(reasons) == {history[2], history[5]}
+    assert reasons[history[2]] == ["online values of drivers_v1"]
 
 
 def test_a_tag_protects(config: Config, warehouse: Warehouse, history: list[int]) -> None:
