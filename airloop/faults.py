@@ -89,7 +89,7 @@ def instrument() -> None:
     # Libraries that a step would not load anyway are not loaded for this.
     if os.environ.get("AIRLOOP_MLFLOW", "").startswith("http"):
         _instrument_http()
-    if os.environ.get("AIRLOOP_ONLINE_STORE", "").startswith("redis"):
+    if "://" in os.environ.get("AIRLOOP_ONLINE_STORE", ""):
         _instrument_redis()
 
 

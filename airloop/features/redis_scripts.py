@@ -111,7 +111,8 @@ for i = 3, #KEYS do
     end
   end
 end
-redis.call('HINCRBY', KEYS[1], 'entities', -expired)
+-- Not -expired: minus zero is no integer to Redis.
+redis.call('HINCRBY', KEYS[1], 'entities', 0 - expired)
 return {'expired', expired}
 """
 )
