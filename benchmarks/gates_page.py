@@ -21,7 +21,7 @@ def publish(results: dict[str, Any]) -> None:
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
-        text = f"{before}{begin}\n{lines}\n{end}{after}"
+        text = f"{before}{begin}\n\n{lines}\n\n{end}{after}"
     DOCS.write_text(text)
     if "promotion" in results:
         CHART.write_text(power_chart(results["promotion"]["power"]))
@@ -53,8 +53,11 @@ def _tables(results: dict[str, Any]) -> dict[str, str]:
         )
     if "trained" in results:
         found["trained"] = _markdown(
-            ["champion", "promoted", "95 % interval"],
-            [[name, _of(r), _interval(r)] for name, r in results["trained"].items()],
+            ["champion", "true gain, mean and standard deviation", "promoted", "of these not truly better"],
+            [
+                [name, f"{r['gain_mean']:+.4f} ± {r['gain_sd']:.4f}", _of(r), r["not_better"]]
+                for name, r in results["trained"].items()
+            ],
         )
     return found
 
