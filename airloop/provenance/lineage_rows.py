@@ -133,27 +133,26 @@ def affected(graph: Graph, table: str, where: str) -> Affected:
     for touched in trail.touched.values():
         live = heads[touched.ref.name] == touched.ref.snapshot
         found.snapshots.append(Snapshot(str(touched.ref), touched.rows, touched.by, live, _sample(touched.keys)))
-    sets = _training_sets(graph, trail, found.unknown)
+    sets = _training_sets(graph, trail)
     found.training_sets = list(sets.values())
     found.models = _models(graph, sets)
     versions = {v: m for m in found.models if m.learned for v in (m.reference, *m.versions)}
     found.predictions = _predictions(graph, trail, versions, found.unknown)
-    found.unknown += _silent(graph, trail)
+    found.unknown += [*_silent(graph, trail), *_expired(graph, table)]
     return found
 
 
 # -------------------------------------------------------------------- training sets
 
 
-def _training_sets(graph: Graph, trail: Trail, unknown: list[Unknown]) -> dict[str, TrainingSet]:
+def _training_sets(graph: Graph, trail: Trail) -> dict[str, TrainingSet]:
     """By reference: those that the training-set step made, and tables that a model was trained on as they are."""
     found = {}
     for record in graph.index.all("build_training_set"):
         reads = [given.reference for given in record.inputs if given.reference in trail.touched]
         for made in record.made if reads else ():
             if graph.snapshot(made.reference) is None:
-                unknown.append(Unknown(record.node, reads, f"the training set {made.reference} has expired"))
-                continue
+                continue  # said of the model that was trained on it
             joined = _joined_set(graph, record, TableRef.parse(made.reference), trail.touched)
             if joined is not None:
                 found[made.reference] = joined
@@ -349,6 +348,18 @@ def _silent(graph: Graph, trail: Trail) -> list[Unknown]:
                 why = "its manifest does not say how features were looked up: only rows by way of labels are known"
             found.setdefault(reader.node, Unknown(reader.node, [], why)).reads.append(reference)
     return list(found.values())
+
+
+def _expired(graph: Graph, table: str) -> list[Unknown]:
+    """Models that were made of the table, by way of a training set whose snapshot is gone."""
+    found = []
+    for record in graph.index.all("train"):
+        gone = [i.reference for i in record.inputs if i.kind == "table" and graph.snapshot(i.reference) is None]
+        for examples in gone:
+            if any(node.facts["table"] == table for node in graph.back(examples).of_kind("table")):
+                why = f"{examples} is gone, so nobody can tell which rows it had"
+                found.append(Unknown(record.node, [examples], why))
+    return found
 
 
 # -------------------------------------------------------------------- rows

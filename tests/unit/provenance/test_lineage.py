@@ -343,6 +343,25 @@ def _interval(number: int) -> Any:
     return Interval(ENDS[number - 1] - made.DAYS * 24 * made.HOUR, ENDS[number - 1])
 
 
+def test_a_training_set_that_is_gone_is_said(
+    graph: Graph, world: LineageWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = world.made(1, "examples")
+    original = Graph.history
+
+    def without(self: Graph, table: str) -> Any:
+        return {i: s for i, s in original(self, table).items() if f"{table}@{i}" != gone}
+
+    monkeypatch.setattr(Graph, "history", without)
+    found = affected(graph, "raw.flights", f"flight_id = '{FLIGHT['flight_id']}'")
+    assert [t.reference for t in found.training_sets] == [world.made(2, "examples")]
+    (unknown,) = [u for u in found.unknown if u.step.startswith("step:train/")]
+    assert unknown.reads == [gone]
+    # Of a table that it was not made of there is nothing to say.
+    other = affected(graph, "entities.flights", "flight_id = 'f0050'")
+    assert not [u for u in other.unknown if u.step.startswith("step:train/")]
+
+
 def test_a_predicate_that_cannot_be_understood_is_an_error(graph: Graph) -> None:
     with pytest.raises(BadArgument, match="no_such_column"):
         affected(graph, "raw.flights", "no_such_column = 1")
