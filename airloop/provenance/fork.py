@@ -8,7 +8,7 @@ Whoever works on it can neither change the original nor see what came later.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,13 @@ from pyiceberg.serializers import ToOutputFile
 from pyiceberg.table.refs import SnapshotRef
 
 from airloop.errors import NotFound
+from airloop.warehouse.recall import recall
 from airloop.warehouse.refs import MAIN
 from airloop.warehouse.store import open_catalog
 
 if TYPE_CHECKING:
     from pyiceberg.table import Table
+    from pyiceberg.table.snapshots import Snapshot
 
     from airloop.config import Config
 
@@ -40,17 +42,17 @@ def fork(table: Table, into: Config, *, snapshots: Sequence[int], main: int, as_
     :raises NotFound: the table has not all of these snapshots.
     """
     name = ".".join(table.name())
-    known = {s.snapshot_id: s for s in table.metadata.snapshots}
+    known = snapshots_of(table, [*snapshots, main, as_of])
     for wanted in (*snapshots, main):
         if wanted and wanted not in known:
             raise NotFound(f"{name} has no snapshot {wanted}", "it has expired, or never was")
-    kept = {found for wanted in (*snapshots, main) for found in _line(table, wanted)}
+    kept = {found for wanted in (*snapshots, main) for found in _line(known, wanted)}
     location = f"file://{into.warehouse}/{name.replace('.', '/')}-{uuid.uuid4().hex[:12]}"
     schema_id = known[as_of].schema_id if as_of else None
     metadata = table.metadata.model_copy(
         update={
             "location": location,
-            "snapshots": [s for s in table.metadata.snapshots if s.snapshot_id in kept],
+            "snapshots": [s for s in known.values() if s.snapshot_id in kept],
             "snapshot_log": [],
             # Their files belong to the original, which a commit here would tidy up.
             "metadata_log": [],
@@ -70,11 +72,13 @@ def fork(table: Table, into: Config, *, snapshots: Sequence[int], main: int, as_
     catalog.register_table(name, address)
 
 
-def _line(table: Table, snapshot: int | None) -> Iterator[int]:
+def snapshots_of(table: Table, wanted: Collection[int]) -> dict[int, Snapshot]:
+    """All snapshots of a table by id, with those of the wanted ones that another tool expired and left the files of."""
+    return {s.snapshot_id: s for s in table.metadata.snapshots} | recall(table, [w for w in wanted if w])
+
+
+def _line(known: Mapping[int, Snapshot], snapshot: int | None) -> Iterator[int]:
     """A snapshot and those that it builds on, as far as they are there."""
-    while snapshot:
-        found = table.metadata.snapshot_by_id(snapshot)
-        if found is None:
-            return
+    while snapshot and snapshot in known:
         yield snapshot
-        snapshot = found.parent_snapshot_id
+        snapshot = known[snapshot].parent_snapshot_id

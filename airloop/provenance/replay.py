@@ -23,6 +23,7 @@ from airloop.config import Config
 from airloop.errors import BadArgument, NotFound
 from airloop.frame import history
 from airloop.provenance.environment import Change, changes
+from airloop.provenance.fork import snapshots_of
 from airloop.provenance.room import Room
 from airloop.provenance.verdict import Finding, compare_figures, compare_models, compare_tables
 from airloop.warehouse.artifacts import ArtifactStore
@@ -230,6 +231,8 @@ def _refuse_gone(config: Config, tasks: Sequence[Task]) -> None:
             if not ref.snapshot or ref.exists(scope):
                 continue
             by = erased(warehouse, ref)
+            if by is None and ref.snapshot in snapshots_of(warehouse.table(ref.name), [ref.snapshot]):
+                continue
             why = (
                 f"erased on {by.recorded_at:%Y-%m-%d %H:%M} UTC, asked for by {by.asked_by}: {by.reason}"
                 if by is not None
@@ -272,14 +275,21 @@ def _sources(config: Config, task: Task) -> str:
 def _compare(config: Config, room: Room, task: Task, made: Mapping[str, Any]) -> list[Finding]:
     findings = []
     for role, reference in task.made("table").items():
-        new = TableRef.parse(made["outputs"][role]["reference"])
-        findings.append(compare_tables(config, TableRef.parse(reference), room.config_of(task), new))
+        output = made["outputs"].get(role)
+        if output is None:
+            findings.append(Finding("rows", False, f"{reference} then, no {role} now"))
+            continue
+        old, new = TableRef.parse(reference), TableRef.parse(output["reference"])
+        findings.append(compare_tables(room.original(old), old, room.config_of(task), new))
     details, now = task.manifest["details"], made["details"]
     stated = details.get("determinism") or {}
-    if task.made("model"):
+    if task.made("model") and "bundle" not in task.manifest["links"]:
+        findings.append(Finding("model", False, "it cannot be compared: its step published no folder as link `bundle`"))
+    elif task.made("model"):
         examples = next((TableRef.parse(t) for t in task.inputs("table")), None)
-        old, new_bundle = room.bundle(config, task.manifest), room.bundle(room.config_of(task), made)
-        findings.append(compare_models(old, new_bundle, rows=examples, config=config, stated=stated))
+        bundles = room.bundle(config, task.manifest), room.bundle(room.config_of(task), made)
+        where = room.original(examples) if examples else config
+        findings.append(compare_models(*bundles, rows=examples, config=where, stated=stated))
     # What is measured of a model can be no closer than the model's own predictions.
     room.tolerance = max(room.tolerance, float(stated.get("tolerance", 0.0)))
     compared = {"metrics": (task.manifest["metrics"], made["metrics"])}

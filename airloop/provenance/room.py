@@ -15,7 +15,7 @@ from airloop.config import Config
 from airloop.contract import ENV_CALL, ENV_LOG_FORMAT, ENV_RECEIPT, Call, Interval, Receipt, RunInfo
 from airloop.errors import ContractBroken, NotFound
 from airloop.frame.archive import FEATURES, PYTHON, unpack
-from airloop.provenance.fork import fork
+from airloop.provenance.fork import fork, snapshots_of
 from airloop.registry.refs import DecisionRef, ModelRef
 from airloop.warehouse.artifacts import ArtifactStore
 from airloop.warehouse.commit import KEY, MODE
@@ -91,6 +91,19 @@ class Room:
         self._models |= zip(task.made("model").values(), _models(made), strict=False)
         return made
 
+    def original(self, ref: TableRef) -> Config:
+        """The configuration with which what a run had made can be read: the replay's, if another tool expired it."""
+        from airloop.reference import Scope
+        from airloop.warehouse.catalog import Warehouse
+
+        if ref.exists(Scope(self.config)):
+            return self.config
+        then = Config.from_environment({"AIRLOOP_HOME": str(self.folder / "then" / str(ref.snapshot))})
+        at = ref.snapshot or 0
+        if not Warehouse.open(then).exists(ref.name):
+            fork(Warehouse.open(self.config).table(ref.name), then, snapshots=[at], main=0, as_of=at)
+        return then
+
     def bundle(self, config: Config, manifest: Mapping[str, Any]) -> Path:
         """
         Folder of the model that a training made.
@@ -147,14 +160,17 @@ class Room:
     def _base(self, task: Task, name: str, made: int) -> int:
         """What a table's ``main`` was when the task began to write ``made``."""
         from airloop.warehouse.catalog import Warehouse
+        from airloop.warehouse.expired import parents
 
-        history = {s.id: s for s in Warehouse.open(self.config).history(name)}
-        if history[made].summary.get(KEY) != task.manifest["key"]:
+        table = Warehouse.open(self.config).table(name)
+        snapshot = snapshots_of(table, [made])[made]
+        properties = snapshot.summary.additional_properties if snapshot.summary else {}
+        if properties.get(KEY) != task.manifest["key"]:
             # It found the rows there already.
             return made
-        parent = history[made].parent or 0
-        if parent and parent not in history:
-            if history[made].summary.get(MODE) == "replace":
+        parent = snapshot.parent_snapshot_id or parents(table).get(made, 0)
+        if parent not in {0, *snapshots_of(table, [parent])}:
+            if properties.get(MODE) == "replace":
                 # Nothing of what it wrote on was kept.
                 return 0
             raise NotFound(

@@ -269,7 +269,7 @@ def _model(manifest: Mapping[str, Any]) -> set[str]:
 def _described(found: Found) -> dict[str, Any]:
     return {
         "rows": found.rows,
-        "snapshots": sorted(str(s) for s in found.snapshots),
+        "snapshots": sorted(str(s) for s in (*found.snapshots, *found.recalled)),
         "branches": found.branches,
         "files": len(found.files),
     }

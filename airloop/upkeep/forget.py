@@ -22,7 +22,7 @@ from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.manifest import ManifestEntry, ManifestEntryStatus, ManifestFile
 from pyiceberg.table import StagedTable, Table, Transaction
 from pyiceberg.table.refs import SnapshotRefType
-from pyiceberg.table.snapshots import Operation, Summary
+from pyiceberg.table.snapshots import Operation, Snapshot, Summary
 from pyiceberg.table.update import RemoveSnapshotRefUpdate, RemoveSnapshotsUpdate, SetPropertiesUpdate
 from pyiceberg.table.update.snapshot import _FastAppendFiles
 from pyiceberg.typedef import EMPTY_DICT
@@ -36,6 +36,8 @@ from airloop.warehouse.expire import Unchanged
 from airloop.warehouse.expired import PROPERTY, remembering
 from airloop.warehouse.localio import local_path
 from airloop.warehouse.plan import Plan, plan_delete
+from airloop.warehouse.recall import files as files_of
+from airloop.warehouse.recall import recall
 from airloop.warehouse.references import References, folder
 
 if TYPE_CHECKING:
@@ -53,10 +55,14 @@ class Found:
     """Rows of ``main``."""
     snapshots: list[int] = field(default_factory=list)
     """Snapshots through which one of the rows can be found."""
+    recalled: list[int] = field(default_factory=list)
+    """Likewise of those that another tool has expired without removing their files."""
     branches: list[str] = field(default_factory=list)
     """Branches whose head is one of them."""
     files: list[str] = field(default_factory=list)
     """Data files, local paths, that hold one of the rows, whether a snapshot names them or not."""
+    unneeded: list[str] = field(default_factory=list)
+    """Other files, local paths, that no snapshot needs which never held the rows; new heads may."""
 
     def __bool__(self) -> bool:
         return bool(self.snapshots or self.files)
@@ -78,8 +84,9 @@ def find(config: Config, table: Table, rows: Rows) -> Found:
     """
     where = rows.where
     found = Found(".".join(table.name()))
-    entries = _Entries(table)
-    named = {path for s in table.metadata.snapshots for path in entries.paths(s.snapshot_id)}
+    recalled = recall(table)
+    entries = _Entries(table, recalled)
+    named = {path for snapshot in entries.snapshots for path in entries.paths(snapshot)}
     loose = {str(path) for path in folder(table).rglob("*.parquet")} - named
     with read.connect(config) as connection:
         there = sorted(path for path in named if Path(path).exists())
@@ -92,7 +99,15 @@ def find(config: Config, table: Table, rows: Rows) -> Found:
     found.files = sorted(dirty)
     # A file that is gone already can be asked no more, but what is described of it may tell a row.
     dirty |= {path for path in named - set(there) if entries.tell(path, rows.texts)}
-    found.snapshots = [s.snapshot_id for s in table.metadata.snapshots if dirty & entries.paths(s.snapshot_id)]
+    told = {snapshot for snapshot in entries.snapshots if dirty & entries.paths(snapshot)}
+    found.snapshots = [s.snapshot_id for s in table.metadata.snapshots if s.snapshot_id in told]
+    found.recalled = sorted(told & set(recalled))
+    references = References(table)
+    needed = references.of(s.snapshot_id for s in table.metadata.snapshots if s.snapshot_id not in told)
+    needed |= {path for s in recalled.values() if s.snapshot_id not in told for path in files_of(s, table.io)}
+    # Manifests keep least and greatest values: those that a killed writer left go as well.
+    manifests = {str(path) for path in folder(table).rglob("*.avro")}
+    found.unneeded = sorted((manifests | references.of(found.snapshots)) - needed - set(found.files))
     found.branches = sorted(
         name
         for name, ref in table.metadata.refs.items()
@@ -117,19 +132,16 @@ def forget(
         found = find(config, table, rows)
         if not found:
             return found
-        references = References(table)
-        staying = {s.snapshot_id for s in table.metadata.snapshots} - set(found.snapshots)
-        going = (references.of(found.snapshots) - references.of(staying)) | set(found.files)
+        going = {*found.files, *found.unneeded}
         before(found, sorted(going))
         if found.snapshots:
             try:
-                kept = _commit(config, table, found, rows.where, key)
+                _commit(config, table, found, rows.where, key)
             except CommitFailedException:
                 time.sleep(random.uniform(0.0, 0.02 * 2 ** min(attempt, 6)))
                 continue
-            going -= kept
         point("erase:committed")
-        remove_files(going)
+        remove_files(going - References(load()).all())
         return found
     raise CommitConflict(f"{found.table}: other writers won {TRIES} times", "stop what writes it, then run it again")
 
@@ -140,11 +152,10 @@ def remove_files(paths: Iterable[str]) -> None:
         Path(path).unlink(missing_ok=True)
 
 
-def _commit(config: Config, table: Table, found: Found, where: str, key: str) -> set[str]:
-    """Give the branches new heads and let the snapshots go; returns the data files that the new heads need."""
+def _commit(config: Config, table: Table, found: Found, where: str, key: str) -> None:
+    """Give the branches new heads and let the snapshots go."""
     transaction = Transaction(table)
     leaving = set(found.snapshots)
-    needed: set[str] = set()
     plans: list[Plan] = []
     sent = False
     try:
@@ -154,14 +165,12 @@ def _commit(config: Config, table: Table, found: Found, where: str, key: str) ->
                 plan = plan_delete(connection, config, table, at, where)
                 plans.append(plan)
                 gone = {file.file_path for file in plan.remove}
-                entries = [e for e in _Entries(table).live(at) if e.data_file.file_path not in gone]
+                entries = [e for e in _Entries(table, {}).live(at) if e.data_file.file_path not in gone]
                 producer = _Rewritten(transaction, branch, _carried(table, at, f"{key}:{branch}"), entries)
                 for file in plan.add:
                     producer.append_data_file(file)
                 updates, _ = producer._commit()
                 transaction._stage(updates)
-                needed |= {local_path(f.file_path) for f in plan.add}
-                needed |= {local_path(e.data_file.file_path) for e in entries}
         tags = [
             RemoveSnapshotRefUpdate.model_validate({"ref-name": name})
             for name, ref in table.metadata.refs.items()
@@ -191,7 +200,6 @@ def _commit(config: Config, table: Table, found: Found, where: str, key: str) ->
             for plan in plans:
                 if plan.rewritten is not None:
                     plan.rewritten.abort()
-    return needed
 
 
 def _carried(table: Table, snapshot: int, key: str) -> dict[str, str]:
@@ -258,8 +266,10 @@ class _Rewritten(_FastAppendFiles):
 class _Entries:
     """What the manifests of a table's snapshots list; a manifest that several share is read once."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, more: Mapping[int, Snapshot]) -> None:
+        """:param more: snapshots beside those that the table's metadata names."""
         self._table = table
+        self.snapshots = {s.snapshot_id: s for s in table.metadata.snapshots} | dict(more)
         self._read: dict[str, list[ManifestEntry]] = {}
 
     def paths(self, snapshot: int, *, live: bool = False) -> set[str]:
@@ -285,7 +295,7 @@ class _Entries:
         return False
 
     def _of(self, snapshot: int) -> Iterator[ManifestEntry]:
-        found = self._table.metadata.snapshot_by_id(snapshot) if snapshot else None
+        found = self.snapshots.get(snapshot)
         for manifest in found.manifests(self._table.io) if found is not None else []:
             if manifest.manifest_path not in self._read:
                 self._read[manifest.manifest_path] = manifest.fetch_manifest_entry(

@@ -21,9 +21,10 @@ from airloop.provenance import erasures
 from airloop.provenance.environment import changes
 from airloop.provenance.replay import Rebuilt, Replay, Task, choose, find_run, replay
 from airloop.provenance.verdict import Finding, compare_figures, compare_models, compare_tables
+from airloop.upkeep import gc
+from airloop.upkeep.retention import Policy
 from airloop.warehouse.artifacts import ArtifactStore
 from airloop.warehouse.catalog import Warehouse
-from airloop.warehouse.expire import expire
 from airloop.warehouse.refs import TableRef
 from tests import offline_world as world
 
@@ -145,7 +146,9 @@ def test_a_task_that_fails_says_why(config: Config, scaled: dict[str, Any]) -> N
 def test_what_is_gone_is_named_with_the_reason(config: Config, scaled: dict[str, Any], warehouse: Warehouse) -> None:
     ref = TableRef.parse(scaled["inputs"]["table"]["reference"])
     warehouse.commit("raw.n", ROWS, key="n2", mode="append")
-    expire("raw.n", lambda: warehouse.table("raw.n"), lambda table: {ref.snapshot or 0})
+    warehouse.table("raw.n").maintenance.expire_snapshots().by_id(ref.snapshot or 0).commit()
+    assert replay(config, "run-1", tasks=["scale"]).equal, "its files are still there"
+    gc.collect(config, Policy(keep_days=0), grace_s=0)
     with pytest.raises(NotFound, match=rf"raw.n@{ref.snapshot} of task scale \(expired or removed by another tool\)"):
         replay(config, "run-1", tasks=["scale"])
     intent = erasures.begin(warehouse, "x", columns=["id"], reason="a letter", asked_by="A. Clerk")

@@ -14,6 +14,7 @@ from airloop.config import Config
 from airloop.upkeep.forget import Found, Rows, find, forget
 from airloop.upkeep.subject import Subject, elsewhere, entity, of_rows
 from airloop.warehouse.catalog import Warehouse
+from airloop.warehouse.recall import files, recall
 from airloop.warehouse.references import References, folder
 from airloop.warehouse.refs import TableRef
 
@@ -199,3 +200,17 @@ class TestSubject:
         table.commit("raw.other", pa.table({"who": ["anna-0"], "n": [1]}), key="o")
         assert elsewhere(config, table.table("raw.other"), ["anna-0"]) == ["who"]
         assert elsewhere(config, table.table("raw.other"), ["anna-1"]) == []
+
+
+def test_what_another_tool_expired_goes_too_and_the_clean_part_of_it_stays(config: Config, table: Warehouse) -> None:
+    clean = table.commit(NAME, rows((1, "berta-0", 1)), key="a").snapshot
+    dirty = table.commit(NAME, rows((2, "anna-0", 2)), key="b").snapshot
+    table.commit(NAME, rows((3, "cleo-0", 3)), key="c", mode="replace")
+    table.table(NAME).maintenance.expire_snapshots().by_ids([clean, dirty]).commit()
+
+    found = take_out(config, table)
+
+    assert (found.recalled, found.rows) == ([dirty], 0)
+    assert set(recall(table.table(NAME))) == {clean}
+    named = References(table.table(NAME)).all() | files(recall(table.table(NAME))[clean], table.table(NAME).io)
+    assert files_of(table) <= named
