@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from pyiceberg.catalog import Catalog as AnyCatalog
 from pyiceberg.catalog.sql import SqlCatalog
-from pyiceberg.table import Table
+from pyiceberg.table import CommitTableResponse, Table
 from pyiceberg.table import Transaction as StockTransaction
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import MetadataLogEntry, Snapshot, SnapshotLogEntry
+from pyiceberg.table.update import TableRequirement, TableUpdate
 
 if TYPE_CHECKING:
     from pyiceberg.catalog.sql import IcebergTables
@@ -46,9 +47,7 @@ class Catalog(SqlCatalog):
         metadata = self._known.get(location)
         if metadata is None:
             table = super()._convert_orm_to_iceberg(orm_table)
-            self._known[location] = table.metadata
-            if len(self._known) > KNOWN:
-                self._known.popitem(last=False)
+            self._keep(location, table.metadata)
             return table
         return Table(
             identifier=(*AnyCatalog.identifier_to_tuple(orm_table.table_namespace), orm_table.table_name),
@@ -57,6 +56,18 @@ class Catalog(SqlCatalog):
             io=self._load_file_io(metadata.properties, location),
             catalog=self,
         )
+
+    def commit_table(
+        self, table: Table, requirements: tuple[TableRequirement, ...], updates: tuple[TableUpdate, ...]
+    ) -> CommitTableResponse:
+        done = super().commit_table(table, requirements, updates)
+        self._keep(done.metadata_location, done.metadata)
+        return done
+
+    def _keep(self, location: str, metadata: TableMetadata) -> None:
+        self._known[location] = metadata
+        if len(self._known) > KNOWN:
+            self._known.popitem(last=False)
 
 
 class Transaction(StockTransaction):
