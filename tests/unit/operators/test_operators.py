@@ -46,6 +46,14 @@ def test_an_operator_takes_what_its_step_takes(operator: type[StepOperator]) -> 
     assert required <= {n for n, p in parameters.items() if p.required}, "demands what the step does not"
 
 
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda o: o.__name__)
+def test_an_operator_says_which_arguments_name_what_is_read(operator: type[StepOperator]) -> None:
+    parameters = load(operator.step_name).parameters
+    named = {n for n, p in parameters.items() if re.search(r"\b(TableRef|ModelRef|IncumbentRef)\b", str(p.type))}
+    assert named <= set(operator.step_reads), "the order of runs depends on it"
+    assert set(operator.step_reads) <= set(operator.step_arguments)
+
+
 @pytest.mark.parametrize("operator", [*OPERATORS, StepOperator], ids=lambda o: o.__name__)
 def test_parameters_docstring_and_template_fields_agree(operator: type[StepOperator]) -> None:
     documented = _documented(operator)
