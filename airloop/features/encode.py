@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from airloop.errors import BadArgument
+
 KEY_VERSION = 3
 """``entity_key_serialization_version`` that is written here; Feast warns about any older one."""
 
@@ -75,6 +77,26 @@ def key_prefix(names: Sequence[str]) -> bytes:
     """What the serialised keys of all entities with these join keys begin with."""
     encoded = [name.encode() for name in sorted(names)]
     return struct.pack("<I", len(encoded)) + b"".join(struct.pack("<II", _STRING, len(n)) + n for n in encoded)
+
+
+def entity_key(names: Sequence[str], values: Sequence[Any]) -> bytes:
+    """
+    One entity key, of whole numbers (``INT64``) and strings.
+
+    :raises BadArgument: a value is of another type.
+    """
+    parts = [key_prefix(names)]
+    for _, value in sorted(zip(names, values, strict=True)):
+        if isinstance(value, str):
+            text = value.encode()
+            parts.append(struct.pack("<II", _STRING, len(text)) + text)
+        elif isinstance(value, int | np.integer) and not isinstance(value, bool):
+            parts.append(struct.pack("<IIq", _INT64, 8, value))
+        else:
+            raise BadArgument(
+                f"{value!r} is a key of type {type(value).__name__}", "keys are whole numbers and strings"
+            )
+    return b"".join(parts)
 
 
 def encode_keys(columns: Sequence[tuple[str, Any, pa.Array]]) -> pa.Array:

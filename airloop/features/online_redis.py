@@ -371,10 +371,14 @@ def _mark(table: OnlineTable) -> bytes:
 
 
 def _fields(table: OnlineTable) -> list[bytes]:
-    """Names of the features' fields in an entity's hash."""
+    return [field_name(_feast_name(table), feature) for feature in table.features]
+
+
+def field_name(view: str, feature: str) -> bytes:
+    """Name of a feature's field in an entity's hash."""
     import mmh3
 
-    return [struct.pack("<I", mmh3.hash(f"{_feast_name(table)}:{f}", signed=False)) for f in table.features]
+    return struct.pack("<I", mmh3.hash(f"{view}:{feature}", signed=False))
 
 
 def _glob(text: bytes) -> bytes:
