@@ -78,24 +78,40 @@ class Trail:
             self._follow()
 
     def _in_question(self) -> pa.Table:
-        """Identities of the rows that the predicate holds for, in whichever snapshot."""
-        import duckdb
-        import pyarrow as pa
+        """
+        Identities of the rows that the predicate holds for, in whichever snapshot.
 
-        warehouse = self.graph.warehouse
+        Snapshots share most of their files: each file is read once, however many snapshots hold it.
+        """
+        import duckdb
+
+        from airloop.warehouse.read import connect, live_files, select
+
+        table = self.graph.warehouse.table(self.table)
         names = identity(self.graph, self.table)
-        found = []
-        for snapshot in self.graph.history(self.table).values():
-            with warehouse.duckdb({"rows": TableRef(self.table, snapshot.id)}) as connection:
-                try:
-                    select = f"SELECT DISTINCT {_list(names)} FROM rows WHERE {self.where}"
-                    found.append(connection.sql(select).to_arrow_table())
-                except duckdb.Error as cause:
-                    raise BadArgument(str(cause), f"`airloop tables {self.table}` names its columns") from cause
-        if not found:
-            schema = warehouse.schema(self.table)
-            return pa.schema([schema.field(name) for name in names]).empty_table()
-        return _distinct(pa.concat_tables(found, promote_options="permissive"))
+        self._files = {s: {f.path for f in live_files(table, s)} for s in self.graph.history(self.table)}
+        paths = sorted(set().union(*self._files.values()))
+        with connect(self.graph.config) as connection:
+            connection.execute(f"CREATE TEMP VIEW rows AS {select(paths, table.schema(), extra='filename AS __file')}")
+            try:
+                keys = connection.sql(f"SELECT DISTINCT {_list(names)} FROM rows WHERE {self.where}").to_arrow_table()
+            except duckdb.Error as cause:
+                raise BadArgument(str(cause), f"`airloop tables {self.table}` names its columns") from cause
+            connection.register("asked", keys)
+            held = (
+                f"SELECT DISTINCT {_list(names)}, __file FROM rows SEMI JOIN asked ON {equal(names, 'rows', 'asked')}"
+            )
+            self._held = connection.sql(held).to_arrow_table()
+        return keys
+
+    def _held_by(self, ref: TableRef) -> Touched:
+        """The rows in question that a snapshot of their own table holds."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        files = pa.array(sorted(self._files[ref.snapshot or 0]), pa.string())
+        there = self._held.filter(pc.is_in(self._held.column("__file"), value_set=files))
+        return Touched(ref, _distinct(there.select(self.keys.column_names)))
 
     def _follow(self) -> None:
         # In the order of commits: whatever a step read had been written before.
@@ -108,7 +124,9 @@ class Trail:
                 self.touched[str(ref)] = found
 
     def _rows_of(self, ref: TableRef) -> Touched | None:
-        if ref.name == self.table or ref.name == f"quarantine.{self.table.replace('.', '_')}":
+        if ref.name == self.table:
+            return self._held_by(ref)
+        if ref.name == f"quarantine.{self.table.replace('.', '_')}":
             return self._present(ref, self.keys, "")
         parent = self.touched.get(self.graph.parent(str(ref)) or "")
         maker = self.graph.maker(str(ref))

@@ -9,8 +9,10 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from airloop.config import Config
 from airloop.errors import BadArgument, ContractBroken, NotFound
 from airloop.provenance import lineage_index
 from airloop.provenance.lineage import BUILDS_ON, CHECKED_BY, COMPARED, Graph, Lineage
@@ -20,6 +22,7 @@ from airloop.provenance.lineage_rows import affected
 from airloop.provenance.lineage_start import find, find_table
 from airloop.provenance.lineage_story import Branch, summary, tree
 from airloop.warehouse.artifacts import ArtifactStore
+from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.refs import TableRef
 from tests import lineage_world as made
 from tests.lineage_world import LineageWorld
@@ -299,6 +302,32 @@ def test_a_label_leads_forward_too(graph: Graph, world: LineageWorld) -> None:
     found = affected(graph, "labels.arrivals", "flight_id = 'f0050'")
     assert {s.reference for s in found.snapshots} == {world.made(1, "labels"), world.made(2, "labels")}
     assert [t.through for t in found.training_sets] == [{"label": 1}, {"label": 1}]
+
+
+def test_a_row_is_looked_for_by_its_key_in_every_snapshot(config: Config, warehouse: Warehouse) -> None:
+    """Under other values too, and not where it was deleted."""
+    schema = pa.schema([pa.field("trip", pa.int64(), nullable=False), pa.field("carrier", pa.string())])
+    warehouse.ensure("raw.trips", schema, key=["trip"])
+
+    def put(key: str, **columns: list[Any]) -> int:
+        return warehouse.commit("raw.trips", pa.table(columns, schema), key=key, mode="upsert").snapshot
+
+    first = put("k1", trip=[1, 2], carrier=["AA", "UA"])
+    corrected = put("k2", trip=[1], carrier=["B6"])
+    warehouse.delete("raw.trips", "trip = 1", key="k3")
+    back = put("k4", trip=[1], carrier=["DL"])
+    found = affected(Graph.open(config), "raw.trips", "carrier = 'AA'")
+    assert [(s.reference, s.rows, s.live) for s in found.snapshots] == [
+        (f"raw.trips@{first}", 1, False),
+        (f"raw.trips@{corrected}", 1, False),
+        (f"raw.trips@{back}", 1, True),
+    ]
+    assert affected(Graph.open(config), "raw.trips", "true").rows == 2
+
+
+def test_a_table_without_rows_has_none_that_matter(config: Config, warehouse: Warehouse) -> None:
+    warehouse.ensure("raw.trips", pa.schema([("trip", pa.int64())]))
+    assert affected(Graph.open(config), "raw.trips", "trip = 1").rows == 0
 
 
 def test_a_row_that_is_not_there_affects_nothing(graph: Graph) -> None:
