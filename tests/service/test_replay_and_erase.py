@@ -6,6 +6,7 @@ import json
 import shutil
 import sqlite3
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
@@ -16,6 +17,7 @@ from airloop.config import Config
 from airloop.provenance.erasures import entries
 from airloop.warehouse.artifacts import ArtifactStore
 from airloop.warehouse.catalog import Warehouse
+from airloop.warehouse.recall import files, recall
 from airloop.warehouse.references import References, folder
 from airloop.warehouse.refs import TableRef
 from tests.clinic_world import NEWCOMER, Clinic, open_clinic, people, write_csv
@@ -77,6 +79,12 @@ def test_a_run_is_rebuilt_after_its_source_changed_and_expiry_was_tried(clinic: 
     assert clinic.made["month-1", "extract"]["outputs"]["table"]["reference"] in said["tasks"][0]["taken"]
 
     clinic.source.unlink()
+    # By another tool, which asks for nothing but branches and tags, and by our own.
+    for name in ("raw.visits", "training.visits"):
+        warehouse = Warehouse.open(clinic.config)
+        before = len(warehouse.history(name))
+        warehouse.table(name).maintenance.expire_snapshots().older_than(datetime.now(UTC)).commit()
+        assert len(warehouse.history(name)) == 1 < before
     assert airloop("gc", "--grace", "0s", "--keep-days", "0")[0] == 0
     before = state(clinic.config)
     code, said, _ = airloop("replay", "month-2")
@@ -182,8 +190,9 @@ def nowhere(config: Config, value: str) -> None:
     named: set[str] = set()
     for name in warehouse.tables():
         table = warehouse.table(name)
-        named |= References(table).all()
-        for snapshot in table.metadata.snapshots:
+        expired = recall(table).values()
+        named |= References(table).all() | {path for snapshot in expired for path in files(snapshot, table.io)}
+        for snapshot in (*table.metadata.snapshots, *expired):
             for manifest in snapshot.manifests(table.io):
                 for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=False):
                     bounds = [
