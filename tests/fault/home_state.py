@@ -23,15 +23,17 @@ LEFT_OUT = {"_batch", "feature_snapshots", "entry", "key", "by", "run_id", "reco
 LOOK_S = 0.01
 """Seconds between two looks of the readers."""
 OF_THE_ATTEMPT = {
-    "attempt", "run", "started_at", "finished_at", "seconds", "resources", "links", "code", "adopted", "bytes_added",
+    "attempt", "run", "started_at", "finished_at", "seconds", "resources", "links", "code", "adopted", "bytes",
+    "bytes_added",
 }  # fmt: skip
-"""Parts of a manifest that tell who made it, when, where and how, not what was made. Bytes: files hold ids too."""
+"""
+Parts of a manifest that tell who made it, when, where and how, not what was made; sizes of files, for files hold ids.
+"""
 BY_THE_ATTEMPT = {
     "materialize": {"rows", "rows_written", "rows_skipped", "rows_expired"},
     "register": {"versions_made"},
-    "report": {"bytes"},
 }
-"""By step: figures of what the attempt itself still had to do, and the size of a page that tells how long steps ran."""
+"""By step: figures of what the attempt itself still had to do."""
 _IDS = re.compile(r"(?:\b[0-9a-f]{2}/)?(?:[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{12,})|\b[0-9]{10,}\b")
 _NOW = re.compile(r"\b20(?!13)\d\d-\d\d-\d\dT[0-9:.+Z]*")
 
