@@ -198,17 +198,19 @@ def _line(row: dict[str, Any]) -> str:
     )
 
 
-def trained_outcome(trial: int, *, blind: int = 0, rows: int = 5_000, days: int = 28) -> dict[str, Any]:
+def trained_outcome(
+    trial: int, *, blind: int = 0, rows: int = 5_000, days: int = 28, fresh_rows: int = 50_000
+) -> dict[str, Any]:
     """
     Two XGBoost models of one recipe and other seeds, trained on the same rows: by ``min_gain`` the decision on
-    held-out rows, and the true gain in ROC AUC, on 50,000 fresh ones.
+    held-out rows, and the true gain in ROC AUC, on fresh ones.
 
     :param blind: features that the champion does not see.
     """
     from xgboost import XGBClassifier
 
     generator = np.random.default_rng((5, trial))
-    matrix = generator.standard_normal((4_000 + rows + 50_000, 10))
+    matrix = generator.standard_normal((4_000 + rows + fresh_rows, 10))
     logit = matrix[:, 0] + 0.7 * matrix[:, 1] * matrix[:, 2] + 0.5 * np.abs(matrix[:, 3]) + 0.4 * matrix[:, 4] - 2
     labels = (generator.random(len(logit)) < 1 / (1 + np.exp(-logit))).astype(np.float64)
     train, held, fresh = slice(0, 4_000), slice(4_000, 4_000 + rows), slice(4_000 + rows, None)
@@ -314,7 +316,9 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=1000, help="where nothing is to be found")
     parser.add_argument("--power-trials", type=int, default=200, help="where something is planted")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="few trials, to see that it works; writes nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="few trials, to see that it works; neither writes nor checks"
+    )
     parser.add_argument("--check", action="store_true", help="exit with 1 if a promise of docs/gates.md is missed")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
@@ -331,7 +335,7 @@ def main() -> int:
                 arguments.out.write_text(json.dumps(kept, indent=1) + "\n")
     if not arguments.quick and arguments.out == OUT:
         publish(kept)
-    bad = missed(kept) if arguments.check else []
+    bad = missed(kept) if arguments.check and not arguments.quick else []
     for line in bad:
         print(f"missed: {line}", file=sys.stderr)
     return 1 if bad else 0

@@ -17,7 +17,7 @@ CHART = REPOSITORY / "docs" / "images" / "power.svg"
 def publish(results: dict[str, Any]) -> None:
     """Put the tables into docs/gates.md, each between two comments that name it, and draw the power curve."""
     text = DOCS.read_text()
-    for name, lines in _tables(results).items():
+    for name, lines in tables(results).items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
@@ -27,7 +27,7 @@ def publish(results: dict[str, Any]) -> None:
         CHART.write_text(power_chart(results["promotion"]["power"]))
 
 
-def _tables(results: dict[str, Any]) -> dict[str, str]:
+def tables(results: dict[str, Any]) -> dict[str, str]:
     found = {}
     if "promotion" in results:
         found["same quality"] = _markdown(

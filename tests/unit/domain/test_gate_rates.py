@@ -10,8 +10,12 @@ import pytest
 from benchmarks.gates import binomial_interval, gate_outcome
 
 
-def outcomes(trials: int, *, clustered: bool = True, **world: Any) -> Counter[str]:
-    return Counter(gate_outcome(trial, world=world, policy={}, clustered=clustered) for trial in range(trials))
+def outcomes(
+    trials: int, *, clustered: bool = True, policy: dict[str, Any] | None = None, **world: Any
+) -> Counter[str]:
+    return Counter(
+        gate_outcome(trial, world=world, policy=policy or {}, clustered=clustered) for trial in range(trials)
+    )
 
 
 def test_two_models_of_the_same_quality_are_promoted_in_at_most_5_percent_of_1000_trials() -> None:
@@ -33,6 +37,14 @@ def test_a_model_better_by_2_points_on_5000_rows_is_promoted_in_at_least_95_perc
 def test_a_slice_that_is_hurt_keeps_a_better_model_out() -> None:
     found = outcomes(20, rows=10_000, margin=0.05, hurt="c2", harm=0.15)
     assert found["slice"] >= 19, found
+
+
+def test_thirteen_slices_of_equal_models_block_in_at_most_5_percent_all_together() -> None:
+    """Nothing but slices decides, and no loss is put up with: 13 or more of 120 at 5 % have a chance of 0.8 %."""
+    slices_alone = {"min_gain": -1.0, "slice_tolerance": 0.0, "min_slice_rows": 50, "min_class_rows": 10}
+    found = outcomes(120, rows=2000, policy=slices_alone)
+    assert found["slice"] <= 12, found
+    assert found["promote"] >= 108, found
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,44 @@
+"""docs/gates.md says what was measured, and what was measured keeps what it promises."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from benchmarks.gates import OUT, missed, trained_outcome
+from benchmarks.gates_page import CHART, DOCS, power_chart, tables
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(OUT.read_text())
+    return found
+
+
+def test_every_table_of_the_page_is_that_of_the_results(results: dict[str, Any]) -> None:
+    text = DOCS.read_text()
+    for name, lines in tables(results).items():
+        assert f"<!-- {name} -->\n\n{lines}\n\n<!-- end of {name} -->" in text, name
+    assert CHART.read_text() == power_chart(results["promotion"]["power"])
+
+
+def test_the_results_keep_every_promise(results: dict[str, Any]) -> None:
+    assert set(results) == {"promotion", "trained", "leakage", "drift"}
+    assert missed(results) == []
+
+
+def test_a_promise_that_is_missed_is_named(results: dict[str, Any]) -> None:
+    worse = json.loads(json.dumps(results))
+    worse["promotion"]["same"][0]["rate"] = 0.06
+    worse["promotion"]["power"][-1]["rate"] = 0.94
+    worse["leakage"]["clean"]["hits"] = 1
+    worse["drift"]["undrifted"][0]["low"] = 0.02
+    assert len(missed(worse)) == 4
+
+
+def test_trained_models() -> None:
+    found = trained_outcome(0, blind=1, fresh_rows=5_000)
+    assert found["outcomes"] == {0.0: "promote", 0.01: "promote"}
+    assert found["gain"] > 0.05
