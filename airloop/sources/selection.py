@@ -27,6 +27,7 @@ from airloop.sources.files import SourceFile
 from airloop.sources.read import Plan, plan, rows
 from airloop.sources.spec import SourceSpec, duration
 from airloop.sources.values import check, shown
+from airloop.warehouse.ahead import ahead
 from airloop.warehouse.store import storing
 
 CHUNK = 131_072
@@ -143,7 +144,7 @@ def select(
         pa.OSFile(str(staged), "wb") as file,
         pa.ipc.new_file(file, stage, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer,
     ):
-        for position, label, first_row, chunk in _chunks(spec, planned, min(rows_per_chunk, CHUNK)):
+        for position, label, first_row, chunk in ahead(_chunks(spec, planned, min(rows_per_chunk, CHUNK))):
             counts.rows_in += chunk.num_rows
             progress(chunk.num_rows)
             numbers = _count_from(first_row, chunk.num_rows)

@@ -22,6 +22,7 @@ from airloop.config import Config
 from airloop.errors import BadArgument, CommitConflict, NotFound
 from airloop.warehouse import branches, commit, evolve, read
 from airloop.warehouse import compact as compaction
+from airloop.warehouse.ahead import ahead
 from airloop.warehouse.commit import KEY, MODE, Commit
 from airloop.warehouse.compact import Compacted
 from airloop.warehouse.files import ROWS_PER_GROUP, DataFileWriter, Rows, chunks, remove
@@ -345,7 +346,7 @@ class Warehouse:
             conformed: Iterator[pa.Table] = map(conform, chunks(rows, rows_per_chunk=size))
             if sort_by:
                 conformed = in_order(self.config, conformed, to_arrow(table.schema()), sort_by)
-            for chunk in conformed:
+            for chunk in ahead(conformed):
                 writer.write(chunk)
             return writer, Staged(writer.close(), writer.rows)
         except BaseException:

@@ -21,6 +21,7 @@ from pyiceberg.table import Table
 
 from airloop.config import Config
 from airloop.errors import BadInput, DuplicateKeys
+from airloop.warehouse.ahead import ahead
 from airloop.warehouse.files import DataFileWriter
 from airloop.warehouse.localio import local_path
 from airloop.warehouse.read import LiveFile, as_schema, execute, live_files, select, source
@@ -131,7 +132,7 @@ def plan_upsert(
             same = _positions(connection, "SELECT DISTINCT i_row FROM pair WHERE NOT differs AND i_file = ?", path)
             if len(same) == new.record_count:
                 continue
-            for chunk in _rows_without(connection, schema, path, same):
+            for chunk in ahead(_rows_without(connection, schema, path, same)):
                 writer.write(chunk)
         plan.add = writer.close()
     except BaseException:
@@ -335,7 +336,7 @@ def _rewrite(
     assert plan.rewritten is not None
     plan.remove.append(file.data_file)
     if len(gone) < file.rows:
-        for chunk in _rows_without(connection, schema, file.path, gone):
+        for chunk in ahead(_rows_without(connection, schema, file.path, gone)):
             plan.rewritten.write(chunk)
 
 
