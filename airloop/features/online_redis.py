@@ -51,8 +51,8 @@ ENTITIES_PER_SLICE = 5_000
 """Entities that one call of a script writes; Redis serves nobody else meanwhile. Lua takes at most 8,000."""
 LEASE_MS = 60_000
 """How long after its last sign of life the lease of a process is taken over."""
-LOCK_WAIT_S = 30.0
-"""How long a materialisation waits for another one of the same view."""
+LOCK_WAIT_S = 90.0
+"""How long a materialisation waits for another one of the same view: longer than the lease of a killed one runs."""
 SLICES_ON_THE_WAY = 2
 """Calls that are sent before the first one is answered."""
 KEY_OVERHEAD = 200
