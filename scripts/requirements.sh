@@ -9,4 +9,4 @@ printf 'uv\n' | compile - -o requirements/uv.txt
 compile pyproject.toml -o requirements/payload.txt
 compile pyproject.toml --extra airflow --extra demo -o requirements/demo.txt
 # What tests need on top is resolved together with what they test.
-compile pyproject.toml --all-extras --group test --group lint --group docs -o requirements/dev.txt -c requirements/demo.txt
+compile pyproject.toml --all-extras --group test --group lint --group docs --group benchmark -o requirements/dev.txt -c requirements/demo.txt
