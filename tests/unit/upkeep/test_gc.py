@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -227,3 +228,44 @@ def test_the_report_is_json(config: Config, history: list[int]) -> None:
     found = gc.collect(config, NOTHING_KEPT, grace_s=0)
     assert json.loads(json.dumps(found.as_json()))["stayed"] == {TABLE: {"branch": 1}}
     assert next(iter(gc.describe(found, dry_run=False))) == "0 audit branches, 5 snapshots went"
+
+
+@step()
+def bring(ctx: StepContext, *, first: int) -> StepResult:
+    """Bring ten rows, two of them known already, and count what is there."""
+    made = ctx.warehouse.commit(TABLE, rows(range(first, first + 10), float(first)), key=ctx.key, mode="upsert")
+    return StepResult(outputs={"table": made.ref}, counts={"rows": ctx.warehouse.count(made.ref)})
+
+
+def test_loops_run_meanwhile(
+    config: Config, warehouse: Warehouse, history: list[int], run_step: Callable[..., dict[str, Any]]
+) -> None:
+    """Steps write while gc without any grace and compaction go round: no error, no row lost, every result there."""
+    ended = threading.Event()
+    made: list[dict[str, Any]] = []
+    errors: list[BaseException] = []
+
+    def loop() -> None:
+        try:
+            for i in range(8):
+                made.append(run_step(bring, first=8 * i, run=RunInfo("shop", f"{i}", "bring")))
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    rounds = 0
+    while not ended.is_set() or not rounds:
+        gc.collect(config, grace_s=0)
+        warehouse.compact(TABLE)
+        rounds += 1
+    thread.join()
+    assert errors == []
+    gc.collect(config, grace_s=0)
+    assert [m["counts"]["rows"] for m in made] == [10 + 8 * i for i in range(8)]
+    for manifest in made:
+        ref = TableRef.parse(manifest["outputs"]["table"]["reference"])
+        assert warehouse.scan(ref).read_all().num_rows == manifest["counts"]["rows"]
+    assert run_step(bring, first=0, run=RunInfo("shop", "again", "bring"))["status"] == "reused"
