@@ -169,7 +169,7 @@ class IcebergOfflineStore(OfflineStore):
                     connection, "entity_rows", specs,
                     time_column=time_column, full_names=full_feature_names, evidence=False,
                 )  # fmt: skip
-                return _in_order(joined.to_arrow_table())
+                return _in_order(joined)
 
         demanded = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
         keys = [c for c in rows.column_names if c not in (ROW, time_column)]
@@ -303,12 +303,19 @@ def _entity_rows(entity_df: pd.DataFrame | pa.Table) -> tuple[pa.Table, str]:
     return rows.append_column(ROW, pa.array(np.arange(rows.num_rows))), name
 
 
-def _in_order(joined: pa.Table) -> pa.Table:
+def _in_order(relation: Any) -> pa.Table:
     """The rows as they were numbered, each number once. Putting them there is faster than sorting them."""
+    joined = relation.to_arrow_table()
     numbers = joined[ROW].to_numpy()
     places = np.empty_like(numbers)
     places[numbers] = np.arange(len(numbers))
-    return joined.drop_columns([ROW]).combine_chunks().take(pa.array(places))
+    joined = joined.drop_columns([ROW])
+    columns = {}
+    for name in joined.column_names:
+        columns[name] = joined[name].take(pa.array(places))
+        # Both orders of all columns at once would double the memory.
+        joined = joined.drop_columns([name])
+    return pa.table(columns)
 
 
 def _time_column(schema: pa.Schema) -> str:
