@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from airloop.provenance.lineage_origin import Origin
     from airloop.provenance.lineage_rows import Affected
     from airloop.provenance.lineage_story import Branch
+    from airloop.provenance.lineage_touch import Unknown
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -212,9 +213,13 @@ def _print_affected(found: Affected, output: Output) -> None:
         empty="No prediction depends on them.",
     )
     output.say()
+    alike: dict[tuple[str, str], list[Unknown]] = {}
     for unknown in found.unknown:
-        step, _, key = unknown.step.removeprefix("step:").partition("/")
-        output.say(f"Not known by row: {step} {key[:12]} read {len(unknown.reads)} of these snapshots; {unknown.why}.")
+        alike.setdefault((unknown.step.removeprefix("step:").partition("/")[0], unknown.why), []).append(unknown)
+    for (step, why), steps in alike.items():
+        snapshots = {reference for unknown in steps for reference in unknown.reads}
+        times = f" ({len(steps)} times)" if len(steps) > 1 else ""
+        output.say(f"Not known by row: what {step}{times} made of {len(snapshots)} snapshots; {why}.")
 
 
 def _live(period: dict[str, Any]) -> str:

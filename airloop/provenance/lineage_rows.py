@@ -351,15 +351,25 @@ def _silent(graph: Graph, trail: Trail) -> list[Unknown]:
 
 
 def _expired(graph: Graph, table: str) -> list[Unknown]:
-    """Models that were made of the table, by way of a training set whose snapshot is gone."""
+    """Steps that read the table, or what was made of it, at snapshots that are gone, for what is still there."""
     found = []
-    for record in graph.index.all("train"):
-        gone = [i.reference for i in record.inputs if i.kind == "table" and graph.snapshot(i.reference) is None]
-        for examples in gone:
-            if any(node.facts["table"] == table for node in graph.back(examples).of_kind("table")):
-                why = f"{examples} is gone, so nobody can tell which rows it had"
-                found.append(Unknown(record.node, [examples], why))
+    made_of: dict[str, bool] = {}
+    for record in graph.index.all("train", "build_training_set", "batch_score", *SQL_STEPS):
+        if not any(made.kind == "model" or graph.snapshot(made.reference) is not None for made in record.made):
+            continue
+        gone = [i.reference for i in record.inputs if i.kind == "table" and _is_gone(graph, i.reference)]
+        for reference in gone:
+            if reference not in made_of:
+                nodes = graph.back(reference).of_kind("table")
+                made_of[reference] = any(node.facts["table"] == table for node in nodes)
+        reads = [reference for reference in gone if made_of[reference]]
+        if reads:
+            found.append(Unknown(record.node, reads, "they are gone, so nobody can tell which rows they had"))
     return found
+
+
+def _is_gone(graph: Graph, reference: str) -> bool:
+    return graph.snapshot(reference) is None and not reference.endswith("@0")
 
 
 # -------------------------------------------------------------------- rows
