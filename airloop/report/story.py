@@ -134,6 +134,7 @@ def examples_section(manifest: Manifest | None, zone: str) -> dict[str, Any] | N
         ],
         "features": len(details.get("features", [])),
         "checked": sum(details.get("leakage", {}).get("values", {}).values()),
+        "allowed": sorted(details.get("leakage", {}).get("target", {}).get("allowed", {}).items()),
         "missing": bars(
             "Rows without a value, by feature",
             [

@@ -84,7 +84,13 @@ def test_every_section_tells_its_part() -> None:
         "gate": ["6,162 held-out rows", "7 of them", "Log loss less is better", "at least 0.6", "ROC curve"],
         "drift": ["1 limit crossed", "1 of 3 columns no longer", "weather temp", "0.6716", "1,417 predictions"],
         "data": ["raw.weather", "added column gust (double)", "values to be between", "kept back", "wind_speed=1048.4"],
-        "training": ["xgboost, best after 2 of 3 rounds", "49,000 feature values", "169 rows left out", "max_depth"],
+        "training": [
+            "xgboost, best after 2 of 3 rounds",
+            "49,000 feature values",
+            "odd may give the label away, and was allowed: alone it ranks <all>.",
+            "169 rows left out",
+            "max_depth",
+        ],
         "lineage": [
             "weather.csv 5d1e5d1e5d1e",
             "raw.weather 2",
