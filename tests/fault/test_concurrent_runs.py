@@ -26,7 +26,9 @@ def test_two_runs_of_one_interval(prepared: Prepared, make_home: Homes) -> None:
     home = make_home()
     results: dict[str, dict[str, str]] = {}
     for task, (step, arguments) in home.tasks().items():
-        results[task] = twice(home, step, filled(arguments, results))
+        call = filled(arguments, results)
+        # Whether online values are right is looked at anew each time.
+        results[task] = home.done(step, call) if step == "check_parity" else twice(home, step, call)
     assert home.state() == prepared.after_first
 
 

@@ -27,13 +27,17 @@ class Redis:
         self.url = url
         self.client = redis.Redis.from_url(url)
 
-    def values(self) -> dict[bytes, Any]:
-        """Hashes by key. Watermarks name keys and snapshots, which differ; leases pass."""
+    def values(self) -> dict[tuple[bytes, bytes], bytes]:
+        """
+        Values by entity and field: views of the same entity share its hash, and change one after the other.
+
+        Watermarks name keys and snapshots, which differ; leases pass.
+        """
         found = {}
         for key in self.client.scan_iter():
             if self.client.type(key) == b"hash":
-                fields = self.client.hgetall(key)
-                found[key] = {name: value for name, value in fields.items() if name not in (b"key", b"snapshot")}
+                fields = self.client.hgetall(key).items()
+                found |= {(key, name): value for name, value in fields if name not in (b"key", b"snapshot")}
         return found
 
     def keep(self) -> dict[bytes, bytes]:
