@@ -16,7 +16,8 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def show(arguments: argparse.Namespace, config: Config, output: Output) -> None:
-    from airloop.provenance.why import explain, find_run
+    from airloop.provenance.runs import find_run
+    from airloop.provenance.why import explain
     from airloop.warehouse.artifacts import ArtifactStore
 
     run = find_run(ArtifactStore(config.artifacts), arguments.run_name)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 
 from airloop.errors import BadArgument, NotFound
 from airloop.provenance.lineage import Graph
 from airloop.provenance.lineage_index import Record
+from airloop.provenance.runs import nearest
 from airloop.reference import Scope
 from airloop.registry.refs import CHAMPION, ModelRef
 from airloop.warehouse.refs import TableRef
@@ -59,11 +58,6 @@ def find_table(graph: Graph, text: str) -> str:
         advice = f"did you mean {', '.join(near)}?" if near else "see `airloop tables`"
         raise NotFound(f"there is no table {name}", advice)
     return short[0]
-
-
-def nearest(text: str, names: Iterable[str]) -> list[str]:
-    """At most three names that look like a text."""
-    return difflib.get_close_matches(text, sorted(set(names)), n=3, cutoff=0.5)
 
 
 def _exact(graph: Graph, text: str) -> str | None:

@@ -21,10 +21,10 @@ from typing import Any
 
 from airloop.config import Config
 from airloop.errors import BadArgument, NotFound
-from airloop.frame import history
 from airloop.provenance.environment import Change, changes
 from airloop.provenance.fork import snapshots_of
 from airloop.provenance.room import Room
+from airloop.provenance.runs import Task, find_run, tasks_of
 from airloop.provenance.verdict import Finding, compare_figures, compare_models, compare_tables
 from airloop.warehouse.artifacts import ArtifactStore
 from airloop.warehouse.refs import TableRef
@@ -38,29 +38,6 @@ NOT_REBUILT = {
     "report": "it is a page about the others",
 }
 """Steps with an effect of their own, or with an input that is not kept, and which."""
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One task of a run, by the manifest that it relies on."""
-
-    task_id: str
-    record: Mapping[str, Any]
-    manifest: Mapping[str, Any]
-
-    @property
-    def step(self) -> str:
-        return str(self.manifest["step"])
-
-    def inputs(self, kind: str) -> list[str]:
-        """References of one kind that it was given."""
-        return [i["reference"] for i in self.manifest["inputs"].values() if i["kind"] == kind]
-
-    def made(self, kind: str) -> dict[str, str]:
-        """References of one kind that it made and was not given, by role."""
-        given = set(self.inputs(kind))
-        outputs = self.manifest["outputs"].items()
-        return {r: o["reference"] for r, o in outputs if o["kind"] == kind and o["reference"] not in given}
 
 
 @dataclass(slots=True)
@@ -113,26 +90,6 @@ class Replay:
         return min((t.verdict for t in self.tasks), key=order.index)
 
 
-def find_run(store: ArtifactStore, text: str) -> tuple[str, str]:
-    """
-    DAG and run of ``DAG/RUN_ID``, or of a run id that only one DAG has.
-
-    :raises NotFound: there is none.
-    :raises BadArgument: several DAGs have it.
-    """
-    loops = history.loops(store)
-    dag_id, _, run_id = text.partition("/")
-    if run_id and dag_id in loops and run_id in history.run_ids(store, dag_id):
-        return dag_id, run_id
-    found = [loop for loop in loops if text in history.run_ids(store, loop)]
-    if len(found) > 1:
-        raise BadArgument(f"{', '.join(found)} each have a run {text}", f"write {found[0]}/{text}")
-    if not found:
-        near = history.run_ids(store, dag_id)[-3:] if dag_id in loops else loops
-        raise NotFound(f"there is no run {text}", f"there is {', '.join(near) or 'none yet'}")
-    return found[0], text
-
-
 def choose(tasks: Sequence[Task], wanted: Sequence[str]) -> list[Task]:
     """
     The tasks to rebuild: those named, else those that made the models: their training sets, trainings and gates.
@@ -158,16 +115,6 @@ def choose(tasks: Sequence[Task], wanted: Sequence[str]) -> list[Task]:
     ]
 
 
-def tasks_of(store: ArtifactStore, dag_id: str, run_id: str) -> list[Task]:
-    """The tasks of a run that ended well, in the order in which they started."""
-    found = []
-    for task_id, record in history.run(store, dag_id, run_id).tasks.items():
-        manifest = history.manifest_of(store, record)
-        if manifest is not None:
-            found.append(Task(task_id, record.record, manifest))
-    return found
-
-
 def replay(
     config: Config, text: str, *, tasks: Sequence[str] = (), into: Path | None = None, keep: bool = False
 ) -> Replay:
@@ -181,11 +128,11 @@ def replay(
     :raises NotFound: run, task, snapshot or archived code are not there; says which, and if they were erased, by whom.
     """
     store = ArtifactStore(config.artifacts)
-    dag_id, run_id = find_run(store, text)
-    chosen = choose(tasks_of(store, dag_id, run_id), tasks)
+    run = find_run(store, text)
+    chosen = choose(tasks_of(store, run), tasks)
     _refuse_gone(config, chosen)
     with _folder(config, into, keep) as folder:
-        done = Replay(dag_id, run_id, folder)
+        done = Replay(run.dag_id, run.run_id, folder)
         room = Room(config, folder)
         for task in chosen:
             if task.step in NOT_REBUILT:

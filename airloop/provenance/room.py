@@ -22,7 +22,7 @@ from airloop.warehouse.commit import KEY, MODE
 from airloop.warehouse.refs import TableRef
 
 if TYPE_CHECKING:
-    from airloop.provenance.replay import Task
+    from airloop.provenance.runs import Task
 
 LINES = 15
 """Of a failed task's log that are shown."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from airloop.frame import history
 from airloop.frame.archive import read_source
 from airloop.frame.compare import Difference, Side, differences, evidence, sentence
 from airloop.frame.history import RunRecord
+from airloop.provenance.runs import nearest
 from airloop.warehouse.artifacts import ArtifactStore
 
 DIFF_LINES = 40
@@ -65,23 +66,6 @@ class Why:
         return asdict(self)
 
 
-def find_run(store: ArtifactStore, name: str) -> RunRecord:
-    """
-    A run by ``DAG/RUN``, or by ``RUN`` alone where only one loop has it.
-
-    :raises NotFound: there is none, or there are several.
-    """
-    known = {dag_id: history.run_ids(store, dag_id) for dag_id in history.loops(store)}
-    found = [(d, r) for d, runs in known.items() for r in runs if name in (f"{d}/{r}", r)]
-    if len(found) == 1:
-        return history.run(store, *found[0])
-    if found:
-        raise NotFound(f"{len(found)} loops have a run {name}", f"name one: {', '.join(f'{d}/{r}' for d, r in found)}")
-    everything = [f"{d}/{r}" for d, runs in known.items() for r in runs]
-    near = _near(name, [*everything, *(r for runs in known.values() for r in runs)]) or everything[-5:]
-    raise NotFound(f"no run {name} is known", f"there is {', '.join(near)}" if near else "nothing has run yet")
-
-
 def explain(config: Config, run: RunRecord, task: str) -> Why:
     """
     Why a task was reused or ran.
@@ -91,7 +75,7 @@ def explain(config: Config, run: RunRecord, task: str) -> Why:
     """
     store = ArtifactStore(config.artifacts)
     if task not in run.tasks:
-        near = _near(task, run.tasks) or list(run.tasks)
+        near = nearest(task, run.tasks) or list(run.tasks)
         raise NotFound(f"run {run.dag_id}/{run.run_id} has no task {task}", f"it has {', '.join(near)}")
     record = run.tasks[task].record
     base = {
@@ -233,7 +217,3 @@ def _who(run: Mapping[str, Any]) -> str:
 
 def _number(count: int, one: str, many: str = "") -> str:
     return f"{count} {one if count == 1 else many or one + 's'}"
-
-
-def _near(name: str, known: Iterable[str]) -> list[str]:
-    return difflib.get_close_matches(name, list(known), n=5, cutoff=0.5)

@@ -25,7 +25,8 @@ from airloop.contract import Call, Interval, RunInfo
 from airloop.frame.execute import execute
 from airloop.frame.logs import Redactor
 from airloop.frame.manifest import read_manifest
-from airloop.provenance.why import explain, find_run
+from airloop.provenance.runs import find_run
+from airloop.provenance.why import explain
 from airloop.steps import load
 from airloop.warehouse.artifacts import ArtifactStore
 from airloop_operators import ExtractOperator, SqlOperator, StepOperator, ValidateOperator

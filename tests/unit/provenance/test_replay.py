@@ -19,7 +19,8 @@ from airloop.errors import BadArgument, NotFound
 from airloop.frame import key
 from airloop.provenance import erasures
 from airloop.provenance.environment import changes
-from airloop.provenance.replay import Rebuilt, Replay, Task, choose, find_run, replay
+from airloop.provenance.replay import Rebuilt, Replay, choose, replay
+from airloop.provenance.runs import Task, find_run
 from airloop.provenance.verdict import Finding, compare_figures, compare_models, compare_tables
 from airloop.upkeep import gc
 from airloop.upkeep.retention import Policy
@@ -79,15 +80,14 @@ class TestChoice:
     def test_a_run_by_its_id(self, config: Config) -> None:
         store = ArtifactStore(config.artifacts)
         for name in ("a/x", "b/x", "b/y"):
-            store.publish_bytes(f"runs/{name}/t.json", b"{}")
-        assert find_run(store, "y") == ("b", "y")
-        assert find_run(store, "a/x") == ("a", "x")
-        with pytest.raises(BadArgument, match="a, b each have a run x"):
+            record = {"run": {"task_id": "t", "map_index": -1}, "started_at": "2013-02-01"}
+            store.publish_bytes(f"runs/{name}/t.json", json.dumps(record).encode())
+        named = [find_run(store, name) for name in ("y", "a/x")]
+        assert [(run.dag_id, run.run_id) for run in named] == [("b", "y"), ("a", "x")]
+        with pytest.raises(NotFound, match="2 loops have a run x; name one: a/x, b/x"):
             find_run(store, "x")
-        with pytest.raises(NotFound, match="there is x, y"):
+        with pytest.raises(NotFound, match="no run b/z is known; there is b/"):
             find_run(store, "b/z")
-        with pytest.raises(NotFound, match="there is no run z"):
-            find_run(store, "z")
 
 
 @pytest.fixture

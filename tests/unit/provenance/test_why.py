@@ -21,7 +21,8 @@ from airloop.config import Config
 from airloop.contract import Interval, RunInfo
 from airloop.errors import NotFound, RejectedRows
 from airloop.frame.manifest import manifest_name, run_record_name
-from airloop.provenance.why import Why, explain, find_run
+from airloop.provenance.runs import find_run
+from airloop.provenance.why import Why, explain
 from airloop.warehouse.artifacts import ArtifactStore
 from airloop.warehouse.catalog import Warehouse
 
