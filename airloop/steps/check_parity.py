@@ -27,12 +27,18 @@ ATTEMPTS = 3
 """A view that is materialised while it is compared is compared again."""
 
 
-def _look_again(ctx: StepContext, manifest: Mapping[str, Any]) -> bool:
-    """What was equal an hour ago says nothing about now."""
-    return False
+def _still_equal(ctx: StepContext, manifest: Mapping[str, Any]) -> bool:
+    """What was equal an hour ago says nothing about now: before an earlier result is reused, all is compared anew."""
+    from airloop.features.parity import keys_to_sample
+
+    given = manifest["arguments"]
+    service = FeatureServiceRef.parse(manifest["inputs"]["feature_service"]["reference"])
+    sample = keys_to_sample(given["find_share"], given["confidence"])
+    found = _look(ctx, service, given["feature_views"], sample, given["seed"], Interval.parse(manifest["interval"]))
+    return not any(parity.keys_differing for parity, _ in found.values())
 
 
-@step(libraries=("duckdb", "feast"), still_there=_look_again)
+@step(libraries=("duckdb", "feast"), still_there=_still_equal)
 def check_parity(
     ctx: StepContext,
     *,
@@ -47,8 +53,8 @@ def check_parity(
     Compare values that Feast serves online with the point-in-time join at the time of the materialisation.
 
     As many keys of each view are drawn as find, with ``confidence``, a share ``find_share`` of wrong ones: 2,995 by
-    default, all where there are fewer. One value that differs rejects the task, and it is named. The task always looks
-    again; an earlier result is never reused.
+    default, all where there are fewer. One value that differs rejects the task, and it is named. The task looks again
+    even when its earlier result is reused.
 
     :param feature_service: the result of a materialize task, or a name, e.g. delay_v1.
     :param feature_views: only these of its views; default all.
@@ -58,20 +64,9 @@ def check_parity(
     :param interval: the run's; the values online must be those known at its end, or newer.
     """
     from airloop.features.parity import keys_to_sample
-    from airloop.features.repo import open_store, service_of
 
-    service = service_of(ctx.config, feature_service)
-    views = _views(service, feature_views)
-    store = open_store(ctx.config)
     sample = keys_to_sample(find_share, confidence)
-    found = {name: _compare_settled(ctx, store, view, sample, seed, interval) for name, view in views.items()}
-    for name, (parity, mark) in found.items():
-        ctx.log.info(
-            "%s: %s of %s keys compared as of %s, %s differ",
-            name, f"{parity.checked:,}", f"{parity.keys:,}", _time(mark), f"{parity.keys_differing:,}",
-        )  # fmt: skip
-        if parity.pushed:
-            ctx.log.info("%s: %s values were pushed since; not compared", name, f"{parity.pushed:,}")
+    found = _look(ctx, feature_service, feature_views, sample, seed, interval)
     _refuse([parity for parity, _ in found.values()])
     return StepResult(
         outputs={"feature_service": feature_service},
@@ -92,6 +87,30 @@ def check_parity(
         },
         changed=False,
     )
+
+
+def _look(
+    ctx: StepContext,
+    feature_service: FeatureServiceRef,
+    feature_views: Sequence[str] | None,
+    sample: int,
+    seed: int,
+    interval: Interval,
+) -> dict[str, tuple[ViewParity, Watermark]]:
+    """What the comparison of each view found, and as of which materialisation."""
+    from airloop.features.repo import open_store, service_of
+
+    views = _views(service_of(ctx.config, feature_service), feature_views)
+    store = open_store(ctx.config)
+    found = {name: _compare_settled(ctx, store, view, sample, seed, interval) for name, view in views.items()}
+    for name, (parity, mark) in found.items():
+        ctx.log.info(
+            "%s: %s of %s keys compared as of %s, %s differ",
+            name, f"{parity.checked:,}", f"{parity.keys:,}", _time(mark), f"{parity.keys_differing:,}",
+        )  # fmt: skip
+        if parity.pushed:
+            ctx.log.info("%s: %s values were pushed since; not compared", name, f"{parity.pushed:,}")
+    return found
 
 
 def _views(service: ServiceDefinition, wanted: Sequence[str] | None) -> dict[str, ViewDefinition]:

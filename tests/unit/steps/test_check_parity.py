@@ -94,7 +94,10 @@ def test_a_value_that_outlived_its_time_is_found(shop: Shop) -> None:
 def test_it_always_looks_again(shop: Shop) -> None:
     shop.put("pace", [(1, 1.0, 1, T0, T0)])
     shop.run(T0 + DAY)
-    assert [check(shop)["status"] for _ in range(2)] == ["done", "done"]
+    assert [check(shop)["status"] for _ in range(2)] == ["done", "reused"]
+    assert corrupt(shop, "DELETE FROM shop_pace WHERE feature_name = ?", "speed") == 1
+    with pytest.raises(ParityBroken, match=r"driver=1: speed is None online, 1\.0 offline"):
+        check(shop)
 
 
 def test_a_push_after_the_watermark_is_counted_not_compared(shop: Shop) -> None:
