@@ -16,14 +16,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from airloop.config import Config
 
 MAX_FEATURES = 400
 """Features of one view; SQLite limits the terms of one statement."""
@@ -126,14 +124,3 @@ class OnlineStore(Protocol):
         watermark: Watermark | None,
         expire_before_us: int | None = None,
     ) -> Switched: ...
-
-
-def online_store_of(config: Config) -> OnlineStore:
-    """The store that the configuration names. Nothing is opened yet."""
-    if isinstance(config.online_store, Path):
-        from airloop.features.online_sqlite import OnlineFile
-
-        return OnlineFile(config.online_store)
-    from airloop.features.online_redis import OnlineRedis
-
-    return OnlineRedis.at(config.online_store)

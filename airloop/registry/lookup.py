@@ -10,11 +10,14 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
 from airloop.config import Config
 from airloop.errors import NotFound
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 _VERSION = "SELECT run_id FROM model_versions WHERE name = ? AND version = ? AND current_stage <> 'Deleted_Internal'"
 _RUN = """
@@ -69,13 +72,28 @@ def registered(config: Config) -> list[tuple[str, int, str, dict[str, str]]]:
         versions = _query(config, _ALL, ())
         rows = _query(config, _TAGS, ())
     except _NotReadable:
-        from airloop.registry.models import versions as listed
+        from airloop.training import tracking
 
-        return [(v["model"], int(v["version"]), str(v["run_id"] or ""), v["tags"]) for v in listed(config)]
+        client = tracking.client(config)
+        with tracking.guarded(config):
+            found = [v for m in client.search_registered_models(max_results=1000) for v in all_versions(client, m.name)]
+        return [(v.name, int(v.version), str(v.run_id or ""), dict(v.tags)) for v in found]
     tags: dict[tuple[str, int], dict[str, str]] = {}
     for name, version, key, value in rows:
         tags.setdefault((name, int(version)), {})[key] = value
     return [(name, int(v), str(run or ""), tags.get((name, int(v)), {})) for name, v, run in versions]
+
+
+def all_versions(client: MlflowClient, name: str) -> list[Any]:
+    """Every version of a registered model, page by page."""
+    found: list[Any] = []
+    token = None
+    while True:
+        page = client.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
 
 
 class _NotReadable(Exception):

@@ -19,6 +19,7 @@ from airloop.config import Config
 from airloop.errors import BadArgument, NotFound, StaleRun, StoreBusy
 from airloop.faults import point
 from airloop.registry.ledger import TABLE, Entry, Ledger
+from airloop.registry.lookup import all_versions
 from airloop.registry.refs import CHAMPION, ModelRef, valid_model_name
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ class Registry:
         from airloop.training import tracking
 
         with tracking.guarded(self.config):
-            versions = _all_versions(client, name)
+            versions = all_versions(client, name)
         for version in sorted(versions, key=lambda v: int(v.version)):
             if version.run_id == run_id:
                 return version
@@ -299,7 +300,7 @@ def versions(config: Config, model: str | None = None) -> list[dict[str, Any]]:
         names = [model] if model else sorted(m.name for m in client.search_registered_models(max_results=1000))
         if model:
             client.get_registered_model(model)
-        found = [v for name in names for v in _all_versions(client, name)]
+        found = [v for name in names for v in all_versions(client, name)]
     aliases: dict[tuple[str, int], list[str]] = {}
     for entry in Ledger(Warehouse.open(config)).live():
         aliases.setdefault((entry.model, entry.version), []).append(entry.alias)
@@ -316,14 +317,3 @@ def versions(config: Config, model: str | None = None) -> list[dict[str, Any]]:
         for v in found
     ]
     return sorted(rows, key=lambda r: (r["model"], -r["version"]))
-
-
-def _all_versions(client: MlflowClient, name: str) -> list[Any]:
-    found: list[Any] = []
-    token = None
-    while True:
-        page = client.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found

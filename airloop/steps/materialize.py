@@ -23,7 +23,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 def is_online(ctx: StepContext, manifest: Mapping[str, Any]) -> bool:
     """Whether what an earlier run put online, or something newer, is still there in full."""
-    from airloop.features.online import OnlineTable, online_store_of
+    from airloop.features.online import OnlineTable
+    from airloop.features.online_store import online_store_of
 
     online = online_store_of(ctx.config)
     for view in manifest["details"]["views"].values():
@@ -117,7 +118,7 @@ def _materialize(ctx: StepContext, store: Any, name: str, source: TableRef, inte
     from feast.infra.common.materialization_job import MaterializationTask
 
     from airloop.features.engine import FeastView, IcebergComputeEngine, Request
-    from airloop.features.online import online_store_of
+    from airloop.features.online_store import online_store_of
 
     engine = store._get_provider().batch_engine
     if not isinstance(engine, IcebergComputeEngine):

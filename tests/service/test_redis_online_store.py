@@ -11,7 +11,8 @@ import pytest
 
 from airloop.config import Config, RedisAddress
 from airloop.errors import BadConfiguration, StoreFull, Unreachable
-from airloop.features.online import OnlineTable, Watermark, online_store_of
+from airloop.features.online import OnlineTable, Watermark
+from airloop.features.online_store import online_store_of
 from tests import shop as shops
 from tests.shop import DAY, HOUR, STORE, T0, RunStep, Shop
 
