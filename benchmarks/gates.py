@@ -3,7 +3,7 @@ How often the gates are wrong: measured on worlds whose truth is known, through 
 
     python -m benchmarks.gates [promotion] [trained] [leakage] [drift] [--trials 1000] [--power-trials 200] [--check]
 
-Figures go to ``benchmarks/results/gates.json``, and from there into docs/gates.md and ``docs/images/power.svg``.
+Figures go to ``benchmarks/results/gates.json``, and from there into docs/explain/gates.md and ``docs/images/power.svg``.
 Everything follows from seeds: the same command gives the same figures, on any machine.
 """
 
@@ -287,7 +287,7 @@ PROMISED = {"rows": 5_000, "margin": 0.02}
 
 
 def missed(results: dict[str, Any]) -> list[str]:
-    """What docs/gates.md promises and these figures do not show."""
+    """What docs/explain/gates.md promises and these figures do not show."""
     found = []
     for row in results.get("promotion", {}).get("same", []):
         if row["rate"] > 0.05:
@@ -319,7 +319,9 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="few trials, to see that it works; neither writes nor checks"
     )
-    parser.add_argument("--check", action="store_true", help="exit with 1 if a promise of docs/gates.md is missed")
+    parser.add_argument(
+        "--check", action="store_true", help="exit with 1 if a promise of docs/explain/gates.md is missed"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.parts) - set(PARTS))

@@ -1,4 +1,4 @@
-"""The tables and the chart of docs/gates.md, from ``benchmarks/results/gates.json``."""
+"""The tables and the chart of docs/explain/gates.md, from ``benchmarks/results/gates.json``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from benchmarks.common import REPOSITORY
 from benchmarks.worlds import LEAKS
 
-DOCS = REPOSITORY / "docs" / "gates.md"
+DOCS = REPOSITORY / "docs" / "explain" / "gates.md"
 CHART = REPOSITORY / "docs" / "images" / "power.svg"
 
 
 def publish(results: dict[str, Any]) -> None:
-    """Put the tables into docs/gates.md, each between two comments that name it, and draw the power curve."""
+    """Put the tables into docs/explain/gates.md, each between two comments that name it, and draw the power curve."""
     text = DOCS.read_text()
     for name, lines in tables(results).items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"

@@ -1,4 +1,4 @@
-"""docs/gates.md says what was measured, and what was measured keeps what it promises."""
+"""docs/explain/gates.md says what was measured, and what was measured keeps what it promises."""
 
 from __future__ import annotations
 
