@@ -3,7 +3,7 @@ How often the gates are wrong: measured on worlds whose truth is known, through 
 
     python -m benchmarks.gates [promotion] [trained] [leakage] [drift] [--trials 1000] [--power-trials 200] [--check]
 
-Figures go to ``benchmarks/results/gates.json``, and from there into docs/explain/gates.md and ``docs/images/power.svg``.
+Figures go to ``benchmarks/results/gates.json``, and from there into the page of gates and ``docs/images/power.svg``.
 Everything follows from seeds: the same command gives the same figures, on any machine.
 """
 
@@ -320,7 +320,7 @@ def main() -> int:
         "--quick", action="store_true", help="few trials, to see that it works; neither writes nor checks"
     )
     parser.add_argument(
-        "--check", action="store_true", help="exit with 1 if a promise of docs/explain/gates.md is missed"
+        "--check", action="store_true", help="exit with 1 if a promise of the page of gates is missed"
     )
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
