@@ -69,6 +69,9 @@ def extract(
     for line in selected.report:
         ctx.log.warning("%s", line)
     ctx.point("extract:staged")
+    if selected.added:
+        # A file that is refused must not leave its new columns behind.
+        selected.settle()
     evolved = ctx.warehouse.ensure(
         name,
         selected.schema,

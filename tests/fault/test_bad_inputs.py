@@ -114,12 +114,13 @@ class Drop:
         return self.rows(*columns, table=f"quarantine.{self.table.replace('.', '_')}")
 
     def seen(self) -> dict[str, Any]:
-        """All that others read: what is published, and what is said to be done."""
+        """All that others read: published rows, and what is said to be done; not a table as declared, still empty."""
         warehouse = Warehouse.open(self.config)
         return {
             "tables": {
                 name: (warehouse.head(name), warehouse.schema(name), sorted(warehouse.table(name).metadata.refs))
                 for name in warehouse.tables()
+                if warehouse.history(name)
             },
             "manifests": sorted(self.config.artifacts.rglob("manifest.json")),
         }

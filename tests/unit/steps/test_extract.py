@@ -213,6 +213,16 @@ def test_a_bad_row_at_the_end_leaves_the_table_alone(drop: Drop, warehouse: Ware
     assert not warehouse.exists("raw.sensors")
 
 
+def test_a_refused_file_leaves_none_of_its_columns_behind(drop: Drop, warehouse: Warehouse) -> None:
+    drop.write("1,2013-01-02T00:00Z,1.0")
+    drop.extract()
+    before = warehouse.schema("raw.sensors")
+    drop.write("2,2013-01-03T00:00Z,1.0,5", "2,2013-01-03T00:00Z,2.0,6", header="id,at,value,gate")
+    with pytest.raises(BadInput, match="rows 1, 2 have the same key"):
+        drop.extract()
+    assert warehouse.schema("raw.sensors") == before
+
+
 def test_missing_files_and_wrong_arguments(drop: Drop, run_step: Run) -> None:
     with pytest.raises(NotFound, match=r"there is no file .*sensors\.csv"):
         drop.extract()
