@@ -229,8 +229,9 @@ class Server:
     def _serve_until(self, deadline: float) -> None:
         while self._listener is not None:
             left = max(0.0, deadline - time.monotonic())
-            ready, _, _ = select.select([self._listener], [], [], left)
-            if not ready:
+            waiting = select.poll()
+            waiting.register(self._listener, select.POLLIN)
+            if not waiting.poll(left * 1000):
                 return
             connection, _ = self._listener.accept()
             with connection:

@@ -55,6 +55,22 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+@pytest.fixture(autouse=True)
+def databases_closed() -> Iterator[None]:
+    """A test's connections end with it: two thousand tests in one process would run out of descriptors."""
+    yield
+    engines: list[Any] = []
+    if (catalog := sys.modules.get("airloop.warehouse.catalog")) is not None:
+        engines += [warehouse._catalog.engine for warehouse in catalog._opened.values()]
+        catalog._opened.clear()
+    for name in ("tracking", "model_registry"):
+        if (store := sys.modules.get(f"mlflow.store.{name}.sqlalchemy_store")) is not None:
+            engines += store.SqlAlchemyStore._engine_map.values()
+            store.SqlAlchemyStore._engine_map.clear()
+    for engine in engines:
+        engine.dispose()
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     """All state below the test's own folder."""

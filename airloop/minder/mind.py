@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from airloop.minder.limits import Cgroup, Memory, Processors, descendants, kernel_ooms
 from airloop.minder.wire import NOT_STARTED, Report, Request, receive, send
@@ -141,14 +141,16 @@ class _Minder:
         timeout_s = 0.02 if ending else self._memory.interval_s
         if deadline is not None and not ending:
             timeout_s = min(timeout_s, max(deadline - now, 0))
-        watched: list[Any] = [wake]
+        # Descriptors may be numbered above 1,023, which select() does not take.
+        watched = select.poll()
+        watched.register(wake, select.POLLIN)
         if self._connection is not None:
-            watched.append(self._connection)
-        ready, _, _ = select.select(watched, [], [], timeout_s)
+            watched.register(self._connection, select.POLLIN)
+        ready = {number for number, _ in watched.poll(timeout_s * 1000)}
         if wake in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(wake, 4096)
-        if self._connection is not None and self._connection in ready:
+        if self._connection is not None and self._connection.fileno() in ready:
             try:
                 message, _ = receive(self._connection)
                 self._end("stopped", float(message["end"]))

@@ -187,8 +187,8 @@ def test_the_payload_finds_a_clean_process(run: Run, tmp_path: Path, monkeypatch
     assert seen["argv"][1:] == ["run", "steps_for_tests:write_environment"]
     assert seen["cwd"] == seen["path"][0] == str(tmp_path / "elsewhere")
     assert seen["stdin"] == "/dev/null"
-    # Standard input, output and error, the lock of the step's key, and the folder that is being listed.
-    assert len(seen["descriptors"]) == 5
+    # Standard input, output and error, the attempt's mark, the lock of the step's key, and the folder being listed.
+    assert len(seen["descriptors"]) == 6
     assert seen["session"] is True
     assert seen["main"] == "airloop.__main__"
     assert "default_int_handler" in seen["signals"][0]
