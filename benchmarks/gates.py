@@ -319,9 +319,7 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="few trials, to see that it works; neither writes nor checks"
     )
-    parser.add_argument(
-        "--check", action="store_true", help="exit with 1 if a promise of the page of gates is missed"
-    )
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a promise of the page of gates is missed")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.parts) - set(PARTS))

@@ -190,5 +190,6 @@ def test_five_million_rows_in_bounded_memory(
     monkeypatch.setenv("AIRLOOP_ROWS_PER_CHUNK", "250000")
     done = outcome(start(config, ("append_big", {"count": 5_000_000, "partition_by": partition_by})))
     assert done["rows"] == 5_000_001
-    # All rows at once would be 200 MB in Arrow, twice that while they are brought into shape.
-    assert done["peak_mb"] < 170, done
+    # All rows at once would be 200 MB in Arrow, twice that while they are brought into shape. A chunk is written while
+    # the next one is made.
+    assert done["peak_mb"] < 200, done
