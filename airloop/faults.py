@@ -83,9 +83,9 @@ def instrument() -> None:
         return
     _instrumented = True
     for name in ("replace", "rename", "link"):
-        setattr(os, name, _published(getattr(os, name)))
+        _replace(os, name, _published(getattr(os, name)))
     for module in (sqlite3, sqlite3.dbapi2):
-        setattr(module, "connect", _connect)  # noqa: B010
+        _replace(module, "connect", _connect)
     # Libraries that a step would not load anyway are not loaded for this.
     if os.environ.get("AIRLOOP_MLFLOW", "").startswith("http"):
         _instrument_http()
@@ -144,6 +144,11 @@ def _injure(action: str, name: str, kind: Kind) -> bool:
 
 
 # --- durable writes
+
+
+def _replace(owner: object, name: str, wrapper: Callable[..., Any]) -> None:
+    """Put a wrapper in a function's place, for the rest of this process: it is one that tests injure."""
+    setattr(owner, name, wrapper)
 
 
 @contextmanager
@@ -231,15 +236,18 @@ class _Connection(sqlite3.Connection):
     def cursor(self, factory: Any = _Cursor) -> Any:
         return super().cursor(factory)
 
-    # The base class would make plain cursors for these.
+    def _own(self) -> sqlite3.Cursor:
+        # The base class would make plain cursors for what follows.
+        return super().cursor(_Cursor)
+
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
-        return self.cursor().execute(sql, parameters)  # type: ignore[no-any-return]
+        return self._own().execute(sql, parameters)
 
     def executemany(self, sql: str, parameters: Any, /) -> sqlite3.Cursor:
-        return self.cursor().executemany(sql, parameters)  # type: ignore[no-any-return]
+        return self._own().executemany(sql, parameters)
 
     def executescript(self, script: str, /) -> sqlite3.Cursor:
-        return self.cursor().executescript(script)  # type: ignore[no-any-return]
+        return self._own().executescript(script)
 
     def knows(self, name: str) -> bool:
         """Whether a table or index is there."""
@@ -298,7 +306,7 @@ def _instrument_http() -> None:
         with _durable(f"http:{request.method} {urlsplit(request.url).path}", "http"):
             return send(session, request, **options)
 
-    setattr(Session, "send", sent)  # noqa: B010
+    _replace(Session, "send", sent)
 
 
 _REDIS_WRITES = re.compile(rb"\$\d+\r\n(EXEC|EVALSHA|EVAL|H?SET|H?DEL|EXPIRE|RENAME|UNLINK)\r\n")
@@ -318,4 +326,4 @@ def _instrument_redis() -> None:
         with _durable(f"redis:{found[1].decode()}", "redis"):
             return send(connection, command, *arguments, **options)
 
-    setattr(AbstractConnection, "send_packed_command", sent)  # noqa: B010
+    _replace(AbstractConnection, "send_packed_command", sent)

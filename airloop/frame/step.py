@@ -17,6 +17,7 @@ the run if it is not given. References are resolved before the function is calle
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import re
@@ -214,7 +215,8 @@ class Step:
             if name not in arguments:
                 if parameter.required:
                     raise BadArgument(f"step {self.name} needs {name}", f"it takes {self._usage()}")
-                bound[name] = parameter.default
+                # Of its own: a step may change what it is given.
+                bound[name] = copy.deepcopy(parameter.default)
                 continue
             try:
                 adapter: TypeAdapter[Any] = TypeAdapter(parameter.type)

@@ -59,7 +59,7 @@ def build_training_set(
     holdout: str = "7d",
     validation: str = "7d",
     max_feature_auc: Annotated[float, Field(gt=0.5, le=1)] = 0.97,
-    allow: list[str] = [],  # noqa: B006
+    allow: list[str] = [],
     interval: Interval,
 ) -> StepResult:
     """

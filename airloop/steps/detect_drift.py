@@ -35,7 +35,7 @@ def detect_drift(
     current: TableRef,
     predictions: TableRef | None = None,
     labels: TableRef | None = None,
-    watch: list[TableRef] = [],  # noqa: B006
+    watch: list[TableRef] = [],
     table: str = "monitoring.drift",
     quality_table: str = "monitoring.quality",
     psi_limit: Annotated[float, Field(gt=0)] = 0.2,
@@ -45,7 +45,7 @@ def detect_drift(
     metric: Literal["roc_auc", "average_precision", "log_loss", "brier", "accuracy"] = "roc_auc",
     max_quality_drop: Annotated[float, Field(gt=0)] = 0.05,
     max_age: str = "",
-    ignore: list[str] = [],  # noqa: B006
+    ignore: list[str] = [],
     interval: Interval,
 ) -> StepResult:
     """Compare an interval's features and predictions with the model's training data, and measure its quality.

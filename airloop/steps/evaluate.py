@@ -36,9 +36,9 @@ def evaluate(
     metric: Literal["roc_auc", "average_precision", "log_loss", "brier", "accuracy"] = "roc_auc",
     confidence: Share = 0.95,
     min_gain: float = 0.0,
-    slices: list[str] = [],  # noqa: B006
+    slices: list[str] = [],
     slice_tolerance: Annotated[float, Field(ge=0)] = 0.02,
-    floors: dict[str, float] = {},  # noqa: B006
+    floors: dict[str, float] = {},
     max_calibration_error: Share | None = None,
     min_rows: Annotated[int, Field(ge=2)] = 500,
     min_slice_rows: Annotated[int, Field(ge=2)] = 200,

@@ -39,7 +39,7 @@ def sql(
     key: list[str],
     mode: Mode = "upsert",
     partition_by: str = "",
-    known: dict[str, str] = {},  # noqa: B006
+    known: dict[str, str] = {},
     interval: Interval | None = None,
 ) -> StepResult:
     """
@@ -70,7 +70,7 @@ def build_labels(
     key: list[str],
     mode: Mode = "upsert",
     partition_by: str = "",
-    known: dict[str, str] = {},  # noqa: B006
+    known: dict[str, str] = {},
     interval: Interval | None = None,
 ) -> StepResult:
     """

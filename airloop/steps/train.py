@@ -70,7 +70,7 @@ def train(
     *,
     examples: TableRef,
     trainer: TrainerChoice = TrainerChoice.model_validate("xgboost"),  # noqa: B008
-    hyperparameters: dict[str, Any] = {},  # noqa: B006
+    hyperparameters: dict[str, Any] = {},
     target: str = "label",
     features: list[str] | None = None,
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0,

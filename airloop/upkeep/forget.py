@@ -23,7 +23,7 @@ from pyiceberg.manifest import ManifestEntry, ManifestEntryStatus, ManifestFile
 from pyiceberg.table import StagedTable, Table, Transaction
 from pyiceberg.table.refs import SnapshotRefType
 from pyiceberg.table.snapshots import Operation, Snapshot, Summary
-from pyiceberg.table.update import RemoveSnapshotRefUpdate, RemoveSnapshotsUpdate, SetPropertiesUpdate
+from pyiceberg.table.update import RemoveSnapshotRefUpdate
 from pyiceberg.table.update.snapshot import _FastAppendFiles
 from pyiceberg.typedef import EMPTY_DICT
 
@@ -32,8 +32,7 @@ from airloop.faults import point
 from airloop.training.examples import FEATURES_PROPERTY
 from airloop.warehouse import read
 from airloop.warehouse.commit import KEY, TRIES, head, send
-from airloop.warehouse.expire import Unchanged
-from airloop.warehouse.expired import PROPERTY, remembering
+from airloop.warehouse.expire import Unchanged, removal
 from airloop.warehouse.localio import local_path
 from airloop.warehouse.plan import Plan, plan_delete
 from airloop.warehouse.recall import files as files_of
@@ -178,17 +177,7 @@ def _commit(config: Config, table: Table, found: Found, where: str, key: str) ->
         ]
         # The new heads' ancestry goes through the snapshots that leave: remember it with them there.
         staged = StagedTable(table.name(), transaction.table_metadata, table.metadata_location, table.io, table.catalog)
-        keys = {
-            s.snapshot_id: s.summary.additional_properties.get(KEY, "")
-            for s in table.metadata.snapshots
-            if s.snapshot_id in leaving and s.summary is not None
-        }
-        changes = (
-            *transaction._updates,
-            *tags,
-            SetPropertiesUpdate(updates={PROPERTY: remembering(staged, leaving, keys)}),
-            RemoveSnapshotsUpdate.model_validate({"snapshot-ids": sorted(leaving)}),
-        )
+        changes = (*transaction._updates, *tags, *removal(table, leaving, remembered_by=staged))
         point("erase:commit")
         sent = True
         send(table, changes, (Unchanged.since(table.metadata),))

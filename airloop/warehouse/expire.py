@@ -12,7 +12,7 @@ from pydantic import PrivateAttr
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata
-from pyiceberg.table.update import AssertTableUUID, RemoveSnapshotsUpdate, SetPropertiesUpdate
+from pyiceberg.table.update import AssertTableUUID, RemoveSnapshotsUpdate, SetPropertiesUpdate, TableUpdate
 
 from airloop.errors import CommitConflict
 from airloop.faults import point
@@ -58,24 +58,34 @@ def expire(name: str, load: Callable[[], Table], choose: Callable[[Table], set[i
         for path in references.of(going) - references.of(there - going):
             with suppress(FileNotFoundError):
                 os.utime(path)
-        keys = {
-            s.snapshot_id: s.summary.additional_properties.get(KEY, "")
-            for s in table.metadata.snapshots
-            if s.snapshot_id in going and s.summary is not None
-        }
-        updates = (
-            SetPropertiesUpdate(updates={PROPERTY: remembering(table, going, keys)}),
-            RemoveSnapshotsUpdate.model_validate({"snapshot-ids": sorted(going)}),
-        )
         point("expire:before")
         try:
-            send(table, updates, (Unchanged.since(table.metadata),))
+            send(table, removal(table, going), (Unchanged.since(table.metadata),))
         except CommitFailedException:
             time.sleep(random.uniform(0.0, 0.02 * 2 ** min(attempt, 6)))
             continue
         point("expire:after")
         return sorted(going)
     raise CommitConflict(f"{name}: other writers won {TRIES} times", "run it again when fewer tasks write this table")
+
+
+def removal(table: Table, leaving: set[int], *, remembered_by: Table | None = None) -> tuple[TableUpdate, ...]:
+    """
+    What takes snapshots out of the metadata, and keeps in its memory whose child and whose work they were.
+
+    :param table: still has them.
+    :param remembered_by: the table as it will be but for the removal, if that has more snapshots than ``table``.
+    """
+    keys = {
+        s.snapshot_id: s.summary.additional_properties.get(KEY, "")
+        for s in table.metadata.snapshots
+        if s.snapshot_id in leaving and s.summary is not None
+    }
+    memory = remembering(remembered_by or table, leaving, keys)
+    return (
+        SetPropertiesUpdate(updates={PROPERTY: memory}),
+        RemoveSnapshotsUpdate.model_validate({"snapshot-ids": sorted(leaving)}),
+    )
 
 
 def _state(metadata: TableMetadata) -> object:

@@ -11,11 +11,8 @@ import http.client
 import json
 import os
 import random
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -34,6 +31,7 @@ from airloop.registry.refs import DecisionRef
 from airloop.training import tracking
 from airloop.warehouse.artifacts import ArtifactStore, sha256
 from airloop.warehouse.catalog import Warehouse
+from tests.mlflow_server import mlflow_server
 from tests.training_rows import make_rows, save_rows
 
 RunStep = Callable[..., dict[str, Any]]
@@ -126,30 +124,8 @@ def proxy_of(target: str) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("server")
-    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as probe:
-        port = probe.server_port
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder)]
-    settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, env=os.environ | settings, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        address, until = f"http://127.0.0.1:{port}", time.monotonic() + 180
-        while True:
-            assert process.poll() is None, (folder / "log").read_text()
-            try:
-                with urllib.request.urlopen(f"{address}/health", timeout=2):
-                    break
-            except OSError:
-                assert time.monotonic() < until, (folder / "log").read_text()
-                time.sleep(0.2)
+    with mlflow_server(tmp_path_factory.mktemp("server")) as (address, _):
         yield address
-    finally:
-        os.killpg(process.pid, 9)
-        process.wait()
 
 
 @dataclass

