@@ -51,12 +51,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Airflow imports this package to read provider_info, before airflow.sdk can be imported.
-    if name == "StepOperator":
-        from airloop_operators.base import StepOperator
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from airloop_operators import base, operators
 
-        return StepOperator
-    if name in __all__:
-        from airloop_operators import operators
-
-        return getattr(operators, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found = getattr(base if name == "StepOperator" else operators, name)
+    return found

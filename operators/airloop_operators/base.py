@@ -6,9 +6,10 @@ It neither knows how a step works nor where it runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache, update_wrapper
+from inspect import Parameter, Signature, signature
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
 from airflow.sdk import Asset, AssetAlias, BaseOperator
 
@@ -68,9 +69,9 @@ class StepOperator(BaseOperator):
     ui_color = "#e3f0ec"
 
     step_name: ClassVar[str] = ""
-    """Step of a built-in operator."""
+    """Step of an operator that is made for one."""
     step_arguments: ClassVar[tuple[str, ...]] = ()
-    """Attributes of a built-in operator that are arguments of its step; None means: not given."""
+    """Attributes that are arguments of the step, those of a :func:`declared` constructor; None means: not given."""
     step_reads: ClassVar[tuple[str, ...]] = ("arguments",)
     """Attributes that name tables and models which the step reads."""
     own_order: ClassVar[Order] = "task"
@@ -93,6 +94,15 @@ class StepOperator(BaseOperator):
     killed: bool = False
     """The task was asked to end."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        declares = getattr(vars(cls).get("__init__"), "declares", None)
+        if declares is not None:
+            if super(cls, cls).__init__ is not StepOperator.__init__:
+                raise TypeError(f"{cls.__name__}: a declared constructor takes the place of StepOperator's alone")
+            cls.step_arguments = declares
+            cls.template_fields = (*StepOperator.template_fields, *declares)
+
     def __init__(
         self,
         *,
@@ -114,7 +124,9 @@ class StepOperator(BaseOperator):
         if announces is not None:
             kwargs["outlets"] = [*(kwargs.get("outlets") or []), AssetAlias(announces.name)]
         super().__init__(**kwargs)
-        self._assign(
+        # Not one by one: Airflow looks at each for tasks that it comes from, and then again at all of them when the
+        # operator is complete. With thousands of tasks that is a large part of a parse.
+        vars(self).update(
             step=step,
             arguments=arguments,
             interval=interval,
@@ -130,32 +142,23 @@ class StepOperator(BaseOperator):
             announces=announces,
         )
 
-    def _assign(self, **values: Any) -> None:
-        """
-        Set attributes of an operator that is being made.
-
-        Not one by one: Airflow looks at each for tasks that it comes from, and then again at all of them when the
-        operator is complete. With thousands of tasks that is a large part of a parse.
-        """
-        vars(self).update(values)
-
     def resolve_template_files(self) -> None:
         """
         Put a file's content in the place of its name, where an argument is one.
 
         As Airflow does it, which makes a Jinja environment for each field that it looks at.
         """
-        endings = tuple(self.template_ext)
+        values, endings = vars(self), tuple(self.template_ext)
         named = {
             name: value
-            for name in self.template_fields
-            if isinstance(value := getattr(self, name, None), str) and value.endswith(endings)
+            for name in (self.template_fields if endings else ())
+            if isinstance(value := values.get(name), str) and value.endswith(endings)
         }
         if named:
             templates, loader = _templates(self.dag.folder, *(self.dag.template_searchpath or ()))
             for name, file in named.items():
                 try:
-                    setattr(self, name, loader.get_source(templates, file)[0])
+                    values[name] = loader.get_source(templates, file)[0]
                 except Exception:  # as Airflow: the task fails with the file's name in the place of its content
                     self.log.exception("%s: file %s of %s cannot be read", self.task_id, file, name)
         self.prepare_template()
@@ -242,6 +245,40 @@ class StepOperator(BaseOperator):
 
     event_only: ClassVar[bool] = False
     """True: the step itself decides whether there is something to announce."""
+
+
+_Constructor = TypeVar("_Constructor", bound=Callable[..., None])
+_make: Callable[..., None] = StepOperator.__init__.__wrapped__  # type: ignore[attr-defined]
+_PARAMETERS = [p for p in signature(_make).parameters.values() if p.name != "self"]
+
+
+def declared(constructor: _Constructor) -> _Constructor:
+    """
+    Make a constructor of its signature: what it names are the arguments of the operator's step, all of them templated.
+
+    ::
+
+        class CountOperator(StepOperator):
+            step_name = "counts:count_rows"
+
+            @declared
+            def __init__(self, *, table: str, column: str | None = None, **kwargs: Any) -> None: ...
+
+    Airflow goes through a DAG's ``default_args`` and ``params`` once for each constructor that an operator runs
+    through. This one takes the place of :class:`StepOperator`'s, whose parameters it has too.
+    """
+    own = [p for p in signature(constructor).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
+    defaults = {p.name: None if p.default is Parameter.empty else p.default for p in own}
+
+    def make(self: StepOperator, **kwargs: Any) -> None:
+        given = {name: kwargs.pop(name, default) for name, default in defaults.items()}
+        _make(self, **kwargs)
+        vars(self).update(given)
+
+    update_wrapper(make, constructor)
+    itself = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
+    vars(make).update(declares=tuple(defaults), __signature__=Signature([itself, *own, *_PARAMETERS]))
+    return cast("_Constructor", make)
 
 
 def _places(tasks: Iterable[Any]) -> Iterator[Place]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from airloop_operators.base import StepOperator
+from airloop_operators.base import StepOperator, declared
 
 if TYPE_CHECKING:
     from airloop_operators.turn import Order
@@ -30,11 +30,10 @@ class ExtractOperator(StepOperator):
     """
 
     step_name: ClassVar[str] = "extract"
-    step_arguments: ClassVar[tuple[str, ...]] = ("source", "files", "table")
     step_reads: ClassVar[tuple[str, ...]] = ()
-    template_fields = (*StepOperator.template_fields, *step_arguments)
     template_ext = (".yaml", ".yml")
 
+    @declared
     def __init__(
         self,
         *,
@@ -42,9 +41,7 @@ class ExtractOperator(StepOperator):
         files: str | Sequence[str],
         table: str | None = None,
         **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self._assign(source=source, files=files, table=table)
+    ) -> None: ...
 
 
 class ValidateOperator(StepOperator):
@@ -58,11 +55,10 @@ class ValidateOperator(StepOperator):
     """
 
     step_name: ClassVar[str] = "validate"
-    step_arguments: ClassVar[tuple[str, ...]] = ("table", "suite", "max_quarantined_share")
     step_reads: ClassVar[tuple[str, ...]] = ("table",)
-    template_fields = (*StepOperator.template_fields, *step_arguments)
     template_ext = (".json", ".yaml", ".yml")
 
+    @declared
     def __init__(
         self,
         *,
@@ -70,9 +66,7 @@ class ValidateOperator(StepOperator):
         suite: str | Mapping[str, Any],
         max_quarantined_share: float | None = None,
         **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self._assign(table=table, suite=suite, max_quarantined_share=max_quarantined_share)
+    ) -> None: ...
 
 
 class SqlOperator(StepOperator):
@@ -92,12 +86,11 @@ class SqlOperator(StepOperator):
     """
 
     step_name: ClassVar[str] = "sql"
-    step_arguments: ClassVar[tuple[str, ...]] = ("sql", "inputs", "table", "key", "mode", "partition_by", "known")
     step_reads: ClassVar[tuple[str, ...]] = ("inputs",)
-    template_fields = (*StepOperator.template_fields, *step_arguments)
     template_ext = (".sql",)
     template_fields_renderers: ClassVar[dict[str, str]] = {"sql": "sql"}
 
+    @declared
     def __init__(
         self,
         *,
@@ -109,9 +102,7 @@ class SqlOperator(StepOperator):
         partition_by: str | None = None,
         known: Mapping[str, str] | None = None,
         **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self._assign(sql=sql, inputs=inputs, table=table, key=key, mode=mode, partition_by=partition_by, known=known)
+    ) -> None: ...
 
 
 class BuildLabelsOperator(SqlOperator):
@@ -144,14 +135,9 @@ class MaterializeFeaturesOperator(StepOperator):
     """
 
     step_name: ClassVar[str] = "materialize"
-    step_arguments: ClassVar[tuple[str, ...]] = (
-        "feature_service",
-        "tables",
-        "feature_views",
-    )
     step_reads: ClassVar[tuple[str, ...]] = ("tables",)
-    template_fields = (*StepOperator.template_fields, *step_arguments)
 
+    @declared
     def __init__(
         self,
         *,
@@ -159,9 +145,7 @@ class MaterializeFeaturesOperator(StepOperator):
         tables: Sequence[Result],
         feature_views: Sequence[str] | None = None,
         **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self._assign(feature_service=feature_service, tables=tables, feature_views=feature_views)
+    ) -> None: ...
 
 
 class CheckParityOperator(StepOperator):
@@ -176,16 +160,9 @@ class CheckParityOperator(StepOperator):
     """
 
     step_name: ClassVar[str] = "check_parity"
-    step_arguments: ClassVar[tuple[str, ...]] = (
-        "feature_service",
-        "feature_views",
-        "find_share",
-        "confidence",
-        "seed",
-    )
     step_reads: ClassVar[tuple[str, ...]] = ("feature_service",)
-    template_fields = (*StepOperator.template_fields, *step_arguments)
 
+    @declared
     def __init__(
         self,
         *,
@@ -195,15 +172,7 @@ class CheckParityOperator(StepOperator):
         confidence: float | None = None,
         seed: int | None = None,
         **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self._assign(
-            feature_service=feature_service,
-            feature_views=feature_views,
-            find_share=find_share,
-            confidence=confidence,
-            seed=seed,
-        )
+    ) -> None: ...
 
 
 class BuildTrainingSetOperator(StepOperator):
@@ -225,23 +194,9 @@ class BuildTrainingSetOperator(StepOperator):
     """
 
     step_name: ClassVar[str] = "build_training_set"
-    step_arguments: ClassVar[tuple[str, ...]] = (
-        "labels",
-        "feature_service",
-        "tables",
-        "table",
-        "window",
-        "holdout",
-        "validation",
-        "label_column",
-        "time_column",
-        "known_column",
-        "max_feature_auc",
-        "allow",
-    )
     step_reads: ClassVar[tuple[str, ...]] = ("labels", "tables")
-    template_fields = (*StepOperator.template_fields, *step_arguments)
 
+    @declared
     def __init__(
         self,
         *,
@@ -258,22 +213,7 @@ class BuildTrainingSetOperator(StepOperator):
         max_feature_auc: float | None = None,
         allow: Sequence[str] | None = None,
         **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self._assign(
-            labels=labels,
-            feature_service=feature_service,
-            tables=tables,
-            table=table,
-            window=window,
-            holdout=holdout,
-            validation=validation,
-            label_column=label_column,
-            time_column=time_column,
-            known_column=known_column,
-            max_feature_auc=max_feature_auc,
-            allow=allow,
-        )
+    ) -> None: ...
 
 
 class BatchScoreOperator(StepOperator):
@@ -289,17 +229,9 @@ class BatchScoreOperator(StepOperator):
     """
 
     step_name: ClassVar[str] = "batch_score"
-    step_arguments: ClassVar[tuple[str, ...]] = (
-        "model",
-        "entities",
-        "feature_service",
-        "tables",
-        "table",
-        "time_column",
-    )
     step_reads: ClassVar[tuple[str, ...]] = ("model", "entities", "tables")
-    template_fields = (*StepOperator.template_fields, *step_arguments)
 
+    @declared
     def __init__(
         self,
         *,
@@ -310,16 +242,7 @@ class BatchScoreOperator(StepOperator):
         table: str,
         time_column: str | None = None,
         **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self._assign(
-            model=model,
-            entities=entities,
-            feature_service=feature_service,
-            tables=tables,
-            table=table,
-            time_column=time_column,
-        )
+    ) -> None: ...
 
 
 class TrainOperator(StepOperator):
@@ -338,21 +261,10 @@ class TrainOperator(StepOperator):
     """
 
     step_name: ClassVar[str] = "train"
-    step_arguments: ClassVar[tuple[str, ...]] = (
-        "examples",
-        "trainer",
-        "hyperparameters",
-        "features",
-        "experiment",
-        "seed",
-        "early_stopping_rounds",
-        "imbalance",
-        "target",
-    )
     step_reads: ClassVar[tuple[str, ...]] = ("examples",)
     own_order: ClassVar[Order] = "none"
-    template_fields = (*StepOperator.template_fields, *step_arguments)
 
+    @declared
     def __init__(
         self,
         *,
@@ -366,19 +278,7 @@ class TrainOperator(StepOperator):
         imbalance: Literal["none", "balanced"] | None = None,
         target: str | None = None,
         **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self._assign(
-            examples=examples,
-            trainer=trainer,
-            hyperparameters=hyperparameters,
-            target=target,
-            features=features,
-            experiment=experiment,
-            seed=seed,
-            early_stopping_rounds=early_stopping_rounds,
-            imbalance=imbalance,
-        )
+    ) -> None: ...
 
 
 class EvaluateOperator(StepOperator):
@@ -404,27 +304,9 @@ class EvaluateOperator(StepOperator):
     """
 
     step_name: ClassVar[str] = "evaluate"
-    step_arguments: ClassVar[tuple[str, ...]] = (
-        "challenger",
-        "champion",
-        "examples",
-        "metric",
-        "confidence",
-        "min_gain",
-        "slices",
-        "slice_tolerance",
-        "floors",
-        "max_calibration_error",
-        "min_rows",
-        "min_slice_rows",
-        "cluster",
-        "resamples",
-        "seed",
-        "on_reject",
-    )
     step_reads: ClassVar[tuple[str, ...]] = ("challenger", "champion", "examples")
-    template_fields = (*StepOperator.template_fields, *step_arguments)
 
+    @declared
     def __init__(
         self,
         *,
@@ -445,26 +327,7 @@ class EvaluateOperator(StepOperator):
         seed: int | None = None,
         on_reject: Literal["keep", "fail"] | None = None,
         **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self._assign(
-            challenger=challenger,
-            champion=champion,
-            examples=examples,
-            metric=metric,
-            confidence=confidence,
-            min_gain=min_gain,
-            slices=slices,
-            slice_tolerance=slice_tolerance,
-            floors=floors,
-            max_calibration_error=max_calibration_error,
-            min_rows=min_rows,
-            min_slice_rows=min_slice_rows,
-            cluster=cluster,
-            resamples=resamples,
-            seed=seed,
-            on_reject=on_reject,
-        )
+    ) -> None: ...
 
 
 class RegisterModelOperator(StepOperator):
@@ -479,17 +342,10 @@ class RegisterModelOperator(StepOperator):
     """
 
     step_name: ClassVar[str] = "register"
-    step_arguments: ClassVar[tuple[str, ...]] = (
-        "gate",
-        "name",
-        "alias",
-        "model",
-        "any_champion",
-    )
     step_reads: ClassVar[tuple[str, ...]] = ("gate", "model")
-    template_fields = (*StepOperator.template_fields, *step_arguments)
     event_only: ClassVar[bool] = True
 
+    @declared
     def __init__(
         self,
         *,
@@ -499,9 +355,7 @@ class RegisterModelOperator(StepOperator):
         model: Result = None,
         any_champion: bool | None = None,
         **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self._assign(gate=gate, name=name, alias=alias, model=model, any_champion=any_champion)
+    ) -> None: ...
 
     def call_arguments(self) -> dict[str, Any]:
         """The gate's result names both the decision and the model that it was made on."""
@@ -532,27 +386,10 @@ class DetectDriftOperator(StepOperator):
     """
 
     step_name: ClassVar[str] = "detect_drift"
-    step_arguments: ClassVar[tuple[str, ...]] = (
-        "model",
-        "current",
-        "predictions",
-        "labels",
-        "watch",
-        "table",
-        "quality_table",
-        "psi_limit",
-        "false_alarm_rate",
-        "cluster",
-        "min_rows",
-        "metric",
-        "max_quality_drop",
-        "max_age",
-        "ignore",
-    )
     step_reads: ClassVar[tuple[str, ...]] = ("model", "current", "predictions", "labels", "watch")
-    template_fields = (*StepOperator.template_fields, *step_arguments)
     event_only: ClassVar[bool] = True
 
+    @declared
     def __init__(
         self,
         *,
@@ -572,25 +409,7 @@ class DetectDriftOperator(StepOperator):
         max_age: str | None = None,
         ignore: Sequence[str] | None = None,
         **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self._assign(
-            model=model,
-            current=current,
-            predictions=predictions,
-            labels=labels,
-            watch=watch,
-            table=table,
-            quality_table=quality_table,
-            psi_limit=psi_limit,
-            false_alarm_rate=false_alarm_rate,
-            cluster=cluster,
-            min_rows=min_rows,
-            metric=metric,
-            max_quality_drop=max_quality_drop,
-            max_age=max_age,
-            ignore=ignore,
-        )
+    ) -> None: ...
 
 
 class ReportOperator(StepOperator):
@@ -604,11 +423,10 @@ class ReportOperator(StepOperator):
     """
 
     step_name: ClassVar[str] = "report"
-    step_arguments: ClassVar[tuple[str, ...]] = ("tasks", "loop", "title", "zone")
     step_reads: ClassVar[tuple[str, ...]] = ("tasks",)
     own_order: ClassVar[Order] = "none"
-    template_fields = (*StepOperator.template_fields, *step_arguments)
 
+    @declared
     def __init__(
         self,
         *,
@@ -617,9 +435,7 @@ class ReportOperator(StepOperator):
         title: str | None = None,
         zone: str | None = None,
         **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self._assign(tasks=tasks, loop=loop, title=title, zone=zone)
+    ) -> None: ...
 
     def call_arguments(self) -> dict[str, Any]:
         """A loop is called what its DAG is called, and tells time as it does."""
@@ -639,14 +455,11 @@ class UpkeepOperator(StepOperator):
     """
 
     step_name: ClassVar[str] = "upkeep"
-    step_arguments: ClassVar[tuple[str, ...]] = ("keep_days", "grace_hours")
     step_reads: ClassVar[tuple[str, ...]] = ()
     own_order: ClassVar[Order] = "none"
-    template_fields = (*StepOperator.template_fields, *step_arguments)
 
-    def __init__(self, *, keep_days: float | None = None, grace_hours: float | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._assign(keep_days=keep_days, grace_hours=grace_hours)
+    @declared
+    def __init__(self, *, keep_days: float | None = None, grace_hours: float | None = None, **kwargs: Any) -> None: ...
 
 
 class BackupOperator(StepOperator):
@@ -657,11 +470,8 @@ class BackupOperator(StepOperator):
     """
 
     step_name: ClassVar[str] = "backup"
-    step_arguments: ClassVar[tuple[str, ...]] = ("target",)
     step_reads: ClassVar[tuple[str, ...]] = ()
     own_order: ClassVar[Order] = "none"
-    template_fields = (*StepOperator.template_fields, *step_arguments)
 
-    def __init__(self, *, target: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._assign(target=target)
+    @declared
+    def __init__(self, *, target: str, **kwargs: Any) -> None: ...

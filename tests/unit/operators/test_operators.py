@@ -6,12 +6,14 @@ import inspect
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+from airflow.sdk import DAG
 
 import airloop_operators
 from airloop.steps import BUILT_IN, load
-from airloop_operators.base import StepOperator
+from airloop_operators.base import StepOperator, declared
 
 OPERATORS = [
     found for name in airloop_operators.__all__ if (found := getattr(airloop_operators, name)) is not StepOperator
@@ -57,10 +59,7 @@ def test_an_operator_says_which_arguments_name_what_is_read(operator: type[StepO
 @pytest.mark.parametrize("operator", [*OPERATORS, StepOperator], ids=lambda o: o.__name__)
 def test_parameters_docstring_and_template_fields_agree(operator: type[StepOperator]) -> None:
     documented = _documented(operator)
-    own = inspect.signature(operator.__dict__.get("__init__", StepOperator.__init__)).parameters
-    names = [n for n in own if n not in ("self", "kwargs")]
-    if "__init__" not in operator.__dict__:
-        names = [n for n in _own_parameters(operator.__mro__[1]) if n in operator.step_arguments]
+    names = operator.step_arguments or _own_parameters(StepOperator)
     assert set(documented) >= set(names)
     for name in names:
         assert ("(templated)" in documented[name]) == (name in operator.template_fields), name
@@ -81,3 +80,45 @@ def test_importing_operators_imports_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+class CountOperator(StepOperator):
+    """An operator for a step of one's own."""
+
+    step_name = "counts:count_rows"
+    template_ext = (".sql",)
+
+    @declared
+    def __init__(self, *, table: str, column: str | None = None, **kwargs: Any) -> None: ...
+
+
+def test_a_declared_constructor_has_its_own_parameters_and_those_of_all_operators() -> None:
+    with DAG("counts", default_args={"column": "dest", "memory_mb": 64, "retries": 3}):
+        task = CountOperator(task_id="count", table="raw.flights", cpus=1)
+        other = CountOperator(task_id="other", table=task.output, column="origin", retries=0)
+    assert (task.call_arguments(), task.memory_mb, task.cpus, task.retries) == (
+        {"table": "raw.flights", "column": "dest"},
+        64,
+        1,
+        3,
+    )
+    assert (other.call_arguments()["column"], other.retries) == ("origin", 0)
+    assert other.upstream_task_ids == {"count"}
+    assert {"table", "column", "environment"} <= set(CountOperator.template_fields)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [({}, "missing keyword argument 'table'"), ({"table": "raw.flights", "colum": "x"}, "colum")],
+)
+def test_a_declared_constructor_refuses_what_it_does_not_name(given: dict[str, str], says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        CountOperator(task_id="count", **given)
+
+
+def test_a_declared_constructor_bypasses_no_other() -> None:
+    with pytest.raises(TypeError, match="Longer: a declared constructor takes the place of StepOperator's alone"):
+
+        class Longer(CountOperator):
+            @declared
+            def __init__(self, *, more: str, **kwargs: Any) -> None: ...
