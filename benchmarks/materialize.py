@@ -105,15 +105,17 @@ def bare(folder: str, online: str, rows: int) -> dict[str, Any]:
 
 
 def _bare_sqlite(path: str) -> float:
-    """The rows of a copy of the file, into Feast's table as it is when it is new."""
+    """The rows of a copy of the file, into Feast's table and index as they are when they are new."""
     filled = sqlite3.connect(f"{path}.filled")
-    statement = filled.execute("SELECT sql FROM sqlite_master WHERE name = 'bench_pace'").fetchone()[0]
+    made = "SELECT sql FROM sqlite_master WHERE tbl_name = 'bench_pace' AND sql IS NOT NULL ORDER BY type DESC"
+    statements = [row[0] for row in filled.execute(made)]
     columns = "entity_key, feature_name, value, value_text, event_ts, created_ts"
     rows = filled.execute(f"SELECT {columns} FROM bench_pace").fetchall()
     filled.close()
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute(statement)
+    for statement in statements:
+        connection.execute(statement)
     began = time.perf_counter()
     connection.execute("BEGIN")
     connection.executemany(f"INSERT INTO bench_pace ({columns}) VALUES (?, ?, ?, ?, ?, ?)", rows)

@@ -18,11 +18,10 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import chain, repeat
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -39,6 +38,13 @@ BUSY_TIMEOUT_S = 30.0
 """How long the switch waits for another writer of the online store."""
 ROWS_PER_INSERT = 50_000
 """Entities that are Python objects at a time."""
+MAX_VARIABLES = 999
+"""Parameters of one statement that every SQLite takes."""
+
+
+def text(value: str) -> str:
+    """A string as an SQL literal."""
+    return "'" + value.replace("'", "''") + "'"
 
 
 def quoted(name: str) -> str:
@@ -266,34 +272,51 @@ def _spread(connection: sqlite3.Connection, staged: Staging) -> None:
     """The staged rows as ``temp.rows``."""
     pairs = "".join(f", v{i}, t{i}" for i in range(len(staged.table.features)))
     connection.execute(f"CREATE TEMP TABLE rows (entity_key, event_us, arrival_us, event_s, arrival_s{pairs})")
-    places = ", ".join("?" * (5 + 2 * len(staged.table.features)))
     for batch in staged.batches():
         names = ["key", "event_us", "arrival_us", "event_s", "arrival_s"]
         names += [f"{kind}{i}" for i in range(len(staged.table.features)) for kind in "vt"]
         columns = [batch.column(name).to_pylist() for name in names]
-        connection.executemany(f"INSERT INTO temp.rows VALUES ({places})", zip(*columns, strict=True))
+        _insert(connection, "temp.rows", columns, lambda c: f"({', '.join(c)})")
 
 
 def _fill(connection: sqlite3.Connection, staged: Staging) -> None:
     """The staged rows into an empty view: there is nothing to compare them with."""
-    insert = (
-        f"INSERT INTO {quoted(staged.table.name)} (entity_key, feature_name, value, value_text, event_ts, created_ts)"
-        " VALUES (?, ?, ?, ?, ?, ?)"
-    )
-    latest = "INSERT INTO airloop_latest (view, entity_key, event_us, arrival_us, event_s) VALUES (?, ?, ?, ?, ?)"
+    table = staged.table
+    feast = f"{quoted(table.name)} (entity_key, feature_name, value, value_text, event_ts, created_ts)"
+    latest = "airloop_latest (view, entity_key, event_us, arrival_us, event_s)"
+    view, features = text(table.name), [text(name) for name in table.features]
+    names = ["key", "event_s", "arrival_s", *(f"{kind}{i}" for i in range(len(features)) for kind in "vt")]
+
+    def of_features(c: Sequence[str]) -> str:
+        key, event_s, arrival_s, *values = c
+        pairs = zip(features, values[::2], values[1::2], strict=True)
+        return ", ".join(f"({key}, {name}, {value}, {words}, {event_s}, {arrival_s})" for name, value, words in pairs)
+
     # Feast's index is in the order of the keys: in that order its pages are written once.
     for part in staged.by_key(ROWS_PER_INSERT):
         column = {name: part.column(name).to_pylist() for name in part.schema.names}
-        keys, event_s, arrival_s = column["key"], column["event_s"], column["arrival_s"]
-        by_feature = [
-            zip(keys, repeat(name), column[f"v{i}"], column[f"t{i}"], event_s, arrival_s, strict=False)
-            for i, name in enumerate(staged.table.features)
-        ]
-        connection.executemany(insert, chain.from_iterable(zip(*by_feature, strict=True)))
-        connection.executemany(
-            latest,
-            zip(repeat(staged.table.name), keys, column["event_us"], column["arrival_us"], event_s, strict=False),
-        )
+        _insert(connection, feast, [column[name] for name in names], of_features)
+        times = [column[name] for name in ("key", "event_us", "arrival_us", "event_s")]
+        _insert(connection, latest, times, lambda c: f"({view}, {', '.join(c)})")
+
+
+def _insert(
+    connection: sqlite3.Connection, into: str, columns: Sequence[list[Any]], rows_of: Callable[[Sequence[str]], str]
+) -> None:
+    """
+    Insert entities by the hundred: to start a statement takes SQLite as long as to insert a row.
+
+    :param columns: what is known of the entities.
+    :param rows_of: SQL of one entity's rows, given the parameters that stand for its columns.
+    """
+    count, width = len(columns[0]), len(columns)
+    each = max(MAX_VARIABLES // width, 1)
+    whole = count - count % each
+    for begin, end, size in ((0, whole, each), (whole, count, 1)):
+        parameters = [f"?{n + 1}" for n in range(size * width)]
+        rows = ", ".join(rows_of(parameters[at : at + width]) for at in range(0, size * width, width))
+        several = (column[begin + n : end : size] for n in range(size) for column in columns)
+        connection.executemany(f"INSERT INTO {into} VALUES {rows}", zip(*several, strict=True))
 
 
 def _take_over(connection: sqlite3.Connection, staged: Staging, replace_equal: bool) -> Switched:
