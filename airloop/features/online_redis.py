@@ -241,22 +241,24 @@ class OnlineRedis:
         expire_before_us: int | None, watermark: Watermark | None,
     ) -> Iterator[list[Any]]:  # fmt: skip
         """What is to be done, as calls of scripts ready to be sent."""
+        fields = [*_fields(table), _ts(table), _mark(table)]
         switch, expire, move = (
             self._client.script_load(script).encode()
-            for script in (redis_scripts.SWITCH, redis_scripts.EXPIRE, redis_scripts.MOVE)
+            for script in (redis_scripts.switch(len(fields)), redis_scripts.EXPIRE, redis_scripts.MOVE)
         )
         owned = [self._token, str(LEASE_MS).encode()]
-        names = [str(len(table.features)).encode(), *_fields(table), _ts(table), _mark(table)]
+        packed = _packed([pa.array([name], pa.binary()) for name in fields])
         both = [_meta(table), _lock(table)]
         for batch in _slices(staged):
             equal = b"1" if replace_equal else b"0"
-            yield _call(switch, both, batch.column(0), [*owned, equal, *names], batch.columns[1:])
+            yield _call(switch, both, [*owned, equal, packed, _packed(batch.columns)])
         for at in range(0, len(expired), ENTITIES_PER_SLICE):
-            keys = pa.array(expired[at : at + ENTITIES_PER_SLICE], pa.binary())
-            yield _call(expire, both, keys, [*owned, str(expire_before_us).encode(), *names], [])
+            keys = [*both, *expired[at : at + ENTITIES_PER_SLICE]]
+            names = [str(len(table.features)).encode(), *fields]
+            yield _call(expire, keys, [*owned, str(expire_before_us).encode(), *names])
         if watermark is not None:
             values = [str(watermark.until_us).encode(), watermark.key.encode(), str(watermark.snapshot).encode()]
-            yield _call(move, both, pa.array([], pa.binary()), [*owned, *values, _ts(table)], [])
+            yield _call(move, both, [*owned, *values, _ts(table)])
 
     def _send(self, calls: Iterator[list[Any]], *, at_once: bool) -> list[Any]:
         """Send calls one after the other, or all in one transaction; returns their replies."""
@@ -386,25 +388,29 @@ def _glob(text: bytes) -> bytes:
     return b"".join(b"\\" + bytes([c]) if bytes([c]) in b"*?[]\\" else bytes([c]) for c in text)
 
 
-def _call(
-    script: bytes, names: Sequence[bytes], keys: pa.Array, arguments: Sequence[bytes], columns: Sequence[pa.Array]
-) -> list[Any]:
-    """A call of a script in Redis's protocol: ``names`` and ``keys``, then ``arguments`` and the columns row by row."""
-    total = 3 + len(names) + len(keys) + len(arguments) + len(keys) * len(columns)
-    head = [b"EVALSHA", script, str(len(names) + len(keys)).encode(), *names]
-    parts: list[Any] = [b"*%d\r\n" % total, *map(_bulk, head), _bulks([keys])]
-    return [*parts, *map(_bulk, arguments), *([_bulks(columns)] if columns else [])]
+def _call(script: bytes, keys: Sequence[bytes], arguments: Sequence[bytes | memoryview]) -> list[Any]:
+    """A call of a script in Redis's protocol."""
+    given = [b"EVALSHA", script, str(len(keys)).encode(), *keys, *arguments]
+    parts = [part for value in given for part in (b"$%d\r\n" % len(value), value, b"\r\n")]
+    return [b"*%d\r\n" % len(given), *parts]
 
 
-def _bulk(value: bytes) -> bytes:
-    return b"$%d\r\n%s\r\n" % (len(value), value)
-
-
-def _bulks(columns: Sequence[pa.Array]) -> memoryview | bytes:
-    """Values row by row, each as Redis's protocol has it."""
-    if not len(columns[0]):
-        return b""
-    framed = [with_heads(column, lambda length: b"$%d\r\n" % length, tail=b"\r\n") for column in columns]
+def _packed(columns: Sequence[pa.Array]) -> memoryview:
+    """Binary values row by row, at least one, as an array in MessagePack; Redis's knows the types of its first days."""
+    total = len(columns) * len(columns[0])
+    framed = [with_heads(column, _raw_head) for column in columns]
+    framed[0] = pc.binary_join_element_wise(
+        pa.array([b"\xdd" + struct.pack(">I", total), *[b""] * (len(columns[0]) - 1)], pa.binary()), framed[0], b""
+    )
     rows = pc.binary_join_element_wise(*framed, b"") if len(framed) > 1 else framed[0]
     end = np.frombuffer(rows.buffers()[1], np.int32)[len(rows)]
     return memoryview(rows.buffers()[2])[:end]
+
+
+def _raw_head(length: int) -> bytes:
+    """What stands before so many bytes in MessagePack."""
+    if length < 1 << 5:
+        return bytes([0xA0 | length])
+    if length < 1 << 16:
+        return struct.pack(">BH", 0xDA, length)
+    return struct.pack(">BI", 0xDB, length)

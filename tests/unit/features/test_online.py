@@ -256,3 +256,32 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 )
 def test_rows_to_look_at(until: int | None, late: int | None, expected: int | None) -> None:
     assert counts_from(until, late) == expected
+
+
+def test_many_features_with_odd_names_and_values_of_any_length(world: Any) -> None:
+    names = [f"it's {{{i}}}?" for i in range(230)]
+    table = OnlineTable("shop_wide", "wide", tuple(names), "shop", ("driver",))
+    if isinstance(world, File):
+        world._run(world._run("SELECT sql FROM sqlite_master WHERE name = 'shop_pace'")[0][0].replace("pace", "wide"))
+    entities = 123
+    lengths = [0, 31, 32, 255, 256, 70_000]
+    values = [
+        pa.array([b"%d-%d" % (i, row) + b"x" * lengths[(i + row) % 6 if row < 2 else 0] for row in range(entities)])
+        for i in range(len(names))
+    ]
+    times = np.full(entities, SECOND)
+    keys = pa.array([world.key(b"%03d" % row) for row in range(entities)], pa.binary())
+    texts = [[None] * entities] * len(names)
+    online = world.store
+    with online.locked(table):
+        with online.staging(table) as staging:
+            staging.add(Chunk(keys, times, times, values, texts))
+            staging.verify(entities)
+        assert online.switch(table, replace_equal=True, watermark=None).written == entities
+    for row in (0, 1, 100, 122):
+        if isinstance(world, File):
+            found = dict(world._run("SELECT feature_name, value FROM shop_wide WHERE entity_key = ?", (b"%03d" % row,)))
+            served = [found[name] for name in names]
+        else:
+            served = world.client.hmget(world.key(b"%03d" % row) + b"shop", _fields(table))
+        assert served == [column[row].as_py() for column in values]
