@@ -5,7 +5,10 @@ An example's label row has its key; its feature rows are those that the point-in
 set keeps. For rows of tables written by SQL, the step is run again without parts of its input: the input's rows are
 numbered, and for each binary digit those that have it 1, then those that have it 0, are left out. A row of the result
 that depends on one input row alone changes in just one run of each pair, which spells the row's number. So all rows
-are traced by two runs a digit. A row that changes in both is made of several rows; it is said so, not listed.
+are traced by two runs a digit. The row that is spelled is named only if two more runs agree: without it the result
+changes, and with it alone the result stays. A row of the result that changes in both runs of a pair, or in neither
+because its sources stand in for each other (ties, DISTINCT, EXISTS), comes from several rows; it is said so, and none
+of them is listed.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ class Origin:
     line: int | None = None
     """Which row of the file, from 1."""
     several: list[str] = field(default_factory=list)
-    """Snapshots of which several rows went into it."""
+    """Snapshots of which several rows went into it, or could each have given it."""
     rows: list[Origin] = field(default_factory=list)
     note: str = ""
     """Why the trail ends here, if it does."""
@@ -216,6 +219,9 @@ class _Tracer:
                 traced = self.trace(ref, rows, name) if places else []
                 for number, source in single.items():
                     found[number].rows.append(traced[places[source]])
+            for number in given:
+                if not found[number].rows and not found[number].several:
+                    found[number].note = "it stays the same whatever its step reads"
         return [number in given for number in range(keys.num_rows)]
 
 
@@ -237,30 +243,38 @@ def _sources(
     """
     For each target the number of the one input row that it depends on; and the targets that depend on several.
 
-    Leaves the input's view without a part of its rows: one input is looked at after the other.
+    Leaves the input's view whole: one input is looked at after the other.
     """
     connection.execute(
         f"CREATE TEMP TABLE numbered{place} AS SELECT *, row_number() OVER () - 1 AS __row FROM whole.i{place}"
     )
     row = connection.execute(f"SELECT max(__row) FROM numbered{place}").fetchone()
     last = int(row[0]) if row and row[0] is not None else 0
-    found: dict[int, int] = {}
-    several: set[int] = set()
+
+    def changed(kept: str) -> set[int]:
+        """Targets that are gone or have other values if only those rows are read."""
+        name_view(connection, name, f"SELECT * EXCLUDE (__row) FROM numbered{place} WHERE {kept}")
+        run_sql(connection, "after", arguments)
+        query = changed_keys(connection, arguments["key"], of="targets")
+        return {int(r[0]) for r in connection.execute(f"SELECT __n FROM ({query})").fetchall()}
+
+    depend = changed("false")
+    spelled = dict.fromkeys(depend, 0)
     for digit in range(max(1, last.bit_length())):
-        changed = {}
-        for value in (0, 1):
-            kept = f"SELECT * EXCLUDE (__row) FROM numbered{place} WHERE (__row >> {digit}) & 1 <> {value}"
-            name_view(connection, name, kept)
-            run_sql(connection, "after", arguments)
-            query = changed_keys(connection, arguments["key"], of="targets")
-            changed[value] = {int(r[0]) for r in connection.execute(f"SELECT __n FROM ({query})").fetchall()}
-        several |= changed[0] & changed[1]
-        ones, either = changed[1], changed[0] | changed[1]
-        found = {n: found.get(n, 0) + ((n in ones) << digit) for n in either - several}
-        if not found:
+        if not spelled:
             break
+        zeros, ones = (changed(f"(__row >> {digit}) & 1 <> {value}") for value in (0, 1))
+        depend |= zeros | ones
+        # In neither run: other rows stand in for those that are left out.
+        spelled = {n: s + ((n in ones) << digit) for n, s in spelled.items() if (n in ones) != (n in zeros)}
+    found: dict[int, int] = {}
+    for number in sorted(set(spelled.values())):
+        # Rows that stand in for each other, "any two of three" for one, can spell the number of a row that is none
+        # of them.
+        alone = changed(f"__row <> {number}") - changed(f"__row = {number}")
+        found |= {n: number for n, s in spelled.items() if s == number and n in alone}
     name_view(connection, name, f"SELECT * FROM whole.i{place}")
-    return found, several
+    return found, depend - found.keys()
 
 
 def _numbered(connection: duckdb.DuckDBPyConnection, place: int, names: Sequence[str], rows: Sequence[int]) -> pa.Table:

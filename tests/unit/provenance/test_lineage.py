@@ -428,6 +428,58 @@ def test_a_figure_of_one_row_is_traced_though_others_are_of_several(graph: Graph
     assert found[0].key["event_time"] in {str(h) for h in made.delay_hours(flight, ENDS[1])}
 
 
+READINGS = pa.table(
+    {
+        "id": list(range(8)),
+        "sensor": ["a", "b", "c", "three", "d", "three", "three", "e"],
+        "value": [1, 2, 3, 9, 4, 9, 9, 5],
+        "tied": ["a", "b", "c", "d", "lone", "tie", "tie", "e"],
+    }
+)
+"""Any two of the ids 3, 5 and 6 agree in each binary digit with 7; 5 and 6 agree in one with 4."""
+
+
+def _of_readings(config: Config, warehouse: Warehouse, run_step: Any, where: str, sql: str) -> dict[str, Any]:
+    """For each row of a statement's result the ids that it is said to come from; ``several``, or the note."""
+    warehouse.ensure("raw.readings", READINGS.schema, key=["id"])
+    given = warehouse.commit("raw.readings", READINGS, key="readings").ref
+    made_of = run_step("sql", sql=sql, inputs={"r": str(given)}, table="features.readings", key=["k"])
+    reference = made_of["outputs"]["table"]["reference"]
+    return {
+        row.key["k"]: [source.key["id"] for source in row.rows]
+        or ("several" if row.several == [str(given)] else row.note)
+        for row in origins(Graph.open(config), reference, where, limit=10)
+    }
+
+
+@pytest.mark.parametrize("where", ["k IN ('tie', 'lone')", "k = 'tie'", "true"])
+def test_rows_that_stand_in_for_each_other_are_several_and_never_another_one(
+    config: Config, warehouse: Warehouse, run_step: Any, where: str
+) -> None:
+    expected = {"a": [0], "b": [1], "c": [2], "d": [3], "lone": [4], "e": [7], "tie": "several"}
+    for sql in (
+        "SELECT tied AS k, max(value) AS most FROM r GROUP BY tied",
+        "SELECT DISTINCT tied AS k, value AS most FROM r",
+        "SELECT k, 1::BIGINT AS most FROM (VALUES ('lone'), ('tie'), ('a'), ('b'), ('c'), ('d'), ('e')) names(k)"
+        " WHERE EXISTS (SELECT 1 FROM r WHERE tied = k)",
+    ):
+        found = _of_readings(config, warehouse, run_step, where, sql)
+        assert found == {k: v for k, v in expected.items() if k in found}, sql
+        assert "tie" in found
+
+
+def test_two_of_three_do_not_spell_a_fourth(config: Config, warehouse: Warehouse, run_step: Any) -> None:
+    sql = "SELECT sensor AS k, count(*) > 1 AS often FROM r GROUP BY ALL"
+    found = _of_readings(config, warehouse, run_step, "k IN ('three', 'e')", sql)
+    assert found == {"three": "several", "e": [7]}
+
+
+def test_a_row_of_its_own_making_says_so(config: Config, warehouse: Warehouse, run_step: Any) -> None:
+    sql = "SELECT 'x' AS k UNION ALL SELECT sensor FROM r WHERE id = 0"
+    found = _of_readings(config, warehouse, run_step, "true", sql)
+    assert found == {"a": [0], "x": "it stays the same whatever its step reads"}
+
+
 def test_rows_that_are_not_there_have_no_origin(graph: Graph, world: LineageWorld) -> None:
     with pytest.raises(NotFound, match="has no row"):
         origins(graph, world.made(1, "labels"), "flight_id = 'nobody'")
