@@ -14,7 +14,7 @@ from airloop.contract import Exit
 if TYPE_CHECKING:
     from airloop.provenance.replay import Rebuilt
 
-COLOURS = {"equal": "green", "equal under other libraries": "yellow", "taken": "dim"}
+COLOURS = {"equal": "green", "equal under other libraries": "yellow", "taken": "dim", "not compared": "dim"}
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,7 +22,8 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "replay",
         help="rebuild a past run on its exact data, arguments and code, and say whether it is equal",
         description="Rebuild a past run on its exact snapshots, arguments and code, beside the original, and compare "
-        "training set, model and metrics. Exit code 0: equal; 65: not equal, or no longer possible.",
+        "training set, model and metrics. Steps with an effect are not run again. Exit code 0: equal; 65: not equal, "
+        "nothing to compare, or no longer possible.",
     )
     parser.add_argument("run_id", metavar="DAG/RUN_ID", help="the run; its id alone if only one DAG has it")
     parser.add_argument(

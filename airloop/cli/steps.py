@@ -56,6 +56,7 @@ def _described(step: Step) -> dict[str, Any]:
         "step": step.name,
         "summary": step.summary,
         "libraries": list(step.libraries),
+        "effect": step.acts,
         "arguments": [
             {
                 "name": p.name,

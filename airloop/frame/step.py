@@ -161,6 +161,13 @@ class Step:
     """Raised by the author to redo everything that earlier versions made."""
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """Given the bound arguments, those that count: drops what this call does not depend on, such as an interval."""
+    effect: str = ""
+    """What it does that is no result of its own, in words; empty: nothing."""
+
+    @property
+    def acts(self) -> str:
+        """Why nobody may run it for a comparison; empty: its results are all that it does."""
+        return self.effect or ("it has an effect outside the warehouse" if self.still_there is not None else "")
 
     @property
     def module(self) -> str:
@@ -244,6 +251,7 @@ def step(
     still_there: Callable[[StepContext, Mapping[str, Any]], bool] | None = None,
     version: int = 1,
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    effect: str = "",
 ) -> Callable[[Callable[..., StepResult]], Step]:
     """
     Make a function a step.
@@ -255,10 +263,13 @@ def step(
     :param version: raise it to redo everything that earlier versions made.
     :param prepare: given the bound arguments, returns those that the key and the function see. A step that ignores
         its interval in this call returns ``interval`` as None, so that a run of another interval reuses the result.
+    :param effect: what it does beside its results, as a sentence: "it sends mail". A replay never runs such a step,
+        nor one with ``still_there``: it could only do it again. Tables, artifacts and MLflow, written through the
+        context and its configuration, are results.
     """
 
     def wrap(function: Callable[..., StepResult]) -> Step:
-        return Step(name or function.__name__, function, libraries, still_there, version, prepare)
+        return Step(name or function.__name__, function, libraries, still_there, version, prepare, effect)
 
     return wrap
 

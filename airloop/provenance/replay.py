@@ -6,11 +6,13 @@ that differs is found and not all that follow it. Nothing of the production stat
 its own whose tables are private copies (:mod:`airloop.provenance.fork`), models go to an MLflow of the replay. A model
 that a later task of the run was given is the rebuilt one.
 
-What it does not do: read source files, publish, promote or fill the online store again.
+What it does not do: read source files, publish, promote, fill the online store or make a backup again, nor anything
+else of which a step says that it has an effect (``@step(effect=…)``). What such a task made then is used.
 """
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +39,7 @@ NOT_REBUILT = {
     "register": "it moves aliases",
     "report": "it is a page about the others",
 }
-"""Steps with an effect of their own, or with an input that is not kept, and which."""
+"""Steps of airloop's own with an effect or with an input that is not kept, and which. Others say it themselves."""
 
 
 @dataclass(slots=True)
@@ -55,17 +57,15 @@ class Rebuilt:
     """Set if it was not rebuilt: what stands in for it, and why."""
 
     @property
-    def equal(self) -> bool:
-        return not self.failed and all(f.equal for f in self.findings)
-
-    @property
     def verdict(self) -> str:
-        """``equal``, ``equal under other libraries``, ``not equal``, ``failed`` or ``taken``."""
+        """``equal``, ``equal under other libraries``, ``not equal``, ``failed``, ``taken`` or ``not compared``."""
         if self.taken:
             return "taken"
         if self.failed:
             return "failed"
-        if not self.equal:
+        if not self.findings:
+            return "not compared"
+        if not all(f.equal for f in self.findings):
             return "not equal"
         return "equal under other libraries" if self.changes else "equal"
 
@@ -81,13 +81,15 @@ class Replay:
 
     @property
     def equal(self) -> bool:
-        return all(t.equal for t in self.tasks)
+        """Whether something was compared, and all of it is equal."""
+        return self.verdict in ("equal", "equal under other libraries")
 
     @property
     def verdict(self) -> str:
-        """The worst of the tasks'."""
-        order = ("failed", "not equal", "equal under other libraries", "equal", "taken")
-        return min((t.verdict for t in self.tasks), key=order.index)
+        """The worst of the tasks', of those that were compared; ``nothing compared`` if none was."""
+        found = {t.verdict for t in self.tasks}
+        order = ("failed", "not equal", "equal under other libraries", "equal")
+        return next((verdict for verdict in order if verdict in found), "nothing compared")
 
 
 def choose(tasks: Sequence[Task], wanted: Sequence[str]) -> list[Task]:
@@ -101,7 +103,7 @@ def choose(tasks: Sequence[Task], wanted: Sequence[str]) -> list[Task]:
         if missing:
             raise NotFound(f"the run has no {', '.join(missing)}", f"it has {', '.join(t.task_id for t in tasks)}")
         return [t for t in tasks if t.task_id in wanted]
-    trained = [t for t in tasks if t.step not in NOT_REBUILT and t.made("model")]
+    trained = [t for t in tasks if not _known(t) and t.made("model")]
     if not trained:
         raise NotFound("the run trained no model", f"name tasks: --task {tasks[0].task_id}" if tasks else "")
     tables = {ref for t in trained for ref in t.inputs("table")}
@@ -110,7 +112,7 @@ def choose(tasks: Sequence[Task], wanted: Sequence[str]) -> list[Task]:
         t
         for t in tasks
         if t in trained
-        or (t.step not in NOT_REBUILT and tables & set(t.made("table").values()))
+        or (not _known(t) and tables & set(t.made("table").values()))
         or (t.step == "evaluate" and models & set(t.inputs("model")))
     ]
 
@@ -135,8 +137,9 @@ def replay(
         done = Replay(run.dag_id, run.run_id, folder)
         room = Room(config, folder)
         for task in chosen:
-            if task.step in NOT_REBUILT:
-                done.tasks.append(Rebuilt(task.task_id, task.step, taken=_taken(config, task)))
+            reason = _known(task) or _acts_now(task) or room.acts(task)
+            if reason:
+                done.tasks.append(Rebuilt(task.task_id, task.step, taken=_taken(config, task, reason)))
                 continue
             rebuilt = Rebuilt(task.task_id, task.step, changes=changes(task.manifest))
             done.tasks.append(rebuilt)
@@ -187,17 +190,34 @@ def _refuse_gone(config: Config, tasks: Sequence[Task]) -> None:
                 else "expired or removed by another tool"
             )
             gone.append(f"{text} of task {task.task_id} ({why})")
-        if task.step not in NOT_REBUILT and not task.manifest["code"].get("tree"):
+        if not _known(task) and not task.manifest["code"].get("tree"):
             gone.append(f"the code of task {task.task_id} (made before code was archived)")
     if gone:
         raise NotFound(f"the run cannot be replayed: {'; '.join(gone)} is gone", "`airloop tables` says what is there")
 
 
-def _taken(config: Config, task: Task) -> str:
+def _known(task: Task) -> str:
+    """Why a step of airloop's own is not rebuilt; empty: it may be."""
+    return NOT_REBUILT.get(task.step, "") if task.built_in else ""
+
+
+def _acts_now(task: Task) -> str:
+    """What the step, by the code of today, says that it does beside its results; empty: nothing, or it is gone."""
+    from airloop.frame import Step
+
+    module, _, name = str(task.manifest["code"]["target"]).partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except Exception:  # noqa: BLE001 - what is there today need not work; the code of then is what runs
+        return ""
+    return found.acts if isinstance(found, Step) else ""
+
+
+def _taken(config: Config, task: Task, reason: str) -> str:
     """What stands in for a task that is not rebuilt."""
-    made = ", ".join(task.made("table").values())
-    note = f"not rebuilt, {NOT_REBUILT[task.step]}" + (f"; its {made} is used" if made else "")
-    return f"{note}; {_sources(config, task)}" if task.step == "extract" else note
+    made = ", ".join([*task.made("table").values(), *task.made("model").values()])
+    note = f"not rebuilt, {reason}" + (f"; its {made} is used" if made else "")
+    return f"{note}; {_sources(config, task)}" if task.built_in and task.step == "extract" else note
 
 
 def _sources(config: Config, task: Task) -> str:

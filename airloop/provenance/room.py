@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 LINES = 15
 """Of a failed task's log that are shown."""
+ASK = "import sys; from airloop.steps import load; print(load(sys.argv[1]).acts)"
 
 
 class Room:
@@ -44,6 +45,15 @@ class Room:
         """The configuration that a task runs with."""
         return Config.from_environment(self._settings(task))
 
+    def acts(self, task: Task) -> str:
+        """What the task's step, by the code of then, says that it does beside its results; empty: nothing."""
+        command = [sys.executable, "-P", "-c", ASK, task.call_name]
+        asked = subprocess.run(
+            command, env=self._environment(task), cwd=self.folder, capture_output=True, text=True, check=False
+        )
+        # What cannot be loaded cannot be run either; its log says why.
+        return asked.stdout.strip() if asked.returncode == 0 else ""
+
     def run(self, task: Task) -> dict[str, Any] | str:
         """
         Run a task again.
@@ -52,22 +62,17 @@ class Room:
         :raises NotFound: something that it needs is not there.
         """
         config = self.config_of(task)
-        code = self._code(task)
         self._fork_tables(task, config)
         arguments = _replaced(task.manifest["arguments"], self._replacements(task, config))
         interval = task.record.get("interval")
-        target = task.manifest["code"]["target"]
         call = Call(
-            # A step of airloop's own is called by its short name, as its artifacts' folder bears it.
-            step=task.step if target.startswith("airloop.") else target,
+            step=task.call_name,
             arguments=arguments,
             run=RunInfo(**task.record["run"]),
             interval=Interval.parse(interval) if interval else None,
         )
         receipt_path = config.home / "receipt.json"
-        environment = {n: v for n, v in os.environ.items() if not n.startswith("AIRLOOP_")}
-        environment |= self._settings(task) | {
-            "PYTHONPATH": str(code / PYTHON),
+        environment = self._environment(task) | {
             ENV_CALL: call.to_json(),
             ENV_RECEIPT: str(receipt_path),
             ENV_LOG_FORMAT: "text",
@@ -116,6 +121,11 @@ class Room:
         if not address or not path.is_dir():
             raise NotFound(f"the model of step {manifest['step']} is gone from {path}", "restore it from a backup")
         return path
+
+    def _environment(self, task: Task) -> dict[str, str]:
+        """Of a process that runs the task's code."""
+        others = {n: v for n, v in os.environ.items() if not n.startswith("AIRLOOP_")}
+        return others | self._settings(task) | {"PYTHONPATH": str(self._code(task) / PYTHON)}
 
     def _settings(self, task: Task) -> dict[str, str]:
         home = self.folder / quote(task.task_id, safe="")

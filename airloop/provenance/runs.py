@@ -25,6 +25,17 @@ class Task:
     def step(self) -> str:
         return str(self.manifest["step"])
 
+    @property
+    def call_name(self) -> str:
+        """How a call names the step."""
+        # A step of airloop's own is called by its short name, as its artifacts' folder bears it.
+        return self.step if self.built_in else str(self.manifest["code"]["target"])
+
+    @property
+    def built_in(self) -> bool:
+        """Whether the step is one of airloop's own."""
+        return str(self.manifest["code"]["target"]).startswith("airloop.")
+
     def inputs(self, kind: str) -> list[str]:
         """References of one kind that it was given."""
         return [i["reference"] for i in self.manifest["inputs"].values() if i["kind"] == kind]

@@ -13,7 +13,7 @@ from airloop.contract import Interval
 from airloop.frame import StepContext, StepResult, step
 
 
-@step(libraries=("pyiceberg",))
+@step(libraries=("pyiceberg",), effect="it compacts tables and takes away what nobody needs")
 def upkeep(
     ctx: StepContext,
     *,
@@ -62,7 +62,7 @@ def _point_is_there(ctx: StepContext, manifest: Mapping[str, Any]) -> bool:
     return manifest["details"]["point"] in Vault(Path(manifest["arguments"]["target"])).points()
 
 
-@step(still_there=_point_is_there)
+@step(still_there=_point_is_there, effect="it writes a backup")
 def backup(ctx: StepContext, *, target: str, interval: Interval) -> StepResult:
     """
     Make a consistent point of everything in a folder of backups, while loops run.

@@ -44,6 +44,18 @@ def scale(ctx: StepContext, *, table: TableRef, into: str) -> StepResult:
     return StepResult(outputs={"table": ctx.warehouse.commit(into, rows, key=ctx.key, mode="upsert").ref})
 '''
 ROWS = pa.table({"id": [1, 2], "n": [10, 20]})
+LETTERS = '''
+from pathlib import Path
+from airloop.frame import StepContext, StepResult, step
+
+@step()
+def send(ctx: StepContext, *, box: str) -> StepResult:
+    """Send a letter."""
+    with Path(box).open("a") as file:
+        file.write("a letter")
+    return StepResult(metrics={"letters": 1.0})
+'''
+DECLARED = LETTERS.replace("@step()", '@step(effect="it sends a letter")')
 
 
 def task(task_id: str, step: str, given: dict[str, str], made: dict[str, str]) -> Task:
@@ -51,7 +63,8 @@ def task(task_id: str, step: str, given: dict[str, str], made: dict[str, str]) -
         kinds = {"model": "model", "table": "table", "examples": "table"}
         return {role: {"kind": kinds[role], "reference": ref} for role, ref in refs.items()}
 
-    return Task(task_id, {}, {"step": step, "inputs": described(given), "outputs": described(made)})
+    code = {"target": f"airloop.steps.{step}:{step}"}
+    return Task(task_id, {}, {"step": step, "inputs": described(given), "outputs": described(made), "code": code})
 
 
 LOOP = [
@@ -143,6 +156,61 @@ def test_a_task_that_fails_says_why(config: Config, scaled: dict[str, Any]) -> N
     assert (done.folder / "scale" / "log.txt").is_file()
 
 
+@pytest.mark.parametrize(
+    ("then", "now", "said"),
+    [
+        (LETTERS, LETTERS, ""),
+        (DECLARED, DECLARED, "it sends a letter"),
+        (DECLARED, LETTERS, "it sends a letter"),
+        (DECLARED, None, "it sends a letter"),
+        (LETTERS, DECLARED, "it sends a letter"),
+        (LETTERS.replace("@step()", "@step(still_there=lambda ctx, made: True)"), None, "it has an effect outside"),
+    ],
+    ids=["not declared", "declared", "declared then", "declared then, and gone", "declared since", "looked after"],
+)
+def test_what_a_step_does_beside_its_results_is_not_done_again(
+    config: Config, team: Path, tmp_path: Path, run_step: Callable[..., Any], then: str, now: str | None, said: str
+) -> None:
+    (team / "post.py").write_text(then)
+    run_step("replayed_team.post:send", run=RunInfo("own", "run-1", "post"), box=str(tmp_path / "box"))
+    if now is None:
+        (team / "post.py").unlink()
+    else:
+        (team / "post.py").write_text(now)
+    del sys.modules["replayed_team.post"]
+    importlib.invalidate_caches()
+    done = replay(config, "own/run-1", tasks=["post"])
+    letters = (tmp_path / "box").read_text().count("a letter")
+    if said:
+        assert (letters, done.verdict, done.equal) == (1, "nothing compared", False)
+        assert done.tasks[0].taken.startswith(f"not rebuilt, {said}")
+    else:
+        assert (letters, done.verdict) == (2, "equal")
+
+
+@pytest.mark.parametrize("name", ["backup", "upkeep"])
+def test_care_of_the_state_is_not_taken_again(
+    config: Config, warehouse: Warehouse, tmp_path: Path, run_step: Callable[..., Any], interval: Interval, name: str
+) -> None:
+    warehouse.ensure("raw.n", ROWS.schema, key=("id",))
+    warehouse.commit("raw.n", ROWS, key="n")
+    vault = tmp_path / "vault"
+    arguments = {"target": str(vault)} if name == "backup" else {}
+    run_step(name, interval=interval, run=RunInfo("care", "night-1", "task"), **arguments)
+    before = sorted(vault.rglob("*"))
+    done = replay(config, "care/night-1", tasks=["task"])
+    assert (done.verdict, done.tasks[0].verdict) == ("nothing compared", "taken")
+    assert sorted(vault.rglob("*")) == before
+
+
+def test_a_step_of_ones_own_may_have_the_name_of_one_of_ours(
+    config: Config, team: Path, tmp_path: Path, run_step: Callable[..., Any]
+) -> None:
+    (team / "post.py").write_text(LETTERS.replace("def send", "def report"))
+    run_step("replayed_team.post:report", run=RunInfo("own", "run-1", "post"), box=str(tmp_path / "box"))
+    assert replay(config, "own/run-1", tasks=["post"]).verdict == "equal"
+
+
 def test_what_is_gone_is_named_with_the_reason(config: Config, scaled: dict[str, Any], warehouse: Warehouse) -> None:
     ref = TableRef.parse(scaled["inputs"]["table"]["reference"])
     warehouse.commit("raw.n", ROWS, key="n2", mode="append")
@@ -181,12 +249,14 @@ class TestVerdicts:
         tasks = [
             Rebuilt("a", "sql", taken="kept"),
             Rebuilt("b", "sql"),
-            Rebuilt("c", "sql", [Finding("rows", False, "")]),
+            Rebuilt("c", "sql", [Finding("rows", True, "")]),
+            Rebuilt("d", "sql", [Finding("rows", True, ""), Finding("metrics", False, "")]),
+            Rebuilt("e", "sql", failed="why"),
         ]
-        assert [t.verdict for t in tasks] == ["taken", "equal", "not equal"]
-        assert Replay("d", "r", tmp_path, tasks[:2]).verdict == "equal"
-        assert Replay("d", "r", tmp_path, tasks).verdict == "not equal"
-        assert not Replay("d", "r", tmp_path, tasks).equal
+        assert [t.verdict for t in tasks] == ["taken", "not compared", "equal", "not equal", "failed"]
+        runs = [Replay("d", "r", tmp_path, tasks[:n]) for n in range(1, 6)]
+        assert [r.verdict for r in runs] == ["nothing compared", "nothing compared", "equal", "not equal", "failed"]
+        assert [r.equal for r in runs] == [False, False, True, False, False]
 
     def test_of_rows(self, config: Config, warehouse: Warehouse) -> None:
         def saved(name: str, rows: pa.Table) -> TableRef:
