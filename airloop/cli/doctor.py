@@ -12,17 +12,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
-from urllib.parse import urlsplit
+from typing import Any, Literal
+from urllib.parse import urlsplit, urlunsplit
 
 from airloop.cli.output import Output
-from airloop.config import Config, without_password
+from airloop.config import Config, RedisAddress, without_password
 from airloop.errors import AirloopError
 
 LIBRARIES = ("pyarrow", "pyiceberg", "duckdb", "great-expectations", "feast", "mlflow", "scikit-learn", "skops")
 XGBOOST = ("xgboost-cpu", "xgboost")
 OPTIONAL = {"apache-airflow": "to schedule loops: pip install 'airloop[airflow]'", "lightgbm": "trainer=lightgbm"}
 LOW_DISK_BYTES = 2 << 30
+TIMEOUT_S = 3
+"""How long a server may take to answer."""
+OLDEST_REDIS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,31 +127,75 @@ def _format(config: Config) -> Iterator[Finding]:
 
 
 def _sqlite(config: Config) -> Iterator[Finding]:
-    from airloop.warehouse.mounts import file_system, is_network
-
     for name, address in {"catalog": config.catalog, "MLflow store": config.mlflow}.items():
         if address.startswith("sqlite:///"):
-            path = Path(address.removeprefix("sqlite:///"))
-            if is_network(path):
-                mend = "SQLite loses data there: set AIRLOOP_HOME to a local disk, or use PostgreSQL"
-                yield Finding(name, "bad", f"{path} is on {file_system(path)}", mend)
-            else:
-                yield Finding(name, "ok", str(path))
+            yield _sqlite_file(name, Path(address.removeprefix("sqlite:///")), "use PostgreSQL")
         else:
             yield _reachable(name, address)
 
 
+def _sqlite_file(name: str, path: Path, instead: str) -> Finding:
+    from airloop.warehouse.mounts import file_system, is_network
+
+    if is_network(path):
+        mend = f"SQLite loses data there: set AIRLOOP_HOME to a local disk, or {instead}"
+        return Finding(name, "bad", f"{path} is on {file_system(path)}", mend)
+    return Finding(name, "ok", str(path) if path.exists() else f"{path}, made at first use")
+
+
 def _reachable(name: str, address: str) -> Finding:
     parts = urlsplit(address)
-    port = parts.port or {"http": 80, "https": 443, "postgresql": 5432, "redis": 6379}.get(parts.scheme.split("+")[0])
-    shown = without_password(address)
+    # A query may hold a password too.
+    shown = without_password(urlunsplit(parts._replace(query="")))
+    try:
+        port = parts.port or {"http": 80, "https": 443, "postgresql": 5432}.get(parts.scheme.split("+")[0])
+    except ValueError:
+        return Finding(name, "bad", f"{shown} has no port that can be read", "correct the address")
     if not parts.hostname or not port:
         return Finding(name, "note", f"{shown}: nothing to reach")
     try:
-        with socket.create_connection((parts.hostname, port), timeout=3):
+        with socket.create_connection((parts.hostname, port), timeout=TIMEOUT_S):
             return Finding(name, "ok", f"{shown} answers")
     except OSError as error:
         return Finding(name, "bad", f"{shown} does not answer: {error}", "start it, or correct the address")
+
+
+def _online_store(config: Config) -> Iterator[Finding]:
+    name = "online store"
+    if isinstance(config.online_store, Path):
+        yield _sqlite_file(name, config.online_store, "set AIRLOOP_ONLINE_STORE to a path on one, or to a Redis")
+        return
+    try:
+        yield _redis(name, config.online_store)
+    except AirloopError as error:
+        yield Finding(name, "bad", error.found, error.advice)
+
+
+def _redis(name: str, address: RedisAddress) -> Finding:
+    """:raises AirloopError: it cannot be asked. What it says has no password in it."""
+    try:
+        import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+    except ImportError:
+        return Finding(name, "bad", "a Redis, and its client is not installed", "pip install 'airloop[redis]'")
+    from airloop.features.online_redis import OnlineRedis, understood
+
+    try:
+        client = redis.Redis.from_url(address.url, retry=Retry(NoBackoff(), 0))
+    except ValueError:
+        return Finding(name, "bad", "an address of a Redis that cannot be read", "correct AIRLOOP_ONLINE_STORE")
+    with client:
+        # Here, because those of the address would come before those of the call.
+        client.connection_pool.connection_kwargs |= {"socket_connect_timeout": TIMEOUT_S, "socket_timeout": TIMEOUT_S}
+        where = OnlineRedis(client).where
+        with understood(where):
+            said: Any = client.info("server")
+    found = str(said.get("valkey_version") or said["redis_version"])
+    shown = f"{'Valkey' if 'valkey_version' in said else 'Redis'} {found} at {where}"
+    if int(str(said["redis_version"]).partition(".")[0]) < OLDEST_REDIS:
+        return Finding(name, "bad", shown, f"use Redis or Valkey {OLDEST_REDIS} or newer")
+    return Finding(name, "ok", f"{shown} answers")
 
 
 def _warehouse(config: Config) -> Iterator[Finding]:
@@ -185,6 +232,7 @@ CHECKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     _home,
     _format,
     _sqlite,
+    _online_store,
     _warehouse,
     _features,
 )

@@ -71,7 +71,7 @@ def show_live(arguments: argparse.Namespace, config: Config, output: Output) -> 
     from airloop.registry.ledger import Ledger
     from airloop.warehouse.catalog import Warehouse
 
-    at = _time(arguments.at)
+    at = _time("--at", arguments.at)
     entries = Ledger(Warehouse.open(config)).live(at, clock=arguments.clock)
     when = at.isoformat(timespec="seconds") if at else "now"
     output.rows([_row(e) for e in entries], empty=f"Nothing was champion {'at ' if at else ''}{when}.")
@@ -86,21 +86,21 @@ def promote_version(arguments: argparse.Namespace, config: Config, output: Outpu
         arguments.version,
         reason=arguments.reason,
         by=getpass.getuser(),
-        effective_at=_time(arguments.effective),
+        effective_at=_time("--effective", arguments.effective),
     )
     output.data(_row(entry))
     output.say(f"{entry.model} version {entry.version} is {entry.alias} now.")
 
 
-def _time(text: str | None) -> datetime | None:
+def _time(option: str, text: str | None) -> datetime | None:
     if text is None:
         return None
     try:
         at = datetime.fromisoformat(text)
     except ValueError as cause:
-        raise BadArgument(f"--at {text!r} is not a time", "write 2013-02-01T00:00+00:00") from cause
+        raise BadArgument(f"{option} {text!r} is not a time", "write 2013-02-01T00:00+00:00") from cause
     if at.tzinfo is None:
-        raise BadArgument(f"--at {text} has no time zone", "add an offset, e.g. +00:00")
+        raise BadArgument(f"{option} {text} has no time zone", "add an offset, e.g. +00:00")
     return at.astimezone(UTC)
 
 

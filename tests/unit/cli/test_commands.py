@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+import redis
 
 from airloop.cli import main
-from airloop.cli.doctor import _sqlite
-from airloop.config import Config
+from airloop.cli.doctor import TIMEOUT_S, _online_store, _reachable, _sqlite
+from airloop.config import Config, RedisAddress
 from airloop.errors import BadConfiguration
 from airloop.warehouse import mounts
 from airloop.warehouse.catalog import Warehouse
@@ -137,7 +142,15 @@ def test_nobody_was_champion_yet(run: Run) -> None:
     assert run("live", "--at", "2013-02-01T00:00Z", "--json")[:2] == (0, "[]\n")
     code, _, err = run("live", "--at", "2013-02-01")
     assert code == 65
-    assert "no time zone" in err
+    assert "--at 2013-02-01 has no time zone" in err
+
+
+@pytest.mark.parametrize("time", ["junk", "2013-02-01"])
+def test_a_mistake_is_said_of_the_option_that_has_it(run: Run, time: str) -> None:
+    code, _, err = run("promote", "delay", "1", "--reason", "why", "--effective", time)
+    assert code == 65
+    assert "--effective" in err
+    assert "--at" not in err
 
 
 def test_the_doctor_says_what_is_there_and_what_to_mend(
@@ -152,8 +165,54 @@ def test_the_doctor_says_what_is_there_and_what_to_mend(
     monkeypatch.setattr(
         mounts, "file_system", lambda path, _=None: "nfs4" if lines and tmp_path in path.parents else "ext4"
     )
-    bad = [f for f in _sqlite(config) if f.state == "bad"]
-    assert [f.what for f in bad] == ["catalog", "MLflow store"]
+    bad = [f for f in [*_sqlite(config), *_online_store(config)] if f.state == "bad"]
+    assert [f.what for f in bad] == ["catalog", "MLflow store", "online store"]
     assert "set AIRLOOP_HOME to a local disk" in bad[0].mend
     with pytest.raises(BadConfiguration, match="SQLite's locks do not hold"):
         mounts.refuse_network(config.online_store, "the online store")
+
+
+def online(config: Config, address: str) -> tuple[str, str, str]:
+    (found,) = _online_store(replace(config, online_store=RedisAddress(address)))
+    assert found.what == "online store"
+    return found.state, found.found, found.mend
+
+
+def test_the_doctor_asks_the_redis_that_is_the_online_store(config: Config, redis_url: str) -> None:
+    state, found, _ = online(config, redis_url)
+    assert state == "ok"
+    assert re.fullmatch(r"(Redis|Valkey) \d+\.\d+\.\d+ at \S+/0 answers", found)
+    with redis.Redis.from_url(redis_url) as client:
+        client.acl_setuser("doctor", enabled=True, passwords=["+right"], categories=["+@all"])
+        options = client.connection_pool.connection_kwargs
+        path = options.get("path")
+        address = f"unix://{{}}@{path}" if path else f"redis://{{}}@{options['host']}:{options['port']}"
+        try:
+            assert online(config, address.format("doctor:right"))[0] == "ok"
+            state, found, mend = online(config, address.format("doctor:s3cret"))
+        finally:
+            client.acl_deluser("doctor")
+    assert (state, mend) == ("bad", "correct AIRLOOP_ONLINE_STORE")
+    assert "refused the user or password" in found
+    assert "s3cret" not in found
+
+
+def test_the_doctor_names_a_redis_that_is_away_at_once_and_without_its_password(config: Config, tmp_path: Path) -> None:
+    state, found, mend = online(config, f"unix://{tmp_path}/nobody?password=s3cret")
+    assert (state, "does not answer" in found, "s3cret" in found + mend) == ("bad", True, False)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        began = time.monotonic()
+        state, found, _ = online(config, f"redis://:s3cret@127.0.0.1:{port}/2?socket_timeout=600")
+    assert time.monotonic() - began < 2 * TIMEOUT_S
+    assert (state, f"127.0.0.1:{port}/2 does not answer" in found, "s3cret" in found) == ("bad", True, False)
+    assert online(config, "redis://:s3cret@127.0.0.1/x?db=y")[:2] == (
+        "bad",
+        "an address of a Redis that cannot be read",
+    )
+
+
+@pytest.mark.parametrize("address", ["postgresql://u:s3cret@h:x/db", "postgresql://127.0.0.1:1/db?password=s3cret"])
+def test_the_doctor_keeps_passwords_of_addresses(address: str) -> None:
+    found = _reachable("catalog", address)
+    assert (found.state, "s3cret" in found.found + found.mend) == ("bad", False)
