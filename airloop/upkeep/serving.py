@@ -73,9 +73,12 @@ def _of_redis(address: str, wanted: Callable[[bytes], bool], remove: bool) -> di
 
     client: Any = redis.Redis.from_url(address, socket_connect_timeout=5, socket_timeout=60)
     found: dict[str, int] = {}
+    seen: set[bytes] = set()
     try:
-        for key in set(client.scan_iter(count=SCANNED_AT_A_TIME)):
-            if wanted(key):
+        for key in client.scan_iter(count=SCANNED_AT_A_TIME):
+            # A scan may give a key twice; of all that others keep there, only ours are worth the memory.
+            if wanted(key) and key not in seen:
+                seen.add(key)
                 place = "redis " + ", ".join(entity_of(key))
                 found[place] = found.get(place, 0) + 1
                 if remove:
@@ -93,12 +96,13 @@ def _of_sqlite(file: Path, wanted: Callable[[bytes], bool], remove: bool) -> dic
     with closing(sqlite3.connect(file, timeout=BUSY_S, isolation_level=None)) as connection:
         connection.execute("PRAGMA secure_delete=ON")
         own = {n for (n,) in connection.execute("SELECT name FROM sqlite_master WHERE name LIKE 'airloop_%'")}
-        for table in _tables(connection):
-            keys = [key for key in _keys(connection, table, own) if wanted(key)]
+        served = set(_tables(connection))
+        for view in sorted(served | _remembered(connection, own)):
+            keys = sorted({key for key in _keys(connection, view, own, served) if wanted(key)})
             if keys:
-                found[table] = len(keys)
+                found[view] = len(keys)
             if keys and remove:
-                _take_out(connection, table, keys, own)
+                _take_out(connection, view, keys, own, served)
         if remove:
             # Rows of earlier deletions, of a killed erasure too, stay readable in free pages and in the log.
             connection.execute("VACUUM")
@@ -114,24 +118,34 @@ def _tables(connection: sqlite3.Connection) -> Iterator[str]:
             yield str(name)
 
 
-def _keys(connection: sqlite3.Connection, table: str, own: set[str]) -> list[bytes]:
-    """Keys of a view's entities, those too of which only Feast's table or only ours knows."""
-    query, values = f"SELECT entity_key FROM {_quoted(table)}", []
+def _remembered(connection: sqlite3.Connection, own: set[str]) -> set[str]:
+    """Views whose entities we remember; Feast's table may be gone (``feast teardown``)."""
+    if "airloop_latest" not in own:
+        return set()
+    return {str(view) for (view,) in connection.execute("SELECT DISTINCT view FROM airloop_latest")}
+
+
+def _keys(connection: sqlite3.Connection, view: str, own: set[str], served: set[str]) -> Iterator[bytes]:
+    """Keys of a view's entities, those too of which only Feast's table or only ours knows; some twice and more."""
+    if view in served:
+        yield from (bytes(key) for (key,) in connection.execute(f"SELECT entity_key FROM {_quoted(view)}"))
     if "airloop_latest" in own:
-        query += " UNION SELECT entity_key FROM airloop_latest WHERE view = ?"
-        values.append(table)
-    return sorted({bytes(key) for (key,) in connection.execute(query, values)})
+        remembered = connection.execute("SELECT entity_key FROM airloop_latest WHERE view = ?", (view,))
+        yield from (bytes(key) for (key,) in remembered)
 
 
-def _take_out(connection: sqlite3.Connection, table: str, keys: Sequence[bytes], own: set[str]) -> None:
+def _take_out(
+    connection: sqlite3.Connection, view: str, keys: Sequence[bytes], own: set[str], served: set[str]
+) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
         for key in keys:
-            connection.execute(f"DELETE FROM {_quoted(table)} WHERE entity_key = ?", (key,))
+            if view in served:
+                connection.execute(f"DELETE FROM {_quoted(view)} WHERE entity_key = ?", (key,))
             if "airloop_latest" in own:
-                connection.execute("DELETE FROM airloop_latest WHERE view = ? AND entity_key = ?", (table, key))
+                connection.execute("DELETE FROM airloop_latest WHERE view = ? AND entity_key = ?", (view, key))
         if "airloop_watermark" in own:
-            connection.execute("DELETE FROM airloop_watermark WHERE view = ?", (table,))
+            connection.execute("DELETE FROM airloop_watermark WHERE view = ?", (view,))
     except BaseException:
         connection.execute("ROLLBACK")
         raise

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -68,6 +70,17 @@ def test_an_entity_goes_from_every_view_and_from_the_file(config: Config, store:
         assert b"anna-0" not in path.read_bytes().replace(b"anna-01", b""), path
 
 
+def test_an_entity_of_a_view_whose_table_is_gone(config: Config, store: Path) -> None:
+    with closing(sqlite3.connect(store)) as connection:
+        connection.execute("DROP TABLE p_visits")
+    subject = entity(["person=anna-0"])
+    assert unserve(config, subject, {}, remove=False) == {"p_visits": 1, "p_rooms": 1}
+    assert unserve(config, subject, {}, remove=True) == {"p_visits": 1, "p_rooms": 1}
+    assert unserve(config, subject, {}, remove=True) == {}
+    for path in store.parent.glob(store.name + "*"):
+        assert b"anna-0" not in path.read_bytes().replace(b"anna-01", b""), path
+
+
 def test_another_name_of_the_join_key(config: Config, store: Path) -> None:
     subject = entity(["name=anna-0"])
     assert unserve(config, subject, {}, remove=False) == {}
@@ -93,3 +106,34 @@ def test_redis(config: Config, redis_url: str) -> None:
         unserve(config, subject, {}, remove=True)
         assert unserve(config, subject, {}, remove=True) == {}
         assert {entity_of(k).get("person") for k in client.scan_iter()} == {"anna-01", "berta-0", None}
+
+
+def test_keys_of_others_are_not_kept_in_memory(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    import redis
+
+    hashed = []
+
+    class Key(bytes):
+        def __hash__(self) -> int:
+            hashed.append(self)
+            return super().__hash__()
+
+    wanted = key(person="anna-0")
+
+    class Server:
+        deleted: ClassVar[list[bytes]] = []
+
+        def scan_iter(self, count: int) -> Iterator[bytes]:
+            yield from (Key(k) for k in (b"other", wanted, key(person="berta-0"), wanted))
+
+        def delete(self, key: bytes) -> None:
+            self.deleted.append(key)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(redis.Redis, "from_url", lambda *_, **__: Server())
+    config = replace(config, online_store=RedisAddress("redis://none"))
+    assert unserve(config, entity(["person=anna-0"]), {}, remove=True) == {"redis person": 1}
+    assert Server.deleted == [wanted], "a scan may give a key twice"
+    assert set(map(bytes, hashed)) == {wanted}
