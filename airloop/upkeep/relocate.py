@@ -30,6 +30,9 @@ def mover(moves: Mapping[str, str]) -> Moved:
     """
     A function that puts new folders in the place of old ones, in any text.
 
+    A folder is one where a path begins: what only contains its name (``/srv/data`` for ``/data``, ``https://host/data``,
+    ``package:name/data``) stays.
+
     :param moves: new folder, by old one; the longest that fits counts.
     """
     forms: dict[str, str] = {}
@@ -39,7 +42,9 @@ def mover(moves: Mapping[str, str]) -> Moved:
         forms.setdefault(quote(old), quote(new))
         forms.setdefault(json.dumps(old)[1:-1], json.dumps(new)[1:-1])
     longest_first = sorted(forms, key=len, reverse=True)
-    pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})(?=$|[/\"'\\s,;?#)])")
+    begins = r"""(?:\A|(?<=["'\s=,(])|(?<=file://)|(?<=sqlite:///))"""
+    ends = r"""(?=\Z|[/"'\s,;?#)]|\\")"""
+    pattern = re.compile(f"{begins}({'|'.join(map(re.escape, longest_first))}){ends}")
     return lambda text: pattern.sub(lambda found: forms[found[1]], text)
 
 

