@@ -84,6 +84,12 @@ def registered(config: Config) -> list[tuple[str, int, str, dict[str, str]]]:
     return [(name, int(v), str(run or ""), tags.get((name, int(v)), {})) for name, v, run in versions]
 
 
+def is_absent(config: Config) -> bool:
+    """Whether the registry is a SQLite file that is not there, so that every question is answered with nothing."""
+    file = _file(config)
+    return file is not None and not _is_there(file)
+
+
 def all_versions(client: MlflowClient, name: str) -> list[Any]:
     """Every version of a registered model, page by page."""
     found: list[Any] = []
@@ -101,10 +107,10 @@ class _NotReadable(Exception):
 
 
 def _query(config: Config, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    if not config.mlflow.startswith("sqlite:///"):
+    file = _file(config)
+    if file is None:
         raise _NotReadable
-    file = Path(config.mlflow.removeprefix("sqlite:///").partition("?")[0])
-    if not file.is_file() or not file.stat().st_size:
+    if not _is_there(file):
         return []
     with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True, timeout=30)) as connection:
         try:
@@ -113,6 +119,17 @@ def _query(config: Config, sql: str, values: tuple[Any, ...]) -> list[tuple[Any,
             if "no such" in str(cause):
                 raise _NotReadable from cause
             raise
+
+
+def _file(config: Config) -> Path | None:
+    """The registry's SQLite file; None if it is none."""
+    if not config.mlflow.startswith("sqlite:///"):
+        return None
+    return Path(config.mlflow.removeprefix("sqlite:///").partition("?")[0])
+
+
+def _is_there(file: Path) -> bool:
+    return file.is_file() and bool(file.stat().st_size)
 
 
 def _files_there(place: str) -> bool:

@@ -17,11 +17,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from airloop.config import Config
-from airloop.errors import ContractBroken
+from airloop.errors import BadConfiguration
+from airloop.upkeep.records import read_record, unreadable
 
 if TYPE_CHECKING:
     from airloop.warehouse.catalog import Warehouse
@@ -64,6 +65,7 @@ def protected(config: Config, policy: Policy | None = None, *, now: datetime | N
 
     :param now: default this moment.
     :raises ContractBroken: a manifest cannot be read; nothing may be taken away then.
+    :raises BadConfiguration: manifests name registered models, and the registry is not there to be asked.
     """
     from airloop.warehouse.catalog import Warehouse
 
@@ -71,6 +73,7 @@ def protected(config: Config, policy: Policy | None = None, *, now: datetime | N
     now = now or datetime.now(UTC)
     found: dict[tuple[str, int], list[str]] = defaultdict(list)
     manifests = list(_manifests(config))
+    _refuse_without_registry(config, manifests)
     warehouse = Warehouse.open(config)
     for table, snapshot, reason in _of_tables(warehouse):
         found[table, snapshot].append(reason)
@@ -90,6 +93,18 @@ def protected(config: Config, policy: Policy | None = None, *, now: datetime | N
     for (table, snapshot), because in sorted(found.items()):
         reasons[table][snapshot] = sorted(set(because))
     return dict(reasons)
+
+
+def _refuse_without_registry(config: Config, manifests: list[Made]) -> None:
+    """An absent database says that no model is registered, also where another ``AIRLOOP_MLFLOW`` is meant."""
+    from airloop.registry.lookup import is_absent
+
+    named = sorted(o for made in manifests for o in made.outputs if REGISTERED.fullmatch(o))
+    if named and is_absent(config):
+        raise BadConfiguration(
+            f"runs registered {named[-1]}, and AIRLOOP_MLFLOW names a database that is not there",
+            "set it as it is where loops run, or bring the database back from a backup",
+        )
 
 
 def _of_tables(warehouse: Warehouse) -> Iterator[tuple[str, int, str]]:
@@ -143,9 +158,8 @@ def _closure(manifests: list[Made], keys: set[str], outputs: set[str]) -> list[M
 def _manifests(config: Config) -> Iterator[Made]:
     used = dict(_last_used(config))
     for path in sorted((config.artifacts / "steps").glob("*/*/*/manifest.json")):
+        manifest = read_record(path)
         try:
-            text = path.read_text()
-            manifest = json.loads(text)
             run = manifest["run"]
             key = manifest["key"]
             yield Made(
@@ -155,22 +169,23 @@ def _manifests(config: Config) -> Iterator[Made]:
                 used_at=max(datetime.fromisoformat(manifest["finished_at"]), used.get(key, _NEVER)),
                 inputs=frozenset(i["reference"] for i in manifest["inputs"].values()),
                 outputs=frozenset(o["reference"] for o in manifest["outputs"].values()),
-                tables=frozenset(_tables_in(text)),
+                tables=frozenset(_tables_in(json.dumps(manifest))),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as cause:
-            raise ContractBroken(
-                f"manifest {path} cannot be read: {cause}", "remove the file to have the step done again"
-            ) from cause
+            raise unreadable(path, cause) from cause
 
 
 def _last_used(config: Config) -> Iterator[tuple[str, datetime]]:
     """When each key was last made or reused by a task."""
     newest: dict[str, datetime] = {}
     for path in (config.artifacts / "runs").glob("*/*/*.json"):
-        record: dict[str, Any] = json.loads(path.read_text())
-        if record["key"]:
-            at = datetime.fromisoformat(record["finished_at"])
-            newest[record["key"]] = max(at, newest.get(record["key"], at))
+        record = read_record(path)
+        try:
+            if record["key"]:
+                at = datetime.fromisoformat(record["finished_at"])
+                newest[record["key"]] = max(at, newest.get(record["key"], at))
+        except (ValueError, KeyError, TypeError) as cause:
+            raise unreadable(path, cause) from cause
     yield from newest.items()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from airloop.config import Config
+from airloop.upkeep.records import read_record
 
 
 def folders_below(folder: Path) -> Iterator[Path]:
@@ -67,7 +67,7 @@ def _attempts(config: Config, cutoff: float) -> Iterator[tuple[str, Path]]:
     """Records of attempts that are not the newest of their task in their run."""
     newest = set()
     for path in (config.artifacts / "runs").glob("*/*/*.json"):
-        newest.add(json.loads(path.read_text())["attempt"])
+        newest.add(read_record(path)["attempt"])
     for path in list((config.artifacts / "attempts").glob("*/*.json")):
         if path.stem not in newest and _older(path, cutoff):
             yield "attempts' records", path
@@ -81,11 +81,11 @@ def _code(config: Config, cutoff: float) -> Iterator[tuple[str, Path]]:
         return
     named = set()
     for path in (config.artifacts / "steps").glob("*/*/*/manifest.json"):
-        named.add(json.loads(path.read_text()).get("code", {}).get("tree", ""))
+        named.add(read_record(path).get("code", {}).get("tree", ""))
     packs = set()
     for tree in trees:
         if tree.stem in named or not _older(tree, cutoff):
-            packs |= set(json.loads(tree.read_text())["packs"].values())
+            packs |= set(read_record(tree)["packs"].values())
         else:
             yield "code", tree
     for pack in list((folder / "packs").glob("*.zip")):

@@ -11,7 +11,7 @@ import pytest
 
 from airloop.config import Config
 from airloop.contract import RunInfo
-from airloop.errors import ContractBroken
+from airloop.errors import BadConfiguration, ContractBroken
 from airloop.frame import StepContext, StepResult, step
 from airloop.registry.ledger import TABLE as LEDGER
 from airloop.registry.ledger import Entry, Ledger
@@ -38,6 +38,12 @@ def examples(ctx: StepContext, *, table: TableRef) -> StepResult:
 def materialize(ctx: StepContext, *, table: TableRef) -> StepResult:
     """Say what the step of this name says."""
     return StepResult(outputs={"feature_service": "drivers_v1"})
+
+
+@step()
+def publish_model(ctx: StepContext, *, table: TableRef) -> StepResult:
+    """Say that a model was registered."""
+    return StepResult(outputs={"champion": "model:/delay/3"})
 
 
 def decide(warehouse: Warehouse, key: str, evidence: dict[str, Any], version: int = 1) -> None:
@@ -99,6 +105,19 @@ def test_a_registered_version_is_a_reason(config: Config, history: list[int]) ->
     assert protected(config, NOTHING_ELSE)[TABLE][history[0]] == ["model delay version 3"]
 
 
+def test_a_registry_that_is_not_there_protects_nothing_and_stops_everything(
+    config: Config, warehouse: Warehouse, history: list[int], run_step: RunStep
+) -> None:
+    run_step(publish_model, table=f"{TABLE}@{history[0]}", run=RunInfo("shop", "r", "register"))
+    with pytest.raises(BadConfiguration, match="runs registered model:/delay/3, and AIRLOOP_MLFLOW names a database"):
+        gc.collect(config, NOTHING_ELSE, grace_s=0)
+    assert len(warehouse.history(TABLE)) == 6
+    from airloop.training import tracking
+
+    tracking.client(config).search_registered_models()
+    assert history[0] not in protected(config, NOTHING_ELSE)[TABLE], "it is there, and says that the model is not"
+
+
 def test_a_run_is_kept_from_its_last_use(
     config: Config, warehouse: Warehouse, history: list[int], run_step: RunStep
 ) -> None:
@@ -137,5 +156,19 @@ def test_a_manifest_that_cannot_be_read_stops_everything(
     train(run_step, history[1], "r")
     next((config.artifacts / "steps").glob("*/*/*/manifest.json")).write_text("{")
     with pytest.raises(ContractBroken, match="cannot be read"):
+        gc.collect(config, NOTHING_ELSE, grace_s=0)
+    assert len(warehouse.history(TABLE)) == 6
+
+
+def test_a_record_that_cannot_be_read_stops_everything(
+    config: Config, warehouse: Warehouse, history: list[int], run_step: RunStep
+) -> None:
+    train(run_step, history[1], "r")
+    record = next((config.artifacts / "runs").glob("*/*/*.json"))
+    record.write_text(record.read_text().replace('"finished_at": "', '"finished_at": "?'))
+    with pytest.raises(ContractBroken, match=f"{record} cannot be read"):
+        gc.collect(config, NOTHING_ELSE, grace_s=0)
+    record.write_text("{")
+    with pytest.raises(ContractBroken, match=f"{record} cannot be read"):
         gc.collect(config, NOTHING_ELSE, grace_s=0)
     assert len(warehouse.history(TABLE)) == 6
