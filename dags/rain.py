@@ -14,14 +14,10 @@ with DAG("rain", schedule=monthly, start_date=datetime(2013, 1, 1, tzinfo=UTC), 
     rows = ExtractOperator(task_id="extract", source="flights/sources/weather.yaml", files=files)
     suite = "flights/suites/weather.json"
     good = ValidateOperator(task_id="validate", table=rows.output, suite=suite, max_quarantined_share=0.01)
-    examples = SqlOperator(
-        task_id="examples", sql="rain/examples.sql", inputs={"weather": good.output}, table="training.rain",
-        key=["origin", "event_time"], mode="replace",
-    )  # fmt: skip
+    examples = SqlOperator(task_id="examples", sql="rain/examples.sql", inputs={"weather": good.output},
+                           table="training.rain", key=["origin", "event_time"], mode="replace")  # fmt: skip
     known = "temp dewp humid wind_dir wind_speed precip pressure visib pressure_change_3h".split()
     model = TrainOperator(task_id="train", examples=examples.output, features=known)
-    gate = EvaluateOperator(
-        task_id="gate", challenger=model.output, champion="rain@champion", examples=examples.output,
-        metric="average_precision", cluster="day",
-    )  # fmt: skip
+    gate = EvaluateOperator(task_id="gate", challenger=model.output, champion="rain@champion",
+                            examples=examples.output, metric="average_precision", cluster="day")  # fmt: skip
     RegisterModelOperator(task_id="register", gate=gate.output, name="rain")
