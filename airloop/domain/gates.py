@@ -7,8 +7,8 @@ It asks in this order:
 2. Does the challenger hold every absolute floor, calibration included? If not: **reject**, it is unfit by itself.
 3. Is there a champion? If not: **promote** on the floors alone.
 4. Is the gain's confidence interval wholly above ``min_gain``? If not: **keep**.
-5. Is some slice shown to lose more than is tolerated? If so: **keep**. Each slice is tested in the same way, all of
-   them together under Holm's correction; a slice with too few rows is listed as "too few", which is not "ok".
+5. Is some slice shown to lose more than is tolerated? If so: **keep**. Every slice with rows enough is tested in the
+   same way, all of them together under Holm's correction; one with too few is listed as "too few", which is not "ok".
 6. **Promote.**
 
 Two models of the same quality are told apart wrongly, in favour of the challenger, in at most
@@ -34,8 +34,6 @@ Outcome = Literal["promote", "keep", "reject"]
 
 SAME = 1e-9
 """Scores or gains closer than this are the same: what is left is rounding."""
-SLICE_VALUES = 50
-"""Values of a slice column that are tested, the most frequent first; the rest is listed, not tested."""
 NAMED = 5
 """Slices with too few rows that the reason names; the decision lists all."""
 
@@ -311,15 +309,15 @@ def _slices(
     for column, values in columns.items():
         texts = np.array(["(none)" if v is None else str(v) for v in values], dtype=str)
         names, codes, counts = np.unique(texts, return_inverse=True, return_counts=True)
-        for rank, i in enumerate(np.argsort(-counts, kind="stable")):
-            name = str(names[i])
-            inside = codes == i
+        # Every value that has rows enough is tested, however many there are. Leaving out the rarer ones would spare the
+        # others little: Holm's limit for z grows from 3.1 to 3.7 when 50 slices become 500.
+        by_value = np.split(np.argsort(codes, kind="stable"), np.cumsum(counts)[:-1])
+        for i in np.argsort(-counts, kind="stable"):
+            name, inside = str(names[i]), by_value[i]
             own = labels[inside]
             groups = None if clusters is None else clusters[inside]
             size = len(own) if groups is None else len(np.unique(groups))
             why = _too_few(own, size, policy.min_slice_rows, policy)
-            if not why and rank >= SLICE_VALUES:
-                why = f"only the {SLICE_VALUES} most frequent values are tested"
             difference = None
             if not why:
                 difference = paired_difference(

@@ -175,10 +175,35 @@ def test_small_and_empty_slices_are_listed_not_tested(rows: dict[str, np.ndarray
     assert "4 tested, 2 with too few rows (carrier=HA, carrier=(none))" in decision.reasons[2]
 
 
-def test_only_the_most_frequent_values_are_tested(rows: dict[str, np.ndarray]) -> None:
-    decision = gate(rows, slices={"tail": np.arange(N) % 60}, min_slice_rows=10, min_class_rows=1)
-    assert len(decision.slices) == 60
-    assert sum("most frequent" in s.why for s in decision.slices) == 10
+def test_every_slice_with_rows_enough_is_tested(rows: dict[str, np.ndarray]) -> None:
+    """The one that gets worse is the rarest of 80."""
+    labels, weak, strong = (np.tile(rows[name], 8) for name in ("labels", "weak", "strong"))
+    tail = np.arange(len(labels)) * 7 % 80
+    tail[np.flatnonzero(tail == 79)[:40]] = 0
+    found = {
+        name: decide(
+            labels=labels,
+            challenger=challenger,
+            champion=weak,
+            clusters=np.arange(len(labels)) * 20 // len(labels),
+            slices={"tail": tail},
+            policy=Policy(resamples=400),
+        )
+        for name, challenger in {"fine": strong, "worse": np.where(tail == 79, 1 - strong, strong)}.items()
+    }
+    assert found["worse"].outcome == "keep"
+    assert found["worse"].reasons[0].startswith("slice tail=79 loses 0.")
+    assert [(s.value, s.rows) for s in found["worse"].slices if s.outcome == "worse"] == [("79", 260)]
+    assert "80 tested, 0 with too few rows" in found["fine"].reasons[-1]
+
+
+def test_each_slice_has_its_own_rows(rows: dict[str, np.ndarray]) -> None:
+    numbers = np.minimum(np.arange(N), 2500)
+    decision = gate(rows, slices={"row": numbers})
+    assert len(decision.slices) == 2501
+    assert (decision.slices[0].value, decision.slices[0].rows) == ("2500", 500)
+    for found in decision.slices[::100]:
+        assert found.positives == rows["labels"][numbers == int(found.value)].sum()
 
 
 def test_scores_that_are_not_finite_are_an_error(rows: dict[str, np.ndarray]) -> None:
