@@ -43,6 +43,8 @@ def show_steps(arguments: argparse.Namespace, config: Config, output: Output) ->
         return
     for step in found:
         output.say(output.paint(step.name, "bold") + f"  {step.summary}")
+        if arguments.step and step.acts:
+            output.say(f"    never run again by a replay: {step.acts}")
         for parameter in step.parameters.values():
             needed = "" if parameter.required else f" = {parameter.default!r}"
             output.say(f"    {parameter.name}: {parameter.type_name}{needed}")

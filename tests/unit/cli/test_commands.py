@@ -18,11 +18,16 @@ import redis
 from airloop.cli import main
 from airloop.cli.doctor import TIMEOUT_S, _online_store, _reachable, _sqlite
 from airloop.config import Config, RedisAddress
+from airloop.contract import Call, Interval, RunInfo
 from airloop.errors import BadConfiguration
+from airloop.frame.execute import execute
+from airloop.frame.logs import Redactor
+from airloop.steps import load
 from airloop.warehouse import mounts
 from airloop.warehouse.catalog import Warehouse
 
 Run = Callable[..., tuple[int, str, str]]
+NIGHT = Interval.parse("2026-05-01T00:00Z/2026-05-02T00:00Z")
 
 
 @pytest.fixture
@@ -114,6 +119,23 @@ def test_the_catalogue_shows_typed_arguments(run: Run) -> None:
     assert {"extract", "report"} <= set(steps)
     assert all(a["description"] for s in steps.values() for a in s["arguments"] if a["name"] != "interval")
     assert run("steps", "nothing")[0] == 65
+
+
+def test_the_catalogue_says_what_a_step_does_beside_its_results(run: Run) -> None:
+    assert "never run again by a replay: it writes a backup" in run("steps", "backup")[1]
+    effects = {s["step"]: s["effect"] for s in json.loads(run("steps", "--json")[1])}
+    assert effects["train"] == ""
+    # What reaches beyond tables, artifacts and MLflow says so, or at least looks whether it is still there.
+    assert {name for name, effect in effects.items() if effect} == {
+        "validate", "materialize", "check_parity", "register", "report", "upkeep", "backup",
+    }  # fmt: skip
+
+
+def test_a_replay_that_compared_nothing_is_no_success(run: Run, config: Config, tmp_path: Path) -> None:
+    call = Call("backup", {"target": str(tmp_path / "vault")}, run=RunInfo("care", "night-1", "backup"), interval=NIGHT)
+    assert execute(load("backup"), call, config, Redactor([]))[1] is None
+    code, out, _ = run("replay", "care/night-1", "--task", "backup")
+    assert (code, out.splitlines()[-1]) == (65, "Nothing compared.")
 
 
 def test_a_step_is_run_by_hand_and_reused(run: Run, tmp_path: Path) -> None:
