@@ -40,7 +40,7 @@ from airloop.frame.manifest import (
 )
 from airloop.frame.running import Announced
 from airloop.frame.step import Step, StepContext, StepResult, resolve
-from airloop.frame.tables import describe_tables
+from airloop.frame.tables import describe_tables, replaced_output
 from airloop.reference import Reference, Scope
 from airloop.warehouse.artifacts import ArtifactStore
 
@@ -130,7 +130,7 @@ def _attempt(
             context = StepContext(config, call, key, store, workdir, logging.getLogger("airloop.step"))
             if call.interval != scope.interval:
                 context.call = Call(call.step, call.arguments, call.attempt, call.run, scope.interval, call.force)
-            reused = "force=True" if call.force else _reusable(step, context, scope)
+            reused = "force=True" if call.force else _reusable(step, context, scope, arguments)
             if not isinstance(reused, str):
                 clock.mark("reuse")
                 manifest, uri, digest = reused
@@ -162,10 +162,13 @@ def _attempt(
             shutil.rmtree(workdir, ignore_errors=True)
 
 
-def _reusable(step: Step, context: StepContext, scope: Scope) -> tuple[dict[str, Any], str, str] | str:
+def _reusable(
+    step: Step, context: StepContext, scope: Scope, arguments: Mapping[str, Any]
+) -> tuple[dict[str, Any], str, str] | str:
     """The manifest under the key, its address and digest; else why it cannot be reused, empty if there is none."""
     from airloop.frame.manifest import manifest_name
     from airloop.warehouse.artifacts import sha256
+    from airloop.warehouse.work import Work
 
     manifest = read_manifest(context.artifacts, step.name, context.key)
     if manifest is None:
@@ -173,6 +176,10 @@ def _reusable(step: Step, context: StepContext, scope: Scope) -> tuple[dict[str,
     gone = outputs_exist(manifest, scope)
     if gone:
         return f"key {context.key[:12]} made {gone}, which is gone"
+    work = Work.of(context.call, context.key, arguments.get("interval"))
+    replaced = replaced_output(manifest, context.config, work)
+    if replaced:
+        return f"key {context.key[:12]} made {replaced}"
     if step.still_there is not None and not step.still_there(context, manifest):
         return f"the effect of key {context.key[:12]} is gone"
     name = manifest_name(step.name, context.key)

@@ -12,6 +12,8 @@ from airloop.reference import Reference
 if TYPE_CHECKING:
     from pyiceberg.table import Table
 
+    from airloop.warehouse.work import Work
+
 
 def describe_tables(outputs: Mapping[str, Reference | str], config: Config) -> dict[str, dict[str, Any]]:
     """
@@ -33,6 +35,20 @@ def describe_tables(outputs: Mapping[str, Reference | str], config: Config) -> d
         except NotFound:
             continue  # a step of somebody's own may name a table that it did not make
     return found
+
+
+def replaced_output(manifest: Mapping[str, Any], config: Config, work: Work) -> str:
+    """Reference of the first table that holds this work no more, but what took its place; empty if all hold it."""
+    from airloop.warehouse.catalog import Warehouse
+    from airloop.warehouse.refs import TableRef
+
+    for output in manifest["outputs"].values():
+        if output["kind"] == "table":
+            ref = TableRef.parse(output["reference"])
+            by = Warehouse.open(config).replaced(ref, work)
+            if by:
+                return f"{ref}, in whose place main has {by}"
+    return ""
 
 
 def _describe(table: Table, snapshot: int) -> dict[str, Any]:

@@ -187,7 +187,7 @@ class _Tracer:
                 f" JOIN rows r ON {equal(keys.column_names, 'w', 'r')} ORDER BY 1"
             )
             for number, name, line, batch in connection.execute(query).fetchall():
-                brought = next(iter(self.graph.index.by_key(batch)), None)
+                brought = next(iter(self.graph.index.by_key(batch.partition(":")[0])), None)
                 origin = found[number]
                 origin.line = line
                 if brought is None:

@@ -27,6 +27,7 @@ from airloop.quality.evaluate import Evaluation, Outcome, evaluate
 from airloop.quality.suite import TOTAL, Suite
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.refs import TableRef
+from airloop.warehouse.work import WORK
 
 BATCH, SOURCE, ROW = "_batch", "_source", "_row"
 """Columns of raw tables that say which step brought a row, and from where."""
@@ -123,6 +124,12 @@ class Gate:
     def _went_on(self) -> bool:
         """Whether ``main`` builds on the snapshot already: it was published but for rows that were kept back."""
         return self.warehouse.descends(self.name, self.warehouse.head(self.name), self._snapshot)
+
+    @property
+    def _work(self) -> dict[str, str]:
+        """Whose work the rows are, wherever they go."""
+        made = next((s.summary for s in self.warehouse.history(self.name) if s.id == self._snapshot), {})
+        return {WORK: made[WORK]} if WORK in made else {}
 
     @property
     def _where(self) -> str:
@@ -304,6 +311,7 @@ class Gate:
                 mode="upsert" if on else "append",
                 on=on,
                 branch=branch,
+                properties=self._work,
             )
         point("validate:rebased")
         return commit.snapshot

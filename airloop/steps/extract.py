@@ -17,6 +17,7 @@ from airloop.warehouse.refs import ROWS_BROUGHT, TableRef, valid_name
 if TYPE_CHECKING:
     from airloop.sources.selection import Selection
     from airloop.warehouse.catalog import Commit
+    from airloop.warehouse.work import Work
 
 
 def _only_if_it_counts(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -48,17 +49,20 @@ def extract(
     :param table: where the rows go, if not to the source's own table.
     """
     from airloop.sources.selection import select
+    from airloop.warehouse.work import Work
 
     name = table or source.table
     if not valid_name(name):
         raise BadArgument(f"table {name!r} is not namespace.table")
+    work = Work.of(ctx.call, ctx.key, interval)
+    key = ctx.warehouse.key_for(name, work)
     known = _undeclared_columns(ctx, name, source)
     progress = Progress(ctx.log, "rows read")
     selected = select(
         source,
         files.files,
         interval,
-        batch=ctx.key,
+        batch=key,
         known=known,
         workdir=ctx.workdir,
         rows_per_chunk=ctx.config.rows_per_chunk,
@@ -82,9 +86,10 @@ def extract(
     )
     for line in evolved:
         ctx.log.warning("%s: %s", name, line)
-    branch = f"audit-{ctx.key[:12]}"
+    first, *again = key.split(":")
+    branch = "-".join(["audit", first[:12], *again])
     base = ctx.warehouse.head(name)
-    commit = _commit(ctx, name, selected, source.key, branch)
+    commit = _commit(ctx, name, selected, key, source.key, branch, work)
     counts = asdict(selected.counts) | {
         "rows_new": commit.added,
         "rows_corrected": commit.updated,
@@ -106,23 +111,25 @@ def extract(
     )
 
 
-def _commit(ctx: StepContext, name: str, selected: Selection, key: Sequence[str], branch: str) -> Commit:
+def _commit(
+    ctx: StepContext, name: str, selected: Selection, key: str, on: Sequence[str], branch: str, work: Work
+) -> Commit:
     """Bring the rows in. Keys that come twice are looked for as they are written: most files have none."""
     try:
         commit = ctx.warehouse.commit(
             name,
             selected.batches(),
-            key=ctx.key,
+            key=key,
             mode="upsert",
-            on=key,
+            on=on,
             branch=branch,
-            properties={ROWS_BROUGHT: str(selected.rows)},
+            properties={ROWS_BROUGHT: str(selected.rows), **work.properties},
         )
     except DuplicateKeys:
         if selected.settled:
             raise
         selected.settle()
-        return _commit(ctx, name, selected, key, branch)
+        return _commit(ctx, name, selected, key, on, branch, work)
     if commit.adopted:
         # An earlier attempt wrote them; what it dropped is counted again.
         selected.settle()

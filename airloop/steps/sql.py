@@ -109,6 +109,7 @@ def _write(
     from airloop.features.hindsight import refuse_hindsight
     from airloop.features.outcomes import check_labels, describe_labels
     from airloop.features.query import Query, run
+    from airloop.warehouse.work import Work
 
     if not key:
         raise BadArgument("key is empty", "name the columns that tell rows apart")
@@ -123,7 +124,10 @@ def _write(
         if known:
             details["hindsight"] = refuse_hindsight(result, query, interval, known=known, table=table)
         evolution = ctx.warehouse.ensure(table, result.schema(), key=key, partition_by=partition_by)
-        commit = ctx.warehouse.commit(table, result.read(), key=ctx.key, mode=mode, on=key)
+        work = Work.of(ctx.call, ctx.key, interval)
+        commit = ctx.warehouse.commit(
+            table, result.read(), key=ctx.warehouse.key_for(table, work), mode=mode, on=key, properties=work.properties
+        )
     for line in evolution:
         ctx.log.info("%s: %s", table, line)
     if rows == 0:

@@ -39,6 +39,7 @@ from airloop.warehouse.refs import MAIN, TableRef, valid_branch, valid_name
 from airloop.warehouse.schema import Conform, to_arrow
 from airloop.warehouse.sort import in_order
 from airloop.warehouse.store import open_catalog, storing
+from airloop.warehouse.work import Work, key_for, replaced
 
 if TYPE_CHECKING:
     from pyiceberg.catalog.sql import SqlCatalog
@@ -193,6 +194,19 @@ class Warehouse:
         """Snapshot that a step with this key made, on whichever branch or none."""
         found = commit.find_key(self.table(name), key)
         return found.snapshot_id if found else None
+
+    def key_for(self, name: str, work: Work) -> str:
+        """
+        The key to commit a step's work under.
+
+        :returns: the step's own, unless ``main`` has later work of the same task in its place (:mod:`.work`): then one
+            that begins with it, the same one until that is replaced too.
+        """
+        return key_for(self.table(name), work) if self.exists(name) else work.key
+
+    def replaced(self, ref: TableRef, work: Work) -> int:
+        """The snapshot on ``main`` that took the place of work whose result ``ref`` is; 0: none did."""
+        return replaced(self.table(ref.name), ref.snapshot or 0, work)
 
     def history(self, name: str) -> list[SnapshotInfo]:
         """All snapshots, oldest first, whichever branch they are on."""

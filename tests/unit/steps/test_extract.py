@@ -357,3 +357,62 @@ def test_a_flight_at_a_time_that_never_was_is_left_to_the_gate(
     assert manifest["counts"]["rows_undated"] == 1
     found = warehouse.scan(TableRef.parse(manifest["outputs"]["table"]["reference"])).read_all().to_pylist()
     assert [r["sched_dep"] for r in found if r["flight"] == 1545] == [None]
+
+
+SUITE = {
+    "name": "sensors",
+    "expectations": [
+        {"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "id"}, "severity": "critical", "meta": {}}
+    ],
+}
+
+
+class TestEarlierContent:
+    """A file is put back to what it was: its rows come back to main, through the gate."""
+
+    def test_reaches_main(self, drop: Drop, run_step: Run, warehouse: Warehouse) -> None:
+        made = []
+        for value in (1, 2, 1):
+            drop.write(f"1,{at(1)},{value}", f"2,{at(2)},5", f"3,{at(1, 2)},{value}")
+            made.append(drop.extract(publish=False))
+            passed = run_step("validate", table=made[-1]["outputs"]["table"]["reference"], suite=SUITE)
+        first, _, back = made
+        assert (back["status"], back["key"], back["changed"]) == ("done", first["key"], True)
+        assert passed["counts"]["rows_checked"] == 1
+        assert [(r["id"], r["value"], r["_batch"]) for r in drop.rows()] == [
+            (1, 1.0, f"{first['key']}:again:1"),
+            (2, 5.0, first["key"]),
+        ]
+        assert set(warehouse.table("raw.sensors").metadata.refs) == {"main"}
+        assert drop.extract(publish=False)["status"] == "reused"
+
+    def test_reaches_a_main_that_it_was_rebased_onto(self, drop: Drop, run_step: Run, warehouse: Warehouse) -> None:
+        def put(value: int, interval: Interval = JANUARY) -> dict[str, Any]:
+            drop.write(f"1,{at(1)},{value}" if interval == JANUARY else f"3,{at(1, 2)},{value}")
+            return drop.extract(interval, publish=False)
+
+        def audit(extracted: dict[str, Any]) -> dict[str, Any]:
+            return run_step("validate", table=extracted["outputs"]["table"]["reference"], suite=SUITE)
+
+        audit(put(1))
+        waits, other = put(2), put(9, FEBRUARY)
+        audit(other)
+        assert audit(waits)["details"]["rebases"] == 1
+        assert [r["value"] for r in drop.rows()] == [2.0, 9.0]
+        audit(put(1))
+        assert [r["value"] for r in drop.rows()] == [1.0, 9.0]
+
+    def test_what_was_refused_replaced_nothing(self, drop: Drop) -> None:
+        drop.write(f"1,{at(1)},1")
+        first = drop.extract()
+        drop.write(f"1,{at(1)},2")
+        drop.extract(publish=False)
+        drop.write(f"1,{at(1)},1")
+        assert (drop.extract()["status"], first["status"]) == ("reused", "done")
+
+    def test_a_later_correction_by_a_newer_interval_stays(self, drop: Drop) -> None:
+        for value, interval in ((1, JANUARY), (2, FEBRUARY), (1, JANUARY)):
+            drop.write(f"1,{at(1)},{value}")
+            last = drop.extract(interval)
+        assert last["status"] == "reused"
+        assert [r["value"] for r in drop.rows()] == [2.0]

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from airloop.contract import Interval
+from airloop.contract import Interval, RunInfo
 from airloop.errors import AirloopError, BadArgument, BadInput, BadInterval, RejectedRows, SchemaMismatch
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.refs import TableRef
@@ -239,3 +239,118 @@ class TestBuildLabels:
         with pytest.raises(AirloopError) as caught:
             run_step("build_labels", **arguments(rows, "SELECT id FROM rows"))
         assert caught.value.advice
+
+
+class TestEarlierContent:
+    """A run that goes back to what it had before: its result comes back to main."""
+
+    MONTH = "SELECT id, value * {} AS value FROM rows WHERE moment >= $interval_start AND moment < $interval_end"
+    WHOLE = "SELECT id, value * {} AS value FROM rows"
+
+    @staticmethod
+    def run(run_step: RunStep, rows: TableRef, sql: str, factor: int, **more: Any) -> dict[str, Any]:
+        interval = more.pop("interval", None)
+        how = {name: more.pop(name) for name in ("force", "run") if name in more}
+        return run_step("sql", interval=interval, **how, **arguments(rows, sql.format(factor), **more))
+
+    @staticmethod
+    def main(warehouse: Warehouse) -> dict[int, float]:
+        return {r["id"]: r["value"] for r in warehouse.scan(TableRef("features.x")).read_all().to_pylist()}
+
+    @pytest.mark.parametrize("force", [False, True])
+    @pytest.mark.parametrize("mode", ["upsert", "replace"])
+    @pytest.mark.parametrize("sql", [MONTH, WHOLE])
+    def test_reaches_main(
+        self,
+        run_step: RunStep,
+        warehouse: Warehouse,
+        rows: TableRef,
+        interval: Interval,
+        sql: str,
+        mode: str,
+        force: bool,
+    ) -> None:
+        first = self.run(run_step, rows, sql, 1, mode=mode, interval=interval)
+        self.run(run_step, rows, sql, 2, mode=mode, interval=interval)
+        back = self.run(run_step, rows, sql, 1, mode=mode, interval=interval, force=force)
+        assert (back["status"], back["key"], back["changed"]) == ("done", first["key"], True)
+        assert self.main(warehouse)[2] == 2.0
+        assert read(warehouse, back) == read(warehouse, first)
+        assert TableRef.parse(back["outputs"]["table"]["reference"]).snapshot == warehouse.head("features.x")
+        # From here on it is a run like any other, as often as it changes its mind.
+        assert self.run(run_step, rows, sql, 1, mode=mode, interval=interval)["status"] == "reused"
+        assert len(warehouse.history("features.x")) == 3
+        for factor in (2, 1):
+            self.run(run_step, rows, sql, factor, mode=mode, interval=interval)
+            assert self.main(warehouse)[2] == 2.0 * factor
+        assert len(warehouse.history("features.x")) == 5
+
+    def test_by_a_later_interval_too(
+        self, run_step: RunStep, warehouse: Warehouse, rows: TableRef, interval: Interval
+    ) -> None:
+        """SQL that uses no interval has one key for all of them."""
+        for month, factor in enumerate((1, 2, 1)):
+            at = Interval(interval.end + timedelta(days=28 * month), interval.end + timedelta(days=28 * (month + 1)))
+            self.run(run_step, rows, self.WHOLE, factor, interval=at)
+            assert self.main(warehouse)[2] == 2.0 * factor
+
+    def test_an_older_interval_moves_nothing_back(
+        self, run_step: RunStep, warehouse: Warehouse, rows: TableRef, interval: Interval
+    ) -> None:
+        later = Interval(interval.end, interval.end + timedelta(days=28))
+        for mode in ("upsert", "replace"):
+            self.run(run_step, rows, self.WHOLE, 1, interval=interval, mode=mode)
+            self.run(run_step, rows, self.WHOLE, 2, interval=later, mode=mode)
+            again = self.run(run_step, rows, self.WHOLE, 1, interval=interval, mode=mode)
+            assert again["status"] == "reused"
+            assert self.main(warehouse)[2] == 4.0
+
+    def test_intervals_in_any_order_leave_each_other_alone(
+        self, run_step: RunStep, warehouse: Warehouse, rows: TableRef, interval: Interval
+    ) -> None:
+        later = Interval(interval.end, interval.end + timedelta(days=28))
+        for at in (later, interval):
+            self.run(run_step, rows, self.MONTH, 1, interval=at)
+        for at in (later, interval):
+            assert self.run(run_step, rows, self.MONTH, 1, interval=at)["status"] == "reused"
+
+    def test_another_task_takes_no_place(self, run_step: RunStep, rows: TableRef, interval: Interval) -> None:
+        tasks = [RunInfo("d", "r", "t", index) for index in range(2)]
+        for factor, task in zip((1, 2, 1), (*tasks, tasks[0]), strict=True):
+            last = self.run(run_step, rows, self.WHOLE, factor, interval=interval, run=task)
+        assert last["status"] == "reused"
+
+    def test_by_hand_stands_for_any_task(
+        self, run_step: RunStep, warehouse: Warehouse, rows: TableRef, interval: Interval
+    ) -> None:
+        task, by_hand = RunInfo("d", "r", "t"), RunInfo()
+        for factor, who in zip((1, 2, 1), (task, by_hand, task), strict=True):
+            self.run(run_step, rows, self.MONTH, factor, interval=interval, run=who)
+        assert self.main(warehouse)[2] == 2.0
+
+    def test_what_was_appended_is_not_appended_again(
+        self, run_step: RunStep, warehouse: Warehouse, rows: TableRef, interval: Interval
+    ) -> None:
+        for factor in (1, 2, 1):
+            last = self.run(run_step, rows, self.MONTH, factor, interval=interval, mode="append")
+        assert last["status"] == "reused"
+        assert warehouse.count(TableRef("features.x")) == 8
+
+    def test_a_kill_before_the_manifest_commits_once(
+        self,
+        run_step: RunStep,
+        warehouse: Warehouse,
+        rows: TableRef,
+        interval: Interval,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        for factor in (1, 2):
+            self.run(run_step, rows, self.MONTH, factor, interval=interval)
+        with monkeypatch.context() as patched:
+            patched.setattr("airloop.frame.execute.publish_manifest", lambda *_: 1 / 0)
+            with pytest.raises(AirloopError, match="ZeroDivisionError"):
+                self.run(run_step, rows, self.MONTH, 1, interval=interval)
+        back = self.run(run_step, rows, self.MONTH, 1, interval=interval)
+        assert (back["status"], back["details"]["adopted"]) == ("done", True)
+        assert len(warehouse.history("features.x")) == 3
+        assert self.main(warehouse)[2] == 2.0
