@@ -84,7 +84,8 @@ def draw_sample(
 ) -> int:
     """
     Make a DuckDB table ``parity_sample``: keys of the view, each with the time ``until_us``; those whose hash with
-    the seed is least.
+    the seed and that time is least. So the same materialisation is always compared by the same keys, and the next one
+    by others: a wrong value that one run does not draw is drawn by a later one.
 
     :param sample: how many; 0: all.
     :returns: how many keys the view has.
@@ -94,7 +95,7 @@ def draw_sample(
     distinct = f"SELECT DISTINCT {keys} FROM {quote_path(view.table)} WHERE {known}" if keys else "SELECT 1 AS one"
     texts = ", ".join(f"CAST({quote(k)} AS VARCHAR)" for k in view.keys)
     # MD5 and not hash(): the sample must not depend on DuckDB's version.
-    order = f"ORDER BY md5(concat_ws(chr(31), '{seed}', {texts})), {keys}" if keys else ""
+    order = f"ORDER BY md5(concat_ws(chr(31), '{seed}', '{until_us}', {texts})), {keys}" if keys else ""
     limit = f"LIMIT {sample}" if sample else ""
     connection.execute(f"CREATE OR REPLACE TEMP TABLE parity_keys AS {distinct}")
     connection.execute(

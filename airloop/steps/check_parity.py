@@ -53,14 +53,14 @@ def check_parity(
     Compare values that Feast serves online with the point-in-time join at the time of the materialisation.
 
     As many keys of each view are drawn as find, with ``confidence``, a share ``find_share`` of wrong ones: 2,995 by
-    default, all where there are fewer. One value that differs rejects the task, and it is named. The task looks again
-    even when its earlier result is reused.
+    default, all where there are fewer; others for each materialisation. One value that differs rejects the task, and it
+    is named. The task looks again even when its earlier result is reused.
 
     :param feature_service: the result of a materialize task, or a name, e.g. delay_v1.
     :param feature_views: only these of its views; default all.
     :param find_share: share of a view's keys that must not differ unseen; 0: every key is compared.
     :param confidence: chance that such a share is seen.
-    :param seed: of the draw.
+    :param seed: of the draw, together with the time up to which the view is online.
     :param interval: the run's; the values online must be those known at its end, or newer.
     """
     from airloop.features.parity import keys_to_sample

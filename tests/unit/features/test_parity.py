@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
+import duckdb
 import numpy as np
 import pytest
 
-from airloop.features.parity import keys_to_sample, stored
+from airloop.features.definitions import ViewDefinition
+from airloop.features.parity import draw_sample, keys_to_sample, stored
 
 
 @pytest.mark.parametrize(
@@ -42,3 +45,20 @@ def test_the_sample_finds_the_share_as_often_as_it_says() -> None:
 )
 def test_what_is_compared_of_a_value(value: object, kind: str, kept: object) -> None:
     assert stored(value, kind) == kept
+
+
+def sampled(until_us: int, seed: int = 0) -> set[Any]:
+    view = ViewDefinition("pace", "pace", ("driver",), ())
+    with duckdb.connect() as connection:
+        connection.execute("CREATE TABLE pace AS SELECT range AS driver FROM range(1000)")
+        assert draw_sample(connection, view, sample=100, seed=seed, until_us=until_us) == 1000
+        return {driver for (driver,) in connection.execute("SELECT driver FROM parity_sample").fetchall()}
+
+
+def test_each_materialisation_is_compared_by_other_keys() -> None:
+    """The same one by the same; a hundred daily ones leave hardly a key out, where each takes a tenth."""
+    day = 86_400_000_000
+    assert sampled(day) == sampled(day) != sampled(day, seed=1)
+    assert len(sampled(day)) == 100
+    assert 0 < len(sampled(day) & sampled(2 * day)) < 30
+    assert len(set[Any]().union(*(sampled(i * day) for i in range(100)))) > 990
