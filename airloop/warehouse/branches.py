@@ -53,6 +53,7 @@ def publish(name: str, load: Callable[[], Table], snapshot: int, drop_branch: st
     def change(table: Table) -> Change | int:
         main = head(table, MAIN)
         updates: tuple[TableUpdate, ...] = ()
+        requirements: tuple[TableRequirement, ...] = (ref_is(MAIN, main),)
         if snapshot and not descends(table, main, snapshot):
             if table.metadata.snapshot_by_id(snapshot) is None:
                 raise NotFound(f"{name} has no snapshot {snapshot}", "see `airloop tables`")
@@ -62,12 +63,14 @@ def publish(name: str, load: Callable[[], Table], snapshot: int, drop_branch: st
                     "apply the rows to the new main and validate them again",
                 )
             updates = (set_ref(MAIN, snapshot),)
-        if drop_branch in table.metadata.refs:
+        tip = head(table, drop_branch)
+        if tip and descends(table, snapshot if updates else main, tip):
             updates += (_remove_ref(drop_branch),)
+            requirements += (ref_is(drop_branch, tip),)
         if not updates:
             return main
         point("publish:before")
-        return updates, (ref_is(MAIN, main),)
+        return updates, requirements
 
     if drop_branch == MAIN:
         raise BadArgument("main cannot be dropped")

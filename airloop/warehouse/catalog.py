@@ -244,7 +244,7 @@ class Warehouse:
         """
         Move ``main`` forward to ``snapshot``; nothing happens if ``main`` holds it already.
 
-        :param drop_branch: a branch to drop in the same commit.
+        :param drop_branch: a branch to drop in the same commit, unless it has what ``main`` will not have.
         :raises NotDescendant: ``main`` has moved to where ``snapshot`` does not come from; ``main`` stays.
         :raises NotFound: there is no such snapshot.
         """

@@ -140,6 +140,26 @@ def test_publish_what_is_not_there(warehouse: Warehouse, table: str) -> None:
         warehouse.publish(table, 0, drop_branch="main")
 
 
+def test_a_commit_to_a_branch_between_look_and_publish_keeps_it(
+    warehouse: Warehouse, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit = warehouse.commit(table, rows(1), key="1", branch="audit")
+    send = branches.send
+    came = []
+
+    def send_late(*arguments: Any) -> None:
+        if not came:
+            came.append(warehouse.commit(table, rows(2), key="2", branch="audit"))
+        send(*arguments)
+
+    monkeypatch.setattr(branches, "send", send_late)
+    warehouse.publish(table, audit.snapshot, drop_branch="audit")
+    assert ids(warehouse, TableRef(table)) == [1]
+    assert warehouse.head(table, "audit") == came[0].snapshot
+    warehouse.publish(table, came[0].snapshot, drop_branch="audit")
+    assert set(warehouse.table(table).metadata.refs) == {"main"}
+
+
 def test_branch_at(warehouse: Warehouse, table: str) -> None:
     first = warehouse.commit(table, rows(1), key="1")
     warehouse.commit(table, rows(2), key="2")
