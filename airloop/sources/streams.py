@@ -11,6 +11,7 @@ import codecs
 import fnmatch
 import gzip
 import io
+import lzma
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -131,6 +132,8 @@ def _members(file: SourceFile, spec: SourceSpec) -> list[Data]:
         if info.flag_bits & 0x1:
             raise BadInput(f"{file.name}: member {info.filename} is encrypted", "send it without a password")
         _check_bomb(file.name, info.file_size, info.compress_size, spec.max_unpacked_bytes)
+    # No member gives more than it declares. Members may share their bytes: they are held against the whole file.
+    _check_bomb(file.name, sum(i.file_size for i in infos), file.size, spec.max_unpacked_bytes)
     return [
         Data(f"{file.name}/{i.filename}" if spec.inner else file.name, _opener(file, i, spec), file.path) for i in infos
     ]
@@ -208,7 +211,10 @@ class Guarded(_Stream):
     def _some(self, size: int) -> bytes:
         try:
             content = self._raw.read(size)
-        except (EOFError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error) as cause:
+        except (EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError) as cause:
+            # gzip and bzip2 say of damage that it is an OSError, but without a number.
+            if isinstance(cause, OSError) and cause.errno is not None:
+                raise
             raise BadInput(
                 f"{self._name} is damaged or truncated: {cause} (after {self._position:,} unpacked bytes)",
                 "send it again",

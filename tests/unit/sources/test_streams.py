@@ -81,6 +81,32 @@ def test_a_member_whose_bytes_are_wrong(source: Make, read: Read) -> None:
         read(source(), bytes(content), "in.zip")
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_anywhere_in_a_member(source: Make, read: Read, method: int) -> None:
+    content = zipped({"in.csv": ROWS}, method)
+    packed = zipfile.ZipFile(io.BytesIO(content)).getinfo("in.csv").compress_size
+    start = content.index(b"in.csv") + len("in.csv")
+    refused = 0
+    for at in (0, 3, 4, 5, packed // 2, packed - 4):
+        damaged = bytearray(content)
+        damaged[start + at : start + at + 4] = b"\xff\x00\xff\x00"
+        try:
+            # Some bytes of LZMA's own mean nothing for the rows.
+            assert read(source(), bytes(damaged), "in.zip").num_rows == 2000
+        except BadInput:
+            refused += 1
+    assert refused > 3
+
+
+def test_an_error_of_the_disk_is_no_damage() -> None:
+    class Failing(io.RawIOBase):
+        def read(self, size: int = -1, /) -> bytes:
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        streams.Guarded(Failing(), "in.zip").read(1)
+
+
 def test_an_encrypted_member(source: Make, read: Read) -> None:
     content = bytearray(zipped({"in.csv": ROWS}))
     content[content.index(b"PK\x01\x02") + 8] |= 1
@@ -104,6 +130,29 @@ def test_bombs_are_refused(source: Make, read: Read, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(streams, "_RATIO_FROM", 1 << 20)
     with pytest.raises(BadInput, match=r"unpacks to more than 300 times its [\d,]+ bytes"):
         read(source(), content, name)
+
+
+def test_members_of_an_archive_are_limited_together(
+    source: Make, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    text = "id,value\n" + "1,1\n" * 100_000
+    content = zipped({f"{n}.csv": text for n in range(4)})
+    with pytest.raises(BadInput, match="unpacks to more than 1,000,000 bytes"):
+        read(source(inner="*.csv", max_unpacked_bytes=1_000_000), content, "in.zip")
+    assert read(source(inner="[01].csv", max_unpacked_bytes=1_000_000), content, "in.zip").num_rows == 200_000
+    # Members that share their bytes: each is harmless by itself.
+    directory = content.index(b"PK\x01\x02")
+    shared, at = bytearray(content), directory
+    for _ in range(4):
+        shared[at + 42 : at + 46] = bytes(4)
+        shared[at + 46] = ord("0")
+        at = shared.find(b"PK\x01\x02", at + 1)
+    del shared[content.index(b"PK\x03\x04", 1) : directory]
+    end = shared.index(b"PK\x05\x06")
+    shared[end + 16 : end + 20] = shared.index(b"PK\x01\x02").to_bytes(4, "little")
+    monkeypatch.setattr(streams, "_RATIO_FROM", 1 << 20)
+    with pytest.raises(BadInput, match=r"unpacks to more than 300 times its [\d,]+ bytes"):
+        read(source(inner="*.csv"), bytes(shared), "in.zip")
 
 
 def test_a_stream_is_as_long_as_asked_for() -> None:
