@@ -148,10 +148,18 @@ class SqliteRows:
     def fetch(
         self, lookups: Sequence[Lookup], keys: Sequence[Sequence[bytes]]
     ) -> list[list[Sequence[bytes | None]]]:  # fmt: skip
-        return [self._rows(lookup, listed) for lookup, listed in zip(lookups, keys, strict=True)]
-
-    def _rows(self, lookup: Lookup, keys: Sequence[bytes]) -> list[Sequence[bytes | None]]:
         connection = self._connection()
+        # One state of the store, however many statements it takes.
+        connection.execute("BEGIN")
+        try:
+            return [self._rows(connection, lookup, listed) for lookup, listed in zip(lookups, keys, strict=True)]
+        finally:
+            connection.rollback()
+
+    @staticmethod
+    def _rows(
+        connection: sqlite3.Connection, lookup: Lookup, keys: Sequence[bytes]
+    ) -> list[Sequence[bytes | None]]:  # fmt: skip
         place = {name: i for i, name in enumerate(lookup.features)}
         found: dict[bytes, list[bytes | None]] = {}
         table = lookup.table.replace('"', '""')
@@ -171,7 +179,9 @@ class SqliteRows:
         if not hasattr(self._own, "connection"):
             if not self._path.exists():
                 raise NotFound(f"there is no online store {self._path}", "run materialize first")
-            self._own.connection = sqlite3.connect(f"{self._path.resolve().as_uri()}?mode=ro", uri=True)
+            self._own.connection = sqlite3.connect(
+                f"{self._path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None
+            )
         connection: sqlite3.Connection = self._own.connection
         return connection
 

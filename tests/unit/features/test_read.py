@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airloop.config import Config, RedisAddress
 from airloop.errors import BadArgument, NotFound
-from airloop.features.read import OnlineReader, decode
+from airloop.features import read
+from airloop.features.read import Lookup, OnlineReader, decode
 from tests import shop as shops
 from tests.shop import DAY, T0, RunStep, Shop
 
@@ -94,6 +99,32 @@ def test_a_list_is_refused() -> None:
 
     with pytest.raises(BadArgument, match="is no scalar"):
         decode(Value(int64_list_val=Int64List(val=[1])).SerializeToString())
+
+
+def test_many_keys_and_views_are_of_one_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "online.db"
+    lookups = [Lookup(f"shop_{view}", view, "shop", (("id", "id"),), ("x",), ("x",)) for view in ("a", "b")]
+    keys = [bytes([n]) for n in range(5)]
+    with closing(sqlite3.connect(file, isolation_level=None)) as writer:
+        writer.execute("PRAGMA journal_mode=WAL")
+        for lookup in lookups:
+            writer.execute(f"CREATE TABLE {lookup.table} (entity_key BLOB, feature_name TEXT, value BLOB)")
+            writer.executemany(f"INSERT INTO {lookup.table} VALUES (?, 'x', x'01')", [(key,) for key in keys])
+        places = read._places
+        asked = []
+
+        def switched_meanwhile(values: Sequence[Any]) -> str:
+            asked.append(values)
+            if len(asked) == 3:
+                for lookup in lookups:
+                    writer.execute(f"UPDATE {lookup.table} SET value = x'02'")
+            return places(values)
+
+        monkeypatch.setattr(read, "_places", switched_meanwhile)
+        monkeypatch.setattr(read, "KEYS_PER_QUERY", 2)
+        rows = read.SqliteRows(file)
+        assert {row[0] for found in rows.fetch(lookups, [keys, keys]) for row in found} == {b"\1"}
+        assert {row[0] for found in rows.fetch(lookups, [keys, keys]) for row in found} == {b"\2"}
 
 
 def test_reading_does_not_import_feast() -> None:
