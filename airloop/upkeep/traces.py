@@ -7,26 +7,31 @@ database, a model, is named, so that a person can decide.
 
 from __future__ import annotations
 
-import html
-import json
 import mmap
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from airloop.config import Config
+from airloop.upkeep.redaction import Redaction, Values
 
-REDACTED = "[erased]"
 TEXTS = frozenset({".json", ".jsonl", ".html", ".htm", ".txt", ".log", ".csv", ".md", ".yaml", ".yml", ".svg", ""})
 """Suffixes of files in which a value may be replaced."""
+PAGES = frozenset({".html", ".htm", ".svg"})
 JOURNALS = "erasures"
 """Folder of the home in which an erasure under way keeps its notes."""
 MODEL_FILES = ("bundle", "mlflow")
 """Folders whose files belong to models: their bytes are what a digest promises."""
+CODE = ("code",)
+"""Folder of the artifacts whose files are named by their digest."""
+DECISION = ("decision.json",)
+"""File of a gate's decision, which the ledger names with its digest."""
+RECORDS = {("runs",), ("attempts",)}
+MANIFESTS = ("steps", "manifest.json")
 
 
 @dataclass
@@ -35,33 +40,40 @@ class Traces:
 
     redacted: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
-    """Files that still hold it."""
+    """Files that cannot be redacted."""
+    kept: list[str] = field(default_factory=list)
+    """Files that hold it also as a name, or as a number that may be another one; see :mod:`.redaction`."""
 
 
-def search(config: Config, texts: Sequence[str], *, redact: bool) -> Traces:
+def search(config: Config, texts: Sequence[str], *, columns: Iterable[str] = (), redact: bool) -> Traces:
     """
     Look for values in every file of the state but the tables' own.
 
     :param texts: values that tell a subject; see :meth:`airloop.upkeep.subject.Subject.texts`.
+    :param columns: names of the subject's columns: a number under such a name is its value.
     :param redact: replace them where that is possible.
     """
     found = Traces()
-    needles = sorted({form for text in texts for form in _forms(text)}, key=len, reverse=True)
-    if not needles:
+    values = Values(texts, columns)
+    if values.bytes is None:
         return found
-    either = b"|".join(re.escape(needle.encode()) for needle in needles)
-    whole = re.compile(rb"(?<![A-Za-z0-9_])(?:" + either + rb")(?![A-Za-z0-9_])")
     for path in _files(config):
-        if not _holds(path, whole):
+        if not _holds(path, values.bytes):
             continue
-        content = path.read_bytes()
         shown = str(path.relative_to(config.home) if path.is_relative_to(config.home) else path)
-        if _can_be_redacted(config, path, content):
-            if redact:
-                _write(path, whole.sub(REDACTED.encode(), content))
-            found.redacted.append(shown)
-        else:
+        redaction = Redaction(values)
+        try:
+            before = _text(config, path)
+            after = _redacted(redaction, config, path, before)
+        except ValueError:
             found.left.append(shown)
+            continue
+        if after != before:
+            if redact:
+                _write(path, after.encode())
+            found.redacted.append(shown)
+        if redaction.kept:
+            found.kept.append(shown)
     return found
 
 
@@ -73,17 +85,6 @@ def _holds(path: Path, pattern: re.Pattern[bytes]) -> bool:
     except (FileNotFoundError, ValueError):
         # Gone meanwhile, or empty, which cannot be mapped.
         return False
-
-
-def _forms(text: str) -> Iterator[str]:
-    """The value as JSON, HTML and addresses write it."""
-    yield text
-    yield json.dumps(text)[1:-1]
-    yield json.dumps(text, ensure_ascii=False)[1:-1]
-    yield html.escape(text)
-    yield html.escape(text, quote=False)
-    yield quote(text)
-    yield quote(text, safe="")
 
 
 def _files(config: Config) -> Iterator[Path]:
@@ -103,15 +104,28 @@ def _files(config: Config) -> Iterator[Path]:
             yield from (p for p in (here / name for name in sorted(names)) if p.is_file() and not p.is_symlink())
 
 
-def _can_be_redacted(config: Config, path: Path, content: bytes) -> bool:
-    inside = path.relative_to(config.artifacts).parts if path.is_relative_to(config.artifacts) else path.parts
-    if path.suffix.lower() not in TEXTS or set(MODEL_FILES) & set(inside[:-1]):
-        return False
-    try:
-        content.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+def _text(config: Config, path: Path) -> str:
+    """What is in a file. :raises ValueError: it is no text, or its bytes are promised."""
+    inside = _inside(config, path)
+    promised = set(MODEL_FILES) & set((inside or path.parts)[:-1]) or inside[:1] == CODE or inside[-1:] == DECISION
+    if path.suffix.lower() not in TEXTS or promised:
+        raise ValueError(f"{path} is not a text to be changed")
+    return path.read_bytes().decode()
+
+
+def _redacted(redaction: Redaction, config: Config, path: Path, content: str) -> str:
+    """:raises ValueError: it is not what its suffix says."""
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        inside = _inside(config, path)
+        return redaction.document(content, manifest=inside[:1] in RECORDS or inside[:1] + inside[-1:] == MANIFESTS)
+    return redaction.page(content) if suffix in PAGES else redaction.lines(content)
+
+
+def _inside(config: Config, path: Path) -> tuple[str, ...]:
+    """Parts of a path within the artifacts; none if it is elsewhere."""
+    artifacts = config.artifacts.resolve()
+    return path.relative_to(artifacts).parts if path.is_relative_to(artifacts) else ()
 
 
 def _write(path: Path, content: bytes) -> None:
