@@ -27,12 +27,14 @@ from airloop.faults import point
 from airloop.frame import running
 from airloop.provenance import erasures
 from airloop.provenance.erasures import Erasure
-from airloop.upkeep.forget import Found, Rows, find, forget, remove_files
+from airloop.upkeep.dropped import dropped, find_dropped, forget_dropped, holds, strays
+from airloop.upkeep.forget import Found, Rows, find, forget, remove_empty_folders, remove_files
 from airloop.upkeep.gc import alone
+from airloop.upkeep.records import read_record
 from airloop.upkeep.retention import NAMED
 from airloop.upkeep.serving import unserve
-from airloop.upkeep.subject import Subject, elsewhere, of_rows
-from airloop.upkeep.traces import JOURNALS, search
+from airloop.upkeep.subject import Subject, elsewhere, of_rows, types_of
+from airloop.upkeep.traces import JOURNALS, Traces, search
 from airloop.warehouse.artifacts import ArtifactStore
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.references import References
@@ -136,6 +138,9 @@ class _Work:
         journal.finish_files(self.warehouse)
         for name in self._order(found):
             self._forget(name, subject, entry, journal)
+        for name, here in self._look_at_dropped(subject).items():
+            journal.note(name, _described(here), [*here.unneeded, *here.files])
+            forget_dropped(here)
         self.done.online = unserve(self.config, subject, self.request.renamed.get("online", {}), remove=True)
         point("erase:online")
         for scratch in ("work", "spill"):
@@ -174,19 +179,32 @@ class _Work:
                 here = find(self.config, self.warehouse.table(name), rows)
                 if here:
                     found[name] = here
-        self.done.tables = {name: _described(here) for name, here in found.items()}
+        gone = self._look_at_dropped(subject)
+        self.done.tables = {name: _described(here) for name, here in sorted((found | gone).items())}
         self.done.online = unserve(self.config, subject, self.request.renamed.get("online", {}), remove=False)
-        traces = search(self.config, subject.texts(), redact=False)
+        traces = self._search(subject, redact=False)
         self.done.redacted = traces.redacted
         self._mark()
         served = Path(str(self.config.online_store)).name
-        self._say_left(subject, [name for name in traces.left if not name.startswith(served)], set(found))
+        traces.left = [name for name in traces.left if not name.startswith(served)]
+        self._say_left(subject, traces, set(found))
         return found
+
+    def _look_at_dropped(self, subject: Subject) -> dict[str, Found]:
+        """Likewise in the folders of tables that were dropped."""
+        renamed = self.request.renamed
+        places = dropped(self.warehouse)
+        found = {n: find_dropped(self.warehouse, n, at, subject, renamed.get(n, {})) for n, at in places.items()}
+        return {name: here for name, here in found.items() if here}
+
+    def _search(self, subject: Subject, *, redact: bool) -> Traces:
+        names = {*subject.columns, *(name for names in self.request.renamed.values() for name in names.values())}
+        return search(self.config, subject.texts(), columns=names, redact=redact)
 
     def _rows(self, name: str, subject: Subject) -> Rows | None:
         if name == self.request.table:
             return Rows(self.request.where, subject.texts())
-        return subject.rows(self.warehouse.table(name), self.request.renamed.get(name, {}))
+        return subject.rows(types_of(self.warehouse.table(name)), self.request.renamed.get(name, {}))
 
     def _order(self, found: Mapping[str, Found]) -> list[str]:
         """The table that was asked for comes last: its rows say whom the others are asked about."""
@@ -209,14 +227,16 @@ class _Work:
 
     def _conclude(self, subject: Subject, journal: _Journal) -> None:
         """What went in this and in interrupted attempts, and what is still there."""
+        remove_empty_folders(self.config.warehouse)
         self.done.tables = journal.tables()
         self._mark()
-        redacted = search(self.config, subject.texts(), redact=True)
+        redacted = self._search(subject, redact=True)
         point("erase:redacted")
         self.done.redacted = redacted.redacted
         still = {name for name in self.warehouse.tables() if self._is_there(name, subject)}
+        still |= set(self._look_at_dropped(subject))
         self.done.left = [f"{name}: rows came in meanwhile, run it again" for name in sorted(still)]
-        self._say_left(subject, search(self.config, subject.texts(), redact=False).left, set())
+        self._say_left(subject, self._search(subject, redact=False), set())
 
     def _is_there(self, name: str, subject: Subject) -> bool:
         rows = self._rows(name, subject)
@@ -231,7 +251,7 @@ class _Work:
         taught: set[str] = set()
         sources: set[str] = set()
         derived: set[str] = set()
-        manifests = [json.loads(path.read_bytes()) for path in sorted(self._manifests())]
+        manifests = [read_record(path) for path in sorted(self._manifests())]
         for manifest in sorted(manifests, key=lambda m: str(m["finished_at"])):
             given = {str(i["reference"]) for i in manifest["inputs"].values()}
             outputs = {str(o["reference"]) for o in manifest["outputs"].values()}
@@ -250,14 +270,23 @@ class _Work:
     def _manifests(self) -> list[Path]:
         return list(ArtifactStore(self.config.artifacts).path("steps").glob("*/*/*/manifest.json"))
 
-    def _say_left(self, subject: Subject, files: Sequence[str], handled: set[str]) -> None:
-        advice = "retrain without the rows and delete it, or remove the value by hand"
-        self.done.left += [f"{name}: {advice}" for name in files]
+    def _say_left(self, subject: Subject, traces: Traces, handled: set[str]) -> None:
+        left = self.done.left
+        left += [f"{name}: retrain without the rows and delete it, or remove the value by hand" for name in traces.left]
+        if traces.kept:
+            more = f" and {len(traces.kept) - 1:,} more files" if len(traces.kept) > 1 else ""
+            left.append(f"{traces.kept[0]}{more}: it stands there as a number or in a name; see by hand if it is meant")
         texts = subject.texts()
         for name in self.warehouse.tables():
             if name not in handled and name != erasures.TABLE:
                 for column in elsewhere(self.config, self.warehouse.table(name), texts):
-                    self.done.left.append(f"{name}.{column}: add --column {name}.{column}={subject.columns[0]}")
+                    left.append(f"{name}.{column}: add --column {name}.{column}={subject.columns[0]}")
+        for path in strays(self.warehouse):
+            if holds(self.warehouse, path, subject):
+                left.append(f"{path}: it belongs to no table of this catalog; remove it if nobody reads it")
+        if short := subject.short():
+            values = "1 value is" if short == 1 else f"{short:,} values are"
+            left.append(f"{', '.join(subject.columns)}: {values} too short to be looked for in files and other columns")
 
 
 def _model(manifest: Mapping[str, Any]) -> set[str]:
@@ -303,7 +332,8 @@ class _Journal:
     def finish_files(self, warehouse: Warehouse) -> None:
         """Take away the files of commits after which an attempt was killed; what a snapshot names stays."""
         for table, noted in self._content.items():
-            named = References(warehouse.table(table)).all()
+            # A table that was dropped names nothing.
+            named = References(warehouse.table(table)).all() if warehouse.exists(table) else set()
             remove_files(path for path in noted["paths"] if path not in named)
 
     def tables(self) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ stay what they were.
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -91,7 +92,7 @@ def find(config: Config, table: Table, rows: Rows) -> Found:
         there = sorted(path for path in named if Path(path).exists())
         dirty = set(_matching(connection, table, there, where))
         # Nothing reads or writes while an erasure runs: a loose file that is no Parquet file is what a kill left.
-        dirty |= {path for path in sorted(loose) if _is_broken(connection, path)}
+        dirty |= {path for path in sorted(loose) if is_broken(connection, path)}
         dirty |= set(_matching(connection, table, sorted(loose - dirty), where))
         main = [p for p in entries.paths(head(table, "main"), live=True) if p in dirty]
         found.rows = _count(connection, table, main, where)
@@ -149,6 +150,15 @@ def remove_files(paths: Iterable[str]) -> None:
     """Take files off the disk; those that are gone already are no matter."""
     for path in paths:
         Path(path).unlink(missing_ok=True)
+
+
+def remove_empty_folders(root: Path) -> None:
+    """Take folders without files away: that of a partition bears the value of its rows."""
+    for place, _, _ in os.walk(root, topdown=False):
+        # With a file in it, it stays.
+        with suppress(OSError):
+            if Path(place) != root:
+                Path(place).rmdir()
 
 
 def _commit(config: Config, table: Table, found: Found, where: str, key: str) -> None:
@@ -309,7 +319,8 @@ def _count(connection: duckdb.DuckDBPyConnection, table: Table, paths: Sequence[
     return int(row[0])
 
 
-def _is_broken(connection: duckdb.DuckDBPyConnection, path: str) -> bool:
+def is_broken(connection: duckdb.DuckDBPyConnection, path: str) -> bool:
+    """Whether a file is no Parquet file."""
     with suppress(duckdb.IOException, duckdb.InvalidInputException):
         connection.execute("SELECT 1 FROM parquet_metadata(?) LIMIT 1", [path])
         return False

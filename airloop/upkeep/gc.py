@@ -181,7 +181,7 @@ def _asked_for(config: Config, name: str) -> set[int]:
 
 
 def _remove_files(warehouse: Warehouse, reasons: Reasons, cutoff: float, found: Collected, dry_run: bool) -> None:
-    """Files below the tables' folders that no table's metadata names."""
+    """Files below the folders of tables, also of dropped ones, that no table's metadata names."""
     from airloop.warehouse.recall import files, recall
     from airloop.warehouse.references import References, folder
 
@@ -193,6 +193,7 @@ def _remove_files(warehouse: Warehouse, reasons: Reasons, cutoff: float, found: 
         if place.resolve().is_relative_to(root) and place.resolve() != root
         for path in folders_below(place)
     ]
+    seen += _of_dropped(warehouse, cutoff, found, dry_run)
     point("gc:listed")
     # Read after the files were seen: what was committed since is named here.
     named: set[str] = set()
@@ -210,6 +211,30 @@ def _remove_files(warehouse: Warehouse, reasons: Reasons, cutoff: float, found: 
                 continue
             kind = "metadata" if path.parent.name == "metadata" else "data"
             _remove(kind, path, found, dry_run)
+
+
+def _of_dropped(warehouse: Warehouse, cutoff: float, found: Collected, dry_run: bool) -> Iterator[Path]:
+    """
+    Files of tables that were dropped before the cutoff, as far as we know.
+
+    A drop leaves no time: it counts from the first gc that sees it, which leaves a note beside the table's lock.
+    """
+    from airloop.upkeep.dropped import dropped
+
+    places = dropped(warehouse)
+    notes = warehouse.config.home / "locks" / "tables"
+    for note in [] if dry_run else notes.glob("*.dropped"):
+        if note.name.removesuffix(".dropped") not in places:
+            # It is there again, or nothing is left of it.
+            note.unlink(missing_ok=True)
+    for name, place in places.items():
+        note = notes / f"{name}.dropped"
+        if note.exists() and note.stat().st_mtime < cutoff:
+            yield from folders_below(place)
+            continue
+        found.waiting += sum(1 for _ in folders_below(place))
+        if not dry_run and not note.exists():
+            note.touch()
 
 
 def _remove(kind: str, path: Path, found: Collected, dry_run: bool) -> None:

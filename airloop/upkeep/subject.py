@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyiceberg import types as ice
+import duckdb
 from pyiceberg.table import Table
 
 from airloop.errors import BadArgument
@@ -39,21 +40,30 @@ class Subject:
         """The values that can be told from others wherever they stand."""
         return tuple(sorted({value for row in self.values for value in row if _telling(value)}))
 
-    def rows(self, table: Table, renamed: Mapping[str, str]) -> Rows | None:
+    def short(self) -> int:
+        """How many values are too short for that: they can be looked for in the subject's columns only."""
+        return len({value for row in self.values for value in row if not _telling(value)})
+
+    def rows(self, types: Mapping[str, str], renamed: Mapping[str, str]) -> Rows | None:
         """
         The subject's rows of a table; None if it has not all of the columns.
 
+        :param types: DuckDB's, by the table's columns; see :func:`types_of`.
         :param renamed: the table's own names of columns, by the subject's.
         """
         names = [renamed.get(column, column) for column in self.columns]
-        schema = table.schema()
-        if not self.values or not set(names) <= set(schema.column_names):
+        if not self.values or not set(names) <= set(types):
             return None
-        fields = [schema.find_field(name) for name in names]
         alternatives = (
-            " AND ".join(_same(field, value) for field, value in zip(fields, row, strict=True)) for row in self.values
+            " AND ".join(_same(name, types[name], value) for name, value in zip(names, row, strict=True))
+            for row in self.values
         )
         return Rows(" OR ".join(f"({one})" for one in alternatives), self.texts())
+
+
+def types_of(table: Table) -> dict[str, str]:
+    """DuckDB's types by column."""
+    return {field.name: duckdb_type(field.field_type) for field in table.schema().fields}
 
 
 def entity(texts: Sequence[str]) -> Subject:
@@ -93,24 +103,48 @@ def of_rows(config: Config, table: Table, key: Sequence[str], where: str) -> Sub
 
 
 def elsewhere(config: Config, table: Table, texts: Iterable[str]) -> list[str]:
-    """Text columns of a table whose present rows hold one of the values, under whatever name."""
-    from airloop.warehouse.commit import head
+    """Columns, under whatever name, in which a snapshot or branch of a table holds one of the values."""
+    from airloop.warehouse.references import References
 
-    values = ", ".join(read.literal(text) for text in texts)
-    columns = [f for f in table.schema().fields if isinstance(f.field_type, ice.StringType)]
-    files = read.live_files(table, head(table, "main"))
-    if not values or not columns or not files:
+    named = References(table).of(s.snapshot_id for s in table.metadata.snapshots)
+    files = sorted(path for path in named if path.endswith(".parquet") and Path(path).exists())
+    if not files:
         return []
-    tests = ", ".join(f"bool_or({quoted(f.name)} IN ({values}))" for f in columns)
     with read.connect(config) as connection:
-        found = read.execute(connection, f"SELECT {tests} FROM ({read.select(files, table.schema())})").fetchone()
-    return [f.name for f, hit in zip(columns, found or (), strict=True) if hit]
+        return holding(connection, read.select(files, table.schema()), types_of(table), texts)
 
 
-def _same(field: ice.NestedField, value: str) -> str:
-    column, text = quoted(field.name), read.literal(value)
+def holding(
+    connection: duckdb.DuckDBPyConnection, query: str, types: Mapping[str, str], texts: Iterable[str]
+) -> list[str]:
+    """Columns of a query's rows, of the given types, in which one of the values stands."""
+    values = [read.literal(text) for text in texts]
+    columns = [(name, test) for name, type_ in types.items() if (test := _one_of(name, type_, values))]
+    if not columns:
+        return []
+    tests = ", ".join(f"bool_or({test})" for _, test in columns)
+    found = read.execute(connection, f"SELECT {tests} FROM ({query})").fetchone()
+    return [name for (name, _), hit in zip(columns, found or (), strict=True) if hit]
+
+
+def _one_of(name: str, type_: str, values: Sequence[str]) -> str:
+    """Whether a column holds one of some literals; empty if it cannot: a time is nobody's name."""
+    column = quoted(name)
+    if not values or type_.startswith(("BOOLEAN", "DATE", "TIME", "BLOB")):
+        return ""
+    if type_.endswith(("]", ")")) and not type_.startswith("DECIMAL"):
+        # A list or a struct, which is written out with all that is in it.
+        return " OR ".join(f"contains(CAST({column} AS VARCHAR), {value})" for value in values)
+    same = f"CAST({column} AS VARCHAR) IN ({', '.join(values)})"
+    if type_ == "VARCHAR":
+        return same
+    return f"{same} OR {column} IN ({', '.join(f'TRY_CAST({value} AS {type_})' for value in values)})"
+
+
+def _same(name: str, type_: str, value: str) -> str:
+    column, text = quoted(name), read.literal(value)
     # As text first; a number that another table holds as 7.0 is the same number.
-    return f"(CAST({column} AS VARCHAR) = {text} OR {column} = TRY_CAST({text} AS {duckdb_type(field.field_type)}))"
+    return f"(CAST({column} AS VARCHAR) = {text} OR {column} = TRY_CAST({text} AS {type_}))"
 
 
 def _telling(value: str) -> bool:

@@ -15,8 +15,8 @@ from airloop.upkeep.records import read_record
 
 def folders_below(folder: Path) -> Iterator[Path]:
     """Every file below a folder; links are files, and not followed."""
-    with suppress(FileNotFoundError):
-        for entry in os.scandir(folder):
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from folders_below(Path(entry.path))
             else:

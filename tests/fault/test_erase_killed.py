@@ -15,19 +15,22 @@ from airloop.config import Config
 from airloop.provenance.erasures import entries
 from airloop.upkeep.erase import Request, erase
 from airloop.upkeep.forget import find
-from airloop.upkeep.subject import entity
+from airloop.upkeep.subject import entity, types_of
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.references import References, folder
 from airloop.warehouse.refs import TableRef
 
 SUBJECT = entity(["person=anna-0"])
 TABLES = ("raw.visits", "training.visits")
+DROPPED = "old.visits"
+ROWS = dict.fromkeys(TABLES, 1) | {DROPPED: 0}
 POINTS = (
     "erase:intent",
     "erase:commit",
     "erase:commit:2",
     "erase:committed",
     "erase:table",
+    "erase:dropped",
     "erase:online",
     "erase:redacted",
     "erase:done",
@@ -36,12 +39,13 @@ POINTS = (
 
 @pytest.fixture
 def filled(config: Config, warehouse: Warehouse) -> Config:
-    """Two tables with a past, and a page that quotes the person."""
-    for name in TABLES:
+    """Two tables with a past, one that was dropped, and a page that quotes the person."""
+    for name in (*TABLES, DROPPED):
         warehouse.ensure(name, pa.schema([("visit", pa.int64()), ("person", pa.string())]), key=("visit",))
         for batch, people in enumerate((["berta-0"], ["anna-0", "cleo-0"], ["dora-0"])):
             visits = [10 * batch + n for n in range(len(people))]
             warehouse.commit(name, pa.table({"visit": visits, "person": people}), key=str(batch), mode="upsert")
+    warehouse._catalog.drop_table(DROPPED)
     (config.artifacts / "reports").mkdir(parents=True)
     (config.artifacts / "reports" / "r.html").write_text("<p>anna-0</p>")
     return config
@@ -82,11 +86,11 @@ def test_the_same_request_again_does_the_rest(filled: Config, point: str) -> Non
     assert len({e.erasure for e in rows}) == len(closing) == 1
     if point != "erase:done":
         assert done.erasure == closing[0].erasure
-        assert {n: t["rows"] for n, t in done.tables.items()} == dict.fromkeys(TABLES, 1)
-    assert {n: t["rows"] for n, t in closing[0].removed["tables"].items()} == dict.fromkeys(TABLES, 1)
+        assert {n: t["rows"] for n, t in done.tables.items()} == ROWS
+    assert {n: t["rows"] for n, t in closing[0].removed["tables"].items()} == ROWS
     for name in TABLES:
         table = warehouse.table(name)
-        where = SUBJECT.rows(table, {})
+        where = SUBJECT.rows(types_of(table), {})
         assert where is not None
         assert not find(filled, table, where)
         people = [row["person"] for row in warehouse.scan(TableRef(name)).read_all().to_pylist()]
@@ -95,6 +99,8 @@ def test_the_same_request_again_does_the_rest(filled: Config, point: str) -> Non
         for path in (p for p in before if p.is_relative_to(folder(table)) and p.exists()):
             # What the killed attempt wrote anew never held the person and is for gc.
             assert str(path) in named, path
+    left = [p for p in (filled.warehouse / "old").rglob("*") if p.suffix in (".parquet", ".avro")]
+    assert len(left) == 2, "the files of the others"
     assert (filled.artifacts / "reports" / "r.html").read_text() == "<p>[erased]</p>"
     assert not list((filled.home / "erasures").glob("*")), "no note is left"
 
@@ -111,7 +117,7 @@ def test_a_later_request_for_the_same_person_is_another_erasure(filled: Config) 
 def test_rows_of_a_table_and_their_kin(filled: Config) -> None:
     by_rows = Request(None, "asked", "A. Clerk", table="raw.visits", where="person = 'anna-0'")
     planned = erase(filled, by_rows, dry_run=True)
-    assert set(planned.tables) == set(TABLES), "the other table has the key too"
+    assert set(planned.tables) == {*TABLES, DROPPED}, "the other tables have the key too"
     done = erase(filled, by_rows)
     assert done.tables == planned.tables
     warehouse = Warehouse.open(filled)

@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from airloop.cli import main
 from airloop.config import Config
 from airloop.contract import Call
-from airloop.errors import BadArgument, StoreBusy
+from airloop.errors import BadArgument, ContractBroken, StoreBusy
+from airloop.frame import StepContext, StepResult, step
 from airloop.frame.running import Announced
 from airloop.provenance.erasures import entries
 from airloop.upkeep.erase import Request, erase
+from airloop.upkeep.gc import collect
+from airloop.upkeep.retention import Policy
 from airloop.upkeep.subject import entity
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.refs import TableRef
 
 ANNA = Request(entity(["person=anna-0"]), "asked", "A. Clerk")
+
+
+@step()
+def report_rows(ctx: StepContext, *, table: TableRef) -> StepResult:
+    """Count what a person's number equals, and quote the person."""
+    return StepResult(
+        counts={"rows_in": 336776},
+        metrics={"share": 0.336776},
+        details={"offender": {"customer": 336776}, "says": "customer 336776 of 336776.5"},
+    )
 
 
 @pytest.fixture
@@ -67,6 +82,105 @@ def test_values_under_other_names_are_left_and_said(
     said = json.loads(capsys.readouterr().out)
     assert (said["left"], list(said["tables"])) == ([], ["crm.people"])
     assert visits.count(TableRef("crm.people")) == 1
+
+
+def test_a_value_in_another_column_is_said_whatever_its_type_branch_or_snapshot(
+    config: Config, warehouse: Warehouse
+) -> None:
+    def table(name: str, column: str, values: pa.Array, **where: Any) -> None:
+        rows = pa.table({column: values})
+        warehouse.ensure(name, rows.schema)
+        warehouse.commit(name, rows, key=f"{name}:{column}:{where}", **where)
+
+    table("raw.orders", "customer", pa.array([7654321, 1]))
+    table("raw.sales", "buyer", pa.array([7654321, 2]))
+    table("raw.rates", "who", pa.array([7654321.0, 2.5]))
+    table("raw.codes", "code", pa.array([Decimal("7654321.00")]))
+    table("raw.lists", "seen", pa.array([["1", "7654321"]]))
+    table("raw.audited", "one", pa.array([1]))
+    table("raw.audited", "one", pa.array([7654321]), branch="audit-1")
+    table("raw.past", "one", pa.array([7654321]))
+    table("raw.past", "one", pa.array([3]), mode="replace")
+    table("raw.others", "one", pa.array([17654321, 0]))
+    table("raw.times", "at", pa.array([7654321], pa.timestamp("us", tz="UTC")))
+    done = erase(config, Request(entity(["customer=7654321"]), "asked", "A. Clerk"))
+    assert list(done.tables) == ["raw.orders"]
+    assert done.left == [
+        f"raw.{place}: add --column raw.{place}=customer"
+        for place in ("audited.one", "codes.code", "lists.seen", "past.one", "rates.who", "sales.buyer")
+    ]
+
+
+def test_a_partition_leaves_no_folder_that_bears_the_value(config: Config, warehouse: Warehouse) -> None:
+    rows = pa.table({"visit": [1, 2], "person": ["anna-0", "berta-0"]})
+    warehouse.ensure("raw.visits", rows.schema, key=("visit",), partition_by="identity(person)")
+    warehouse.commit("raw.visits", rows, key="a")
+    assert erase(config, ANNA).left == []
+    names = {path.name for path in config.warehouse.rglob("*")}
+    assert "person=berta-0" in names
+    assert "person=anna-0" not in names
+    warehouse.commit("raw.visits", rows, key="b")
+    assert warehouse.count(TableRef("raw.visits")) == 3
+
+
+def test_values_too_short_to_be_looked_for_are_said(config: Config, visits: Warehouse) -> None:
+    visits.ensure("crm.people", pa.schema([("who", pa.int64())]))
+    visits.commit("crm.people", pa.table({"who": [1, 2]}), key="p")
+    done = erase(config, Request(entity(["visit=1", "visit=12345678"]), "asked", "A. Clerk"))
+    assert done.tables["raw.visits"]["rows"] == 1
+    assert done.left == ["visit: 1 value is too short to be looked for in files and other columns"]
+
+
+def test_tables_that_were_dropped_are_searched(config: Config, visits: Warehouse) -> None:
+    rows = pa.table({"visit": [1, 2], "who": ["anna-0", "berta-0"]})
+    for name in ("old.visits", "old.others"):
+        visits.ensure(name, rows.schema)
+        visits.commit(name, rows if name == "old.visits" else rows.slice(1), key="a")
+        visits._catalog.drop_table(name)
+    stray = config.warehouse / "copies" / "visits.parquet"
+    stray.parent.mkdir()
+    pq.write_table(rows, stray)
+    pq.write_table(rows.slice(1), stray.with_name("others.parquet"))
+
+    done = erase(config, Request(ANNA.subject, "asked", "A. Clerk", renamed={"old.visits": {"person": "who"}}))
+
+    assert {name: here["files"] for name, here in done.tables.items()} == {"raw.visits": 1, "old.visits": 1}
+    assert done.left == [f"{stray}: it belongs to no table of this catalog; remove it if nobody reads it"]
+    files = [p for p in config.warehouse.rglob("*") if p.suffix in (".parquet", ".avro")]
+    assert not [p for p in files if p.is_relative_to(config.warehouse / "old" / "visits")]
+    assert [p.suffix for p in files if p.is_relative_to(config.warehouse / "old" / "others")].count(".parquet") == 1
+    assert stray.exists(), "nobody knows whose it is"
+
+
+def test_an_erasure_of_a_number_breaks_no_manifest(
+    config: Config, warehouse: Warehouse, run_step: Callable[..., dict[str, Any]]
+) -> None:
+    rows = pa.table({"customer": [336776, 1], "n": [1, 2]})
+    warehouse.ensure("raw.orders", rows.schema, key=("customer",))
+    warehouse.commit("raw.orders", rows, key="a")
+    run_step(report_rows, table="raw.orders")
+    path = next((config.artifacts / "steps").glob("*/*/*/manifest.json"))
+    made = json.loads(path.read_bytes())
+    request = Request(entity(["customer=336776"]), "asked", "A. Clerk")
+    done = erase(config, request)
+    assert done.runs == ["test/run/report_rows"]
+    now = json.loads(path.read_bytes())
+    assert now == {**made, "details": {"offender": {"customer": None}, "says": "customer [erased] of 336776.5"}}
+    assert done.left == []
+    assert not erase(config, request), "it can be asked again"
+    collect(config, Policy(keep_days=0), grace_s=0)
+
+
+def test_a_manifest_that_cannot_be_read_is_named_before_anything_goes(
+    config: Config, visits: Warehouse, run_step: Callable[..., dict[str, Any]]
+) -> None:
+    run_step(report_rows, table="raw.visits")
+    path = next((config.artifacts / "steps").glob("*/*/*/manifest.json"))
+    path.write_text('{"rows_in": [erased]}')
+    with pytest.raises(ContractBroken, match=f"{path} cannot be read"):
+        erase(config, ANNA)
+    assert entries(visits) == []
+    assert visits.count(TableRef("raw.visits")) == 2
 
 
 def test_aggregates_stay_and_are_said(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from airloop.config import Config
 from airloop.upkeep.forget import Found, Rows, find, forget
-from airloop.upkeep.subject import Subject, elsewhere, entity, of_rows
+from airloop.upkeep.subject import Subject, elsewhere, entity, of_rows, types_of
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.recall import files, recall
 from airloop.warehouse.references import References, folder
@@ -169,18 +169,18 @@ def _untold(before: dict[int, list], kept: set[int]) -> set[int]:
 class TestSubject:
     def test_a_table_is_asked_by_name_or_by_its_own_name(self, table: Warehouse) -> None:
         subject = entity(["person=anna-0", "person=o'hara"])
-        found = subject.rows(table.table(NAME), {})
+        found = subject.rows(types_of(table.table(NAME)), {})
         assert found is not None
         assert found.texts == ("anna-0", "o'hara")
         assert "'o''hara'" in found.where
-        assert subject.rows(table.table(NAME), {"person": "who"}) is None
-        assert entity(["name=anna-0"]).rows(table.table(NAME), {"name": "person"}) is not None
+        assert subject.rows(types_of(table.table(NAME)), {"person": "who"}) is None
+        assert entity(["name=anna-0"]).rows(types_of(table.table(NAME)), {"name": "person"}) is not None
 
     def test_numbers_match_whatever_their_type(self, config: Config, warehouse: Warehouse) -> None:
         for name, type_ in (("a.int", pa.int64()), ("a.float", pa.float64()), ("a.text", pa.string())):
             warehouse.ensure(name, pa.schema([("id", type_)]))
             warehouse.commit(name, pa.table({"id": pa.array([7, 17]).cast(type_)}), key=name)
-            which = entity(["id=7"]).rows(warehouse.table(name), {})
+            which = entity(["id=7"]).rows(types_of(warehouse.table(name)), {})
             assert which is not None
             take_out(config, warehouse, which, name)
             assert [row["id"] for row in warehouse.scan(TableRef(name)).read_all().to_pylist()] in ([17], ["17"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,52 @@ def test_files_of_killed_writers_go_once_they_are_old(
     assert young.exists()
     assert warehouse.count(TableRef(TABLE)) == 6
     assert gc.collect(config).files == {}
+
+
+def test_files_of_a_dropped_table_go_a_grace_period_after_it_was_seen(
+    config: Config, warehouse: Warehouse, history: list[int], age: Callable[[Path], None]
+) -> None:
+    warehouse.ensure("shop.kept", rows([1]).schema)
+    warehouse.commit("shop.kept", rows([1]), key="k")
+    others = config.warehouse / "shop" / "others" / "data" / "0.parquet"
+    others.parent.mkdir(parents=True)
+    others.write_bytes(b"x")
+    folder, notes = config.warehouse / "shop" / "orders", config.home / "locks" / "tables"
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    metadata = warehouse.table(TABLE).metadata_location
+    warehouse._catalog.drop_table(TABLE)
+    age(config.warehouse)
+
+    assert gc.collect(config, dry_run=True).waiting == len(files)
+    assert not (notes / f"{TABLE}.dropped").exists()
+    found = gc.collect(config)
+    assert (found.files, found.waiting) == ({}, len(files)), "a reader may hold it, or it was dropped by mistake"
+
+    warehouse._catalog.register_table(TABLE, metadata)
+    gc.collect(config)
+    assert not (notes / f"{TABLE}.dropped").exists()
+    assert warehouse.count(TableRef(TABLE)) == 6
+    warehouse._catalog.drop_table(TABLE)
+    gc.collect(config)
+    age(notes / f"{TABLE}.dropped")
+    young = folder / "metadata" / "new.metadata.json"
+    young.write_text("{}")
+    found = gc.collect(config)
+    assert (sum(found.files.values()), found.waiting) == (len(files), 1), "the table may be about to be made again"
+    assert [p for p in folder.rglob("*") if p.is_file()] == [young]
+    assert others.exists(), "this home never wrote it"
+    assert warehouse.count(TableRef("shop.kept")) == 1
+
+
+def test_another_catalog_makes_no_table_a_dropped_one(
+    config: Config, warehouse: Warehouse, history: list[int], age: Callable[[Path], None]
+) -> None:
+    other = replace(config, catalog=f"sqlite:///{config.home / 'other.db'}")
+    age(config.warehouse)
+    for _ in range(2):
+        found = gc.collect(other, grace_s=0)
+        assert (found.files, found.waiting) == ({}, 0)
+    assert warehouse.count(TableRef(TABLE)) == 6
 
 
 def test_nothing_young_expires(config: Config, history: list[int]) -> None:
