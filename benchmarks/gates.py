@@ -21,10 +21,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices: threads would only wait for each other
 import numpy as np
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices: threads would only wait for each other
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from airloop.domain.deals import draws_for
 from airloop.domain.distributions import binomial_lower, binomial_upper
 from airloop.domain.drift import column_drift, judge, tally
 from airloop.domain.gates import Policy, decide
@@ -33,7 +34,7 @@ from airloop.domain.target_leakage import giveaways
 from airloop.training.summary import summarise_codes, summarise_numbers
 from benchmarks.common import REPOSITORY
 from benchmarks.gates_page import publish
-from benchmarks.worlds import LEAKS, SHIFTS, Floats, drift_window, examples, two_models
+from benchmarks.worlds import LEAKS, SHIFTS, Floats, days_of, drift_window, examples, two_models
 
 OUT = REPOSITORY / "benchmarks" / "results" / "gates.json"
 FLOORS = {"roc_auc": 0.6, "ece": 0.15}
@@ -110,21 +111,25 @@ def promotion(run: Map, trials: int, power_trials: int) -> dict[str, Any]:
     return {"same": same, "power": power}
 
 
-DRIFT_DAYS = 28
-WINDOWS_A_REFERENCE = 50
-"""Undrifted windows that are held against one reference, as one model sees many."""
+REFERENCE_DAYS = 90
+WINDOWS_A_REFERENCE = 10
+"""Windows that are held against one reference, as one model sees many."""
+Reference = tuple[dict[str, Any], Floats]
 
 
 @lru_cache(maxsize=1)
-def drift_reference(number: int, rows: int) -> dict[str, dict[str, Any]]:
-    """What a model keeps of its training rows, made by the trainer's own functions."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, values in drift_window((2, number), rows).items():
+def drift_reference(number: int, rows: int, alike: float, lasting: float) -> dict[str, Reference]:
+    """What a model keeps of its training rows, made by the trainer's own functions, and the counts by day."""
+    found: dict[str, Reference] = {}
+    days = days_of(rows, REFERENCE_DAYS)
+    window = drift_window((2, number), rows, days=REFERENCE_DAYS, alike=alike, lasting=lasting)
+    for name, values in window.items():
         if values.dtype != object:
-            found[name] = {"kind": "number"} | summarise_numbers(values)
-            continue
-        categories, codes = np.unique(values.astype(str), return_inverse=True)
-        found[name] = {"kind": "category"} | summarise_codes(codes.astype(np.float64), list(categories))
+            kept = {"kind": "number"} | summarise_numbers(values)
+        else:
+            categories, codes = np.unique(values.astype(str), return_inverse=True)
+            kept = {"kind": "category"} | summarise_codes(codes.astype(np.float64), list(categories))
+        found[name] = (kept, tally(kept, values, days, REFERENCE_DAYS))
     return found
 
 
@@ -132,28 +137,39 @@ def drift_outcome(
     trial: int,
     *,
     rows: int,
-    reference_rows: int = 20_000,
+    days: int = 28,
+    reference_rows: int = 9_000,
     shift: str = "none",
-    repeats: int = 1,
+    alike: float = 0.0,
+    lasting: float = 0.0,
     clustered: bool = True,
-    **limits: float,
+    false_alarm_rate: float = 0.01,
+    psi_limit: float = 0.2,
 ) -> list[str]:
     """
     The columns of one window that are said to have drifted.
 
-    :param repeats: of each row, for rows that are not independent.
     :param clustered: whether the gate is told the days.
     """
-    references = drift_reference(trial // WINDOWS_A_REFERENCE, reference_rows)
-    window = drift_window((3, trial), rows // repeats, shift)
-    days = np.arange(rows // repeats * repeats) * DRIFT_DAYS // rows if clustered else None
+    references = drift_reference(trial // WINDOWS_A_REFERENCE, reference_rows, alike, lasting)
+    window = drift_window((3, trial), rows, shift, days=days, alike=alike, lasting=lasting)
+    draws = draws_for(len(window), false_alarm_rate)
     columns = [
-        column_drift(name, references[name], tally(references[name], np.repeat(values, repeats), days, DRIFT_DAYS))
+        column_drift(name, references[name][0], tally(references[name][0], values, days_of(rows, days), days),
+                     references[name][1], draws=draws)
+        if clustered
+        else column_drift(name, references[name][0], tally(references[name][0], values))
         for name, values in window.items()
-    ]
-    return [c.column for c in judge(columns, **limits) if c.outcome == "drifted"]
+    ]  # fmt: skip
+    judged = judge(columns, psi_limit=psi_limit, false_alarm_rate=false_alarm_rate)
+    return [c.column for c in judged if c.outcome == "drifted"]
 
 
+ROWS_A_DAY = 100
+SPANS = (5, 7, 10, 28)
+"""Days of a window."""
+ALIKE = (0.0, 0.2, 0.5, 0.9)
+"""The day's share of the variance."""
 UNDRIFTED: tuple[dict[str, Any], ...] = (
     {"rows": 200},
     {"rows": 500},
@@ -161,11 +177,14 @@ UNDRIFTED: tuple[dict[str, Any], ...] = (
     {"rows": 20_000},
     {"rows": 2_000, "reference_rows": 500},
     {"rows": 2_000, "psi_limit": 0.0001},
-    {"rows": 20_000, "psi_limit": 0.0001},
-    {"rows": 2_000, "repeats": 10},
-    {"rows": 20_000, "repeats": 40},
-    {"rows": 2_000, "repeats": 10, "clustered": False},
-    {"rows": 20_000, "repeats": 40, "clustered": False},
+    {"rows": 700, "days": 7, "alike": 0.5, "psi_limit": 0.0001},
+    {"rows": 2_800, "alike": 0.5, "psi_limit": 0.0001},
+    {"rows": 350, "days": 7, "alike": 0.5},
+    {"rows": 1_400, "days": 7, "alike": 0.5},
+    {"rows": 700, "days": 7, "alike": 0.2, "clustered": False},
+    {"rows": 700, "days": 7, "alike": 0.5, "clustered": False},
+    {"rows": 700, "days": 7, "alike": 0.5, "lasting": 0.7},
+    {"rows": 2_800, "alike": 0.5, "lasting": 0.7},
 )
 """``psi_limit`` near zero leaves the significance alone to keep alarms out."""
 DRIFT_ROWS = (200, 500, 1_000, 2_000)
@@ -173,20 +192,42 @@ DRIFT_ROWS = (200, 500, 1_000, 2_000)
 
 def drift(run: Map, trials: int, power_trials: int) -> dict[str, Any]:
     """False alarms over all 30 columns of a window together, and how often a planted shift is found."""
-    false = []
-    for world in UNDRIFTED:
-        count = trials if world["rows"] < 20_000 else trials // 5
-        found = list(run(partial(drift_outcome, **world), range(count)))
-        false.append(world | rate_of(sum(map(bool, found)), count))
-        print(f"undrifted {world}: {false[-1]}", flush=True)
-    power = []
+    worlds = [{"rows": ROWS_A_DAY * days, "days": days, "alike": alike} for alike in ALIKE for days in SPANS]
+    found: dict[str, Any] = {
+        "undrifted": [_false_alarms(run, world, trials) for world in UNDRIFTED],
+        "alike": [_false_alarms(run, world, trials) for world in worlds],
+        "power": [],
+        "power_alike": [],
+    }
     for shift in list(SHIFTS)[1:]:
         for rows in DRIFT_ROWS:
-            found = list(run(partial(drift_outcome, rows=rows, shift=shift), range(power_trials)))
-            hits = sum(any(c.endswith("_0") for c in columns) for columns in found)
-            power.append({"shift": shift, "rows": rows} | rate_of(hits, power_trials))
-        print(shift, [p["rate"] for p in power[-len(DRIFT_ROWS) :]], flush=True)
-    return {"undrifted": false, "power": power}
+            world = {"shift": shift, "rows": rows}
+            found["power"].append(world | _found(run, world, max(1, power_trials // 2)))
+        print(shift, [p["rate"] for p in found["power"][-len(DRIFT_ROWS) :]], flush=True)
+    for shift in STRONG:
+        for alike in (0.2, 0.5):
+            for days in SPANS:
+                world = {"shift": shift, "rows": ROWS_A_DAY * days, "days": days, "alike": alike}
+                found["power_alike"].append(world | _found(run, world, max(1, power_trials // 2)))
+            print(shift, alike, [p["rate"] for p in found["power_alike"][-len(SPANS) :]], flush=True)
+    return found
+
+
+STRONG = ("mean +0.5 sd", "mean +0.75 sd", "sd x2", "missing 1% → 25%", "category 30% → 55%")
+"""Shifts that are looked for where days differ."""
+
+
+def _false_alarms(run: Map, world: dict[str, Any], trials: int) -> dict[str, Any]:
+    count = max(1, trials // (2 if world["rows"] < 20_000 else 10))
+    outcomes = list(run(partial(drift_outcome, **world), range(count)))
+    row = world | rate_of(sum(map(bool, outcomes)), count)
+    print(f"undrifted {row}", flush=True)
+    return row
+
+
+def _found(run: Map, world: dict[str, Any], trials: int) -> dict[str, Any]:
+    outcomes = list(run(partial(drift_outcome, **world), range(trials)))
+    return rate_of(sum(any(c.endswith("_0") for c in columns) for columns in outcomes), trials)
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -303,9 +344,10 @@ def missed(results: dict[str, Any]) -> list[str]:
     for row in results.get("leakage", {}).get("planted", []):
         if row["rarer_class_from"] >= 400 and row["rate"] < 1:
             found.append(f"a planted copy was missed: {row}")
-    for row in results.get("drift", {}).get("undrifted", []):
-        # The rate is kept if the figure is no surprise under it; rows that repeat are the control.
-        if row.get("clustered", True) and row["low"] > 0.01:
+    measured = results.get("drift", {})
+    for row in [*measured.get("undrifted", []), *measured.get("alike", [])]:
+        # The rate is kept if the figure is no surprise under it; days untold, or alike in a row, are what it cannot do.
+        if row.get("clustered", True) and not row.get("lasting") and row["low"] > 0.01:
             found.append(f"false alarms of drift: {row}")
     return found
 

@@ -97,23 +97,43 @@ SHIFTS = {
 NUMBERS, CATEGORIES, FLAGS = 20, 6, 4
 
 
-def drift_window(seed: tuple[int, ...], rows: int, shift: str = "none") -> dict[str, NDArray[Any]]:
+def drift_window(
+    seed: tuple[int, ...], rows: int, shift: str = "none", *, days: int = 28, alike: float = 0.0, lasting: float = 0.0
+) -> dict[str, NDArray[Any]]:
     """
     A window of 30 columns: 20 numbers (normal, skewed, heavy-tailed, counts; some missing), 6 categories, 4 flags.
 
+    Each value follows from a normal variable of which a share is its day's own, the same for all rows of the day; a
+    column's day effect is nobody else's.
+
     :param shift: a key of :data:`SHIFTS`; it hits the first column of its kind.
+    :param days: over which the rows are spread evenly; see :func:`days_of`.
+    :param alike: the day's share of the variance (intraclass correlation), 0: rows are independent.
+    :param lasting: correlation of a day's effect with that of the day before.
     """
     generator = np.random.default_rng(seed)
+    day = days_of(rows, days)
+
+    def normal() -> Floats:
+        effects = generator.standard_normal(days)
+        for i in range(1, days if lasting else 0):
+            effects[i] = lasting * effects[i - 1] + math.sqrt(1 - lasting**2) * effects[i]
+        found: Floats = math.sqrt(alike) * effects[day] + math.sqrt(1 - alike) * generator.standard_normal(rows)
+        return found
+
+    def happens(rate: float) -> NDArray[np.bool_]:
+        return normal() < (NormalDist().inv_cdf(rate) if rate > 0 else -math.inf)
+
     window: dict[str, NDArray[Any]] = {}
     for i in range(NUMBERS):
-        kind = i % 4
-        values = (
-            generator.standard_normal(rows) if kind == 0
-            else np.exp(generator.standard_normal(rows)) if kind == 1
-            else generator.standard_t(2, rows) if kind == 2
-            else generator.poisson(2, rows).astype(np.float64)
-        )  # fmt: skip
-        values[generator.random(rows) < (0.01, 0.0, 0.2)[i % 3]] = np.nan
+        kind, values = i % 4, normal()
+        if kind == 1:
+            values = np.exp(values)
+        elif kind == 2:
+            values = values * np.sqrt(2 / generator.chisquare(2, rows))
+        elif kind == 3:
+            values = np.searchsorted(_POISSON, values).astype(np.float64)
+        values[happens((0.01, 0.0, 0.2)[i % 3])] = np.nan
         window[f"number_{i}"] = values
     first = window["number_0"]
     if shift.startswith("mean"):
@@ -122,22 +142,34 @@ def drift_window(seed: tuple[int, ...], rows: int, shift: str = "none") -> dict[
         first *= float(shift.split("x")[1])
     elif shift.startswith("missing"):
         wanted = float(shift.split()[-1].rstrip("%")) / 100
-        first[generator.random(rows) < (wanted - 0.01) / 0.99] = np.nan
+        first[happens((wanted - 0.01) / 0.99)] = np.nan
     for i in range(CATEGORIES):
         share = 1 / np.arange(1, 4 + 6 * i)
         share = share / share.sum() if i else np.array([0.3, 0.4, 0.2, 0.1])
-        names = [f"c{j}" for j in range(len(share))]
+        names = np.array([f"c{j}" for j in range(len(share))], dtype=object)
         if i == 0 and shift.startswith("category"):
             wanted = float(shift.split()[-1].rstrip("%")) / 100
             share = np.array([wanted, *(share[1:] * (1 - wanted) / 0.7)])
-        found = generator.choice(names, rows, p=share).astype(object)
+        found = names[np.searchsorted([NormalDist().inv_cdf(c) for c in np.cumsum(share)[:-1]], normal())]
         if i == 0 and shift.startswith("new"):
-            found[generator.random(rows) < float(shift.split()[-1].rstrip("%")) / 100] = "unseen"
+            found[happens(float(shift.split()[-1].rstrip("%")) / 100)] = "unseen"
         window[f"category_{i}"] = found
     for i in range(FLAGS):
         rate = float(shift.split()[-1].rstrip("%")) / 100 if shift.startswith("boolean") and i == 0 else 0.2
-        window[f"flag_{i}"] = (generator.random(rows) < rate).astype(np.float64)
+        window[f"flag_{i}"] = happens(rate).astype(np.float64)
     return window
+
+
+def days_of(rows: int, days: int) -> NDArray[np.intp]:
+    """The day of each row of :func:`drift_window`."""
+    return np.arange(rows) * days // rows
+
+
+_POISSON = [
+    NormalDist().inv_cdf(min(1 - 1e-12, sum(math.exp(-2) * 2**k / math.factorial(k) for k in range(n + 1))))
+    for n in range(12)
+]
+"""Where a normal variable is cut into counts of mean 2."""
 
 
 def examples(seed: int, leak: str = "") -> tuple[dict[str, NDArray[Any]], Floats]:

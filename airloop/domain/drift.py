@@ -3,13 +3,14 @@ Drift: whether a column is still distributed as in the data that a model was tra
 
 A column is compared by its counts in the reference's bins (quantiles for numbers, values for categories, one more for
 missing). With many rows every real column differs *significantly*, with few rows a large difference happens by
-chance: a column has drifted only if its effect is large (population stability index) **and** chance is ruled out (p of
-the chi-square test of homogeneity, or of Kolmogorov and Smirnov, under Holm's correction over all columns together).
+chance: a column has drifted only if its effect is large (population stability index) **and** chance is ruled out, under
+Holm's correction over all columns together. Predictions are the one column that sums up all others: where there are
+any, half of the rate is theirs, and the features share the other half.
 
-Rows of one day share their weather, so a month of 30,000 rows may say no more than 100 independent ones. How much
-less is measured: the variance of the bins' shares between clusters over what independent rows would have, the design
-effect. Both counts are divided by it before they are tested; the reference, of which only counts are kept, is taken to
-have the same. Source: Rao and Scott, The analysis of categorical data from complex sample surveys, 1981.
+Rows of one day share their weather, so a month of 30,000 rows may say no more than 100 independent ones. Rows that are
+counted by cluster are therefore tested by dealing clusters anew between reference and window
+(:mod:`airloop.domain.deals`); rows that are independent, by the chi-square test of homogeneity and by Kolmogorov and
+Smirnov's. Where so few clusters could not be told from chance, whatever is in them, the column is not judged.
 
 What it does not know is the season: another month differs from the training data because it is another month.
 """
@@ -26,13 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airloop.domain.bootstrap import holm
+from airloop.domain.deals import least_p, p_of_deals
 from airloop.domain.distributions import chi_square_sf, kolmogorov_sf
 from airloop.domain.metrics import Floats
 
 Counts = NDArray[np.float64]
 
-MIN_CLUSTERS = 5
-"""Clusters of a window, with fewer its columns are not judged."""
+DRAWS = 20_000
+"""Deals of clusters, unless told; see :func:`airloop.domain.deals.draws_for`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,13 @@ class ColumnDrift:
     """Share of missing values now."""
     reference_missing: float
     p_adjusted: float = 1.0
+    p_least: float = 0.0
+    """The least p that so many clusters can have, whatever is in them."""
+    clusters: int | None = None
+    """With rows, of the window; None: rows are taken as independent."""
+    reference_clusters: int | None = None
     design_effect: float = 1.0
-    """How many rows say as much as one independent row."""
+    """How many of the window's rows say as much as one independent row."""
     outcome: Literal["ok", "drifted", "too few"] = "ok"
     why: str = ""
     bins: tuple[dict[str, Any], ...] = ()
@@ -70,8 +77,7 @@ def population_stability_index(reference: Counts, current: Counts) -> float:
 
     Source: Siddiqi, Credit Risk Scorecards, 2006, ch. 8.
     """
-    p, q = _smooth(reference), _smooth(current)
-    return float(((q - p) * np.log(q / p)).sum())
+    return float(_indices(reference, current))
 
 
 def jensen_shannon_distance(reference: Counts, current: Counts) -> float:
@@ -158,12 +164,14 @@ def design_effect(counts: Counts) -> float:
     """
     Variance of the bins' shares over that of as many independent rows, averaged over bins; at least 1.
 
-    :param counts: by cluster and bin; at least :data:`MIN_CLUSTERS` clusters with rows.
+    It tells people how alike the rows of a cluster are; nothing is decided by it.
+
+    :param counts: by cluster and bin.
     """
     counts = counts[counts.sum(axis=1) > 0][:, counts.sum(axis=0) > 0]
     clusters, rows = len(counts), counts.sum()
     share = counts.sum(axis=0) / rows
-    if len(share) < 2:
+    if len(share) < 2 or clusters < 2:
         return 1.0
     residuals = counts - counts.sum(axis=1, keepdims=True) * share
     variance = clusters / (clusters - 1) * (residuals**2).sum(axis=0) / rows**2
@@ -172,69 +180,68 @@ def design_effect(counts: Counts) -> float:
 
 
 def column_drift(
-    column: str, reference: Mapping[str, Any], current: Counts, *, min_rows: int = 200, kind: str = ""
+    column: str,
+    reference: Mapping[str, Any],
+    current: Counts,
+    before: Counts | None = None,
+    *,
+    min_rows: int = 200,
+    kind: str = "",
+    draws: int = DRAWS,
 ) -> ColumnDrift:
     """
     Compare a column with the reference that its model keeps.
 
     :param reference: see :func:`tally`.
     :param current: what :func:`tally` counted, by cluster or not.
-    :param min_rows: a column with fewer rows on either side is not judged; nor one with less than
-        :data:`MIN_CLUSTERS` clusters, if it is counted by them.
+    :param before: the same of the rows that the reference was made of, by cluster; needed if ``current`` is.
+    :param min_rows: a column with fewer rows on either side is not judged.
+    :param draws: deals of clusters at most.
     """
-    by_cluster = current if current.ndim == 2 else None
-    current = current.sum(axis=0) if current.ndim == 2 else current
     categorical = reference.get("kind") == "category"
-    kind = kind or str(reference["kind"])
-    names = _bin_names(reference)
-    there = np.array(_reference_counts(reference), dtype=np.float64)
-    if not len(there) == len(current) - 1 == len(names):
-        raise ValueError(f"{column}: {len(names)} bins, {len(there)} counts, {len(current) - 1} tallied")
-    here, missing, gone = current[:-1], float(current[-1]), float(reference.get("missing", 0))
-    rows, reference_rows = int(current.sum()), int(there.sum() + gone)
-    share, reference_share = (missing / rows if rows else 0.0), (gone / reference_rows if reference_rows else 0.0)
+    names = [*_bin_names(reference), "(missing)"]
+    told = np.array([*_reference_counts(reference), float(reference.get("missing", 0))], dtype=np.float64)
+    if not len(told) == current.shape[-1] == len(names):
+        raise ValueError(f"{column}: {len(names) - 1} bins, {len(told) - 1} counts, {current.shape[-1] - 1} tallied")
+    clustered = current.ndim == 2
+    if clustered != (before is not None):
+        raise ValueError(f"{column}: both sides are counted by cluster, or none")
+    there, here = (told if before is None else before.sum(axis=0)), (current.sum(axis=0) if clustered else current)
+    rows, reference_rows = int(here.sum()), int(there.sum())
+    found = ColumnDrift(
+        column, kind or str(reference["kind"]), rows, reference_rows, psi=0.0, js=0.0, ks=None, p=1.0,
+        missing=float(here[-1] / max(1, rows)), reference_missing=float(there[-1] / max(1, reference_rows)),
+    )  # fmt: skip
     if min(rows, reference_rows) < min_rows:
         why = f"{rows:,} rows against {reference_rows:,}, at least {min_rows:,} are needed on both sides"
-        return ColumnDrift(
-            column, kind, rows, reference_rows, 0.0, 0.0, None, 1.0, share, reference_share, outcome="too few", why=why
-        )
-    effect = 1.0
-    if by_cluster is not None:
-        clusters = int((by_cluster.sum(axis=1) > 0).sum())
-        if clusters < MIN_CLUSTERS:
-            why = f"{clusters} clusters, at least {MIN_CLUSTERS} are needed"
-            return ColumnDrift(
-                column, kind, rows, reference_rows, 0, 0, None, 1, share, reference_share, outcome="too few", why=why
-            )
-        effect = design_effect(by_cluster)
-    ordered_there, ordered_here = there / effect, here / effect
-    # Missing is one more bin, unless neither side has any: a column that stops arriving has drifted.
-    if gone or missing:
-        names, there, here = [*names, "(missing)"], np.append(there, gone), np.append(here, missing)
-    used = there + here > 0
-    names, there, here = [n for n, u in zip(names, used, strict=True) if u], there[used], here[used]
-    p = chi_square_homogeneity(there / effect, here / effect)[1]
+        return replace(found, outcome="too few", why=why)
     ks = None
-    if not categorical and ordered_there.sum() and ordered_here.sum():
-        ks, p_ks = binned_kolmogorov_smirnov(ordered_there, ordered_here)
-        p = min(1.0, 2 * min(p, p_ks))  # two tests of one column
-    bins = tuple(
-        {"bin": name, "reference": float(a), "current": float(b)}
-        for name, a, b in zip(names, there / there.sum(), here / here.sum(), strict=True)
-    )
-    return ColumnDrift(
-        column,
-        kind,
-        rows,
-        reference_rows,
-        population_stability_index(there, here),
-        jensen_shannon_distance(there, here),
-        ks,
-        p,
-        share,
-        reference_share,
-        design_effect=effect,
-        bins=bins,
+    if not categorical and there[:-1].sum() and here[:-1].sum():
+        ks, p_ks = binned_kolmogorov_smirnov(there[:-1], here[:-1])
+    # Missing is one more bin, unless neither side has any: a column that stops arriving has drifted.
+    used = there + here > 0
+    if before is None:
+        p = chi_square_homogeneity(there, here)[1]
+        p = p if ks is None else min(1.0, 2 * min(p, p_ks))  # two tests of one column
+    else:
+        before, current = (c[c.sum(axis=1) > 0][:, used] for c in (before, current))
+        found = replace(
+            found,
+            clusters=len(current),
+            reference_clusters=len(before),
+            p_least=least_p(len(before), len(current), draws),
+            design_effect=design_effect(current),
+        )
+        p = p_of_deals(before, current, _indices, draws=draws)
+    there, here, names = there[used], here[used], [name for name, there_is in zip(names, used, strict=True) if there_is]
+    shares = zip(names, there / there.sum(), here / here.sum(), strict=True)
+    return replace(
+        found,
+        psi=population_stability_index(there, here),
+        js=jensen_shannon_distance(there, here),
+        ks=ks,
+        p=p,
+        bins=tuple({"bin": name, "reference": float(a), "current": float(b)} for name, a, b in shares),
     )
 
 
@@ -245,17 +252,35 @@ def judge(
     The same columns with those marked that have drifted: index at least ``psi_limit`` and adjusted p at most
     ``false_alarm_rate``, which is the chance that any column is marked where none has drifted.
     """
-    tested = [i for i, c in enumerate(columns) if c.outcome != "too few"]
     judged = list(columns)
-    for i, p in zip(tested, holm([columns[i].p for i in tested]), strict=True):
-        c = columns[i]
-        large, sure = c.psi >= psi_limit, p <= false_alarm_rate
-        why = {
-            (True, True): f"index {c.psi:.3f} is over {psi_limit:g} (adjusted p {p:.2g})",
-            (True, False): f"index {c.psi:.3f} is over {psi_limit:g}, but may be chance (adjusted p {p:.2g})",
-        }.get((large, sure), "")
-        judged[i] = replace(c, p_adjusted=p, outcome="drifted" if large and sure else "ok", why=why)
+    tested = [i for i, c in enumerate(columns) if c.outcome != "too few"]
+    families = [[i for i in tested if (columns[i].kind == "score") == score] for score in (True, False)]
+    families = [family for family in families if family]
+    for family in families:
+        most = false_alarm_rate / (len(families) * len(family))
+        for i in family:
+            if columns[i].p_least > most:
+                judged[i] = replace(columns[i], outcome="too few", why=_few_clusters(columns[i], most))
+        rest = [i for i in family if judged[i].outcome != "too few"]
+        for i, p in zip(rest, holm([columns[i].p for i in rest]), strict=True):
+            judged[i] = _judged(columns[i], min(1.0, len(families) * p), psi_limit, false_alarm_rate)
     return judged
+
+
+def _few_clusters(column: ColumnDrift, most: float) -> str:
+    return (
+        f"{column.clusters} clusters against {column.reference_clusters}: whatever is in them, p is at least "
+        f"{column.p_least:.2g}, and at most {most:.2g} would rule out chance"
+    )
+
+
+def _judged(column: ColumnDrift, p: float, psi_limit: float, rate: float) -> ColumnDrift:
+    large, sure = column.psi >= psi_limit, p <= rate
+    why = {
+        (True, True): f"index {column.psi:.3f} is over {psi_limit:g} (adjusted p {p:.2g})",
+        (True, False): f"index {column.psi:.3f} is over {psi_limit:g}, but may be chance (adjusted p {p:.2g})",
+    }.get((large, sure), "")
+    return replace(column, p_adjusted=p, outcome="drifted" if large and sure else "ok", why=why)
 
 
 def _reference_counts(reference: Mapping[str, Any]) -> list[float]:
@@ -273,9 +298,11 @@ def _bin_names(reference: Mapping[str, Any]) -> list[str]:
     return [f"< {edges[0]:g}", *(f"{a:g} … {b:g}" for a, b in pairwise(edges)), f"≥ {edges[-1]:g}"]
 
 
-def _smooth(counts: Counts) -> Counts:
-    shares: Counts = (counts + 0.5) / (counts + 0.5).sum()
-    return shares
+def _indices(reference: Counts, current: Counts) -> Counts:
+    """Population stability index over the last axis."""
+    p, q = ((c + 0.5) / (c + 0.5).sum(axis=-1, keepdims=True) for c in (reference, current))
+    found: Counts = ((q - p) * np.log(q / p)).sum(axis=-1)
+    return found
 
 
 def _ks_p(distance: float, n: float, m: float) -> float:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from airloop.contract import Interval
-from airloop.errors import BadArgument, SchemaMismatch
+from airloop.errors import BadArgument, NotFound, SchemaMismatch
 from airloop.frame import StepContext, StepResult, step
 from airloop.registry.refs import ModelRef
+from airloop.steps.live_quality import WIDTHS, bounds, during, live_quality, places
 from airloop.warehouse.refs import TableRef
 
 if TYPE_CHECKING:
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
 EVENT_TIME = "event_time"
 PREDICTION = "(prediction)"
 """Name of the score among the columns."""
-CONFIDENCE = 0.95
 
 
 @step(libraries=("numpy", "duckdb"))
@@ -51,9 +53,9 @@ def detect_drift(
     """Compare an interval's features and predictions with the model's training data, and measure its quality.
 
     A column has drifted if its population stability index reaches ``psi_limit`` and chance is ruled out at
-    ``false_alarm_rate`` over all columns together. Quality is measured on predictions whose labels became known within
-    the interval, each label once however late it came. An event is announced when a limit is crossed. Without a model
-    there is no drift.
+    ``false_alarm_rate`` over all columns together, by dealing days anew. Quality is measured on predictions
+    whose labels became known within the interval, each label once however late it came. An event is announced when a
+    limit is crossed. Without a model there is no drift.
 
     :param model: whose training data is the reference; ``NAME@champion`` is the champion as of the interval's start.
     :param current: table with the model's features; its rows of the interval are compared.
@@ -65,7 +67,8 @@ def detect_drift(
     :param psi_limit: population stability index that counts as drift, if it is significant too.
     :param false_alarm_rate: chance of a false alarm over all columns together.
     :param cluster: rows that are not independent of each other: those of a ``day`` (24 hours, from the interval's
-        start), of an ``hour``, or none. They count for as many independent rows as they are worth.
+        start), of an ``hour``, or none. With days, an interval of one day is not judged, neither for drift nor for
+        quality: how much days differ by chance cannot be seen in it.
     :param min_rows: with fewer rows nothing is judged.
     :param metric: the metric whose loss raises an alarm; the others are only recorded.
     :param max_quality_drop: loss against the model's validation rows, in the metric's unit, that is put up with.
@@ -84,10 +87,14 @@ def detect_drift(
         drift["reason"] = f"there was no {model.name} model yet when the interval began: nothing to compare with"
         ctx.log.info("No drift: %s", drift["reason"])
     else:
-        columns = _drift(ctx, loaded, str(model), current, predictions, interval, min_rows, ignore, cluster)
+        columns = _drift(
+            ctx, loaded, str(model), current, predictions, interval, min_rows, ignore, cluster, false_alarm_rate
+        )
         columns = judge(columns, psi_limit=psi_limit, false_alarm_rate=false_alarm_rate)
         drift["columns"] = [_plain(c) for c in columns]
-    quality = _quality(ctx, loaded, str(model), predictions, labels, interval, metric, max_quality_drop, min_rows)
+    quality = live_quality(
+        ctx, loaded, model, predictions, labels, interval, metric, max_quality_drop, min_rows, cluster
+    )
     watched = {str(t): t for t in (current, predictions, labels, *watch) if t is not None}
     freshness = [_freshness(ctx, t, interval, oldest) for t in watched.values()]
 
@@ -130,7 +137,9 @@ def _drift(
     min_rows: int,
     ignore: Sequence[str],
     cluster: str,
+    rate: float,
 ) -> list[ColumnDrift]:
+    from airloop.domain.deals import draws_for
     from airloop.domain.drift import column_drift
 
     unknown = sorted(set(ignore) - set(model.feature_names))
@@ -144,49 +153,98 @@ def _drift(
             f"{current} has no column {', '.join(missing)}, which {uri} was trained on",
             "pass the training set or a table with the model's features",
         )
-    tallies = _tally(ctx, current, references, _during(interval), interval, cluster)
-    found = [column_drift(n, references[n], counts, min_rows=min_rows) for n, counts in tallies.items()]
+    within = during(interval)
+    tallies = _tally(_rows(ctx, current, references, within, cluster), references, interval.start, cluster)
+    kinds: dict[str, str] = {}
     if predictions is not None:
         score = {"score": model.reference["score"]}
-        where = f"{_during(interval)} AND model_version = '{uri}'"
-        counts = _tally(ctx, predictions, score, where, interval, cluster)["score"]
-        found.append(column_drift(PREDICTION, score["score"], counts, min_rows=min_rows, kind="score"))
+        references = references | {PREDICTION: score["score"]}
+        kinds[PREDICTION] = "score"
+        scored = _rows(ctx, predictions, score, f"{within} AND model_version = '{uri}'", cluster)
+        tallies[PREDICTION] = _tally(scored, score, interval.start, cluster)["score"]
+    before: Mapping[str, Counts] = {}
+    unread = ""
+    if cluster:
+        try:
+            before = _before(ctx, model, references, interval.start, cluster)
+        except (NotFound, SchemaMismatch) as error:
+            # The rows were erased or moved since; a monitor must not stop the loop for that.
+            unread = f"the {cluster}s of the training data cannot be counted: {error}"
+            ctx.log.warning("No drift: %s", unread)
+    draws = draws_for(len(tallies), rate)
+    found = [
+        column_drift(
+            n, references[n], counts if before else _summed(counts), before.get(n), min_rows=min_rows,
+            kind=kinds.get(n, ""), draws=draws,
+        )
+        for n, counts in tallies.items()
+    ]  # fmt: skip
+    return [replace(c, outcome="too few", why=unread) for c in found] if unread else found
+
+
+def _summed(counts: Counts) -> Counts:
+    total: Counts = counts.sum(axis=0)
+    return total
+
+
+def _before(
+    ctx: StepContext, model: Model, references: Mapping[str, Any], start: datetime, cluster: str
+) -> dict[str, Counts]:
+    """
+    The rows that the model's reference was made of, by cluster: features of the training rows, scores of those that
+    it was not fitted on.
+
+    :raises NotFound: the training table is not there any more, or not in that state.
+    :raises SchemaMismatch: it has no times.
+    """
+    import pyarrow as pa
+
+    examples = TableRef.parse(str(model.bundle["examples"]))
+    ctx.warehouse.resolve(examples)
+    if EVENT_TIME not in ctx.warehouse.schema(examples).names:
+        raise SchemaMismatch(f"{examples} has no column {EVENT_TIME}", "build it with build_training_set")
+    features = {n: r for n, r in references.items() if n != PREDICTION}
+    rows = _rows(ctx, examples, features, "split = 'train'", cluster)
+    counts = _tally(rows, features, start, cluster)
+    if PREDICTION in references:
+        unseen = "validation" if model.bundle["rows_validation"] else "train"
+        names = list(dict.fromkeys([*model.feature_names, EVENT_TIME]))
+        seen = ctx.warehouse.scan(examples, columns=names, where=f"split = '{unseen}'")
+        scored = (
+            pa.record_batch({"score": pa.array(model.predict(batch)), EVENT_TIME: batch.column(EVENT_TIME)})
+            for batch in seen
+        )
+        counts[PREDICTION] = _tally(scored, {"score": references[PREDICTION]}, start, cluster)["score"]
+    return counts
+
+
+def _rows(
+    ctx: StepContext, ref: TableRef, references: Mapping[str, Any], where: str, cluster: str
+) -> Iterable[pa.RecordBatch]:
+    columns = list(dict.fromkeys([*references, *([EVENT_TIME] if cluster else [])]))
+    found: Iterable[pa.RecordBatch] = ctx.warehouse.scan(ref, columns=columns, where=where)
     return found
 
 
 def _tally(
-    ctx: StepContext, ref: TableRef, references: dict[str, Any], where: str, interval: Interval, cluster: str
+    batches: Iterable[pa.RecordBatch], references: Mapping[str, Any], start: datetime, cluster: str
 ) -> dict[str, Counts]:
-    """Rows by cluster, bin and column, a chunk of the table in memory at a time."""
+    """Rows by cluster, bin and column, a chunk of the table in memory at a time; one row of counts without clusters."""
     import numpy as np
-    import pyarrow as pa
 
     from airloop.domain.drift import tally
 
-    width = {"day": timedelta(days=1), "hour": timedelta(hours=1)}.get(cluster)
-    size = 1 if width is None else -(-(interval.end - interval.start) // width)
-    reader = ctx.warehouse.scan(ref, columns=[*references, *([EVENT_TIME] if width else [])], where=where)
-
-    def count(name: str, column: pa.Array, places: NDArray[Any] | None) -> Counts:
-        return tally(references[name], _values(column, references[name]), places, size)
-
-    empty = None if width is None else np.empty(0, dtype=np.intp)
-    counts = {n: count(n, pa.array([], reader.schema.field(n).type), empty) for n in references}
-    for batch in reader:
-        places = None if width is None else _places(batch.column(EVENT_TIME), interval.start, width)
-        for name in references:
-            counts[name] += count(name, batch.column(name), places)
-    return counts
-
-
-def _places(times: pa.Array, start: datetime, width: timedelta) -> NDArray[Any]:
-    """How many widths after the interval's start each row is."""
-    import numpy as np
-    import pyarrow as pa
-
-    micros = times.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
-    first = (start - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-    return np.asarray((micros - first) // (width // timedelta(microseconds=1)), dtype=np.intp)
+    found: dict[int, dict[str, Counts]] = {}
+    for batch in batches:
+        at = places(batch.column(EVENT_TIME), start, WIDTHS[cluster]) if cluster else np.zeros(len(batch), np.intp)
+        there, index = np.unique(at, return_inverse=True)
+        for name, reference in references.items():
+            counted = tally(reference, _values(batch.column(name), reference), index, len(there))
+            for place, counts in zip(there.tolist(), counted, strict=True):
+                own = found.setdefault(place, {})
+                own[name] = own[name] + counts if name in own else counts
+    none = {name: tally(reference, np.empty(0)) for name, reference in references.items()}
+    return {name: np.array([c[name] for _, c in sorted(found.items())] or [none[name]]) for name in references}
 
 
 def _values(column: pa.Array, reference: dict[str, Any]) -> NDArray[Any]:
@@ -200,95 +258,6 @@ def _values(column: pa.Array, reference: dict[str, Any]) -> NDArray[Any]:
     return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
-def _quality(
-    ctx: StepContext,
-    model: Model | None,
-    uri: str,
-    predictions: TableRef | None,
-    labels: TableRef | None,
-    interval: Interval,
-    metric: str,
-    max_drop: float,
-    min_rows: int,
-) -> dict[str, Any]:
-    """Quality by model version, of the labels that became known within the interval."""
-    if predictions is None or labels is None:
-        return {"models": [], "unlabelled": 0, "reason": "quality needs predictions and labels"}
-    target = model.target if model is not None else "label"
-    keys = [k for k in ctx.warehouse.key(predictions.name) if k in ctx.warehouse.schema(labels).names]
-    if not keys:
-        raise SchemaMismatch(
-            f"{predictions.name} and {labels.name} share no key column",
-            "key both tables by the columns that identify an entity",
-        )
-    on = " AND ".join(f'p."{k}" IS NOT DISTINCT FROM l."{k}"' for k in keys)
-    start, end = _bounds(interval)
-    known = (
-        f'SELECT p.model_version AS version, p.score AS score, l."{target}"::DOUBLE AS label, '
-        f"epoch_us(p.event_time) AS moment FROM predictions p JOIN labels l ON {on} "
-        f'WHERE l.arrival_time >= {start} AND l.arrival_time < {end} AND l."{target}" IS NOT NULL ORDER BY ALL'
-    )
-    unknown = (
-        f"SELECT count(*) FROM predictions p WHERE p.{_during(interval)} AND NOT EXISTS "
-        f"(SELECT 1 FROM labels l WHERE {on} AND l.arrival_time < {end})"
-    )
-    with ctx.warehouse.duckdb({"predictions": predictions, "labels": labels}, workdir=ctx.workdir) as connection:
-        rows = connection.sql(known).to_arrow_table()
-        unlabelled = connection.sql(unknown).fetchall()[0][0]
-    versions = rows.column("version").unique().to_pylist()
-    found = []
-    for version in versions:
-        own = model if model is not None and version == uri else None
-        found.append(_quality_of(rows, version, own, metric, max_drop, min_rows))
-    reason = {} if found else {"reason": "no prediction got its label within the interval"}
-    return {"models": found, "unlabelled": int(unlabelled), **reason}
-
-
-def _quality_of(
-    rows: pa.Table, version: str, model: Model | None, metric: str, max_drop: float, min_rows: int
-) -> dict[str, Any]:
-    import numpy as np
-    import pyarrow.compute as pc
-
-    from airloop.domain.bootstrap import metric_interval, seed_of
-    from airloop.domain.calibration import calibration
-    from airloop.domain.metrics import METRICS, all_metrics
-
-    own = rows.filter(pc.equal(rows.column("version"), version))
-    labels, scores = (own.column(n).to_numpy().astype(np.float64) for n in ("label", "score"))
-    moments = own.column("moment").to_numpy()
-    days = (moments - moments.min()) // 86_400_000_000
-    result: dict[str, Any] = {
-        "version": version,
-        "rows": len(labels),
-        "positives": int(labels.sum()),
-        "metrics": all_metrics(labels, scores),
-        "calibration": calibration(labels, scores),
-        "judged": None,
-        "crossed": False,
-        "why": "",
-    }
-    if len(labels) < min_rows:
-        return result | {"why": f"{version}: {len(labels):,} labels, at least {min_rows:,} are needed"}
-    seed = seed_of(labels, scores)
-    sure = metric_interval(labels, scores, metric=METRICS[metric], clusters=days, confidence=CONFIDENCE, seed=seed)
-    if sure is None:
-        return result | {"why": f"{version}: {metric} is not defined for {len(labels):,} labels"}
-    reference = None if model is None else model.bundle["metrics"].get(f"validation_{metric}")
-    judged = {"metric": metric, "value": sure.estimate, "low": sure.low, "high": sure.high, "reference": reference}
-    if reference is None:
-        return result | {"judged": judged | {"limit": None}}
-    better = METRICS[metric].higher_is_better
-    limit = reference - max_drop if better else reference + max_drop
-    # Even the end of the interval that is kinder to the model is beyond the limit.
-    crossed = sure.high < limit if better else sure.low > limit
-    why = (
-        f"{metric} of {version} is {sure.estimate:.4f} [{sure.low:.4f}, {sure.high:.4f}] on {len(labels):,} labels, "
-        f"it was {reference:.4f} in validation; limit {limit:.4f}"
-    )
-    return result | {"judged": judged | {"limit": limit}, "crossed": bool(crossed), "why": why if crossed else ""}
-
-
 def _freshness(ctx: StepContext, ref: TableRef, interval: Interval, oldest: timedelta | None) -> dict[str, Any]:
     """How old the newest row is that was known when the interval ended."""
     there = ctx.warehouse.schema(ref).names
@@ -297,7 +266,7 @@ def _freshness(ctx: StepContext, ref: TableRef, interval: Interval, oldest: time
     if not known:
         return result | {"why": f"{ref.name} has neither arrival_time nor event_time"}
     with ctx.warehouse.duckdb({"watched": ref}, workdir=ctx.workdir) as connection:
-        sql = f"SELECT max({known}) FROM watched WHERE {known} < {_bounds(interval)[1]}"
+        sql = f"SELECT max({known}) FROM watched WHERE {known} < {bounds(interval)[1]}"
         newest: datetime | None = connection.sql(sql).fetchall()[0][0]
     if newest is None:
         stale = oldest is not None
@@ -321,7 +290,7 @@ def _plain(column: ColumnDrift) -> dict[str, Any]:
 _COMMON = (("model", "string"), ("interval_start", "time"), ("interval_end", "time"))
 _DRIFT = (
     *_COMMON, ("version", "string"), ("kind", "string"), ("column", "string"), ("statistic", "string"),
-    ("value", "double"), ("p", "double?"), ("limit", "double?"), ("crossed", "bool"), ("rows", "long"),
+    ("value", "double?"), ("p", "double?"), ("limit", "double?"), ("crossed", "bool"), ("rows", "long"),
     ("reference_rows", "long?"),
 )  # fmt: skip
 _QUALITY = (
@@ -353,7 +322,7 @@ def _drift_rows(
         {"version": version, "kind": "freshness", "column": f["table"], "statistic": "age_hours",
          "value": f["age_hours"], "limit": limit, "crossed": f["stale"], "rows": 0}
         for f in freshness
-        if f["age_hours"] is not None
+        if f["age_hours"] is not None or f["stale"]
     ]  # fmt: skip
     return rows
 
@@ -387,18 +356,26 @@ def _write(
     schema = pa.schema([pa.field(n, types[t.rstrip("?")], nullable=t.endswith("?")) for n, t in columns])
     common = {"model": model, "interval_start": interval.start, "interval_end": interval.end}
     filled = [{n: (common | row).get(n) for n, _ in columns} for row in rows]
+    _loosen(ctx, name, schema)
     ctx.warehouse.ensure(name, schema, key=("model", "interval_start", "interval_end", *key))
-    start, end = _bounds(interval)
+    start, end = bounds(interval)
     where = f"model = '{model}' AND interval_start = {start} AND interval_end = {end}"
     data = pa.Table.from_pylist(filled, schema=schema)
     return ctx.warehouse.commit(name, data, key=ctx.key, mode="replace", replace_where=where).ref
 
 
-def _bounds(interval: Interval) -> tuple[str, str]:
-    """Start and end as DuckDB writes times."""
-    return f"TIMESTAMPTZ '{interval.start.isoformat()}'", f"TIMESTAMPTZ '{interval.end.isoformat()}'"
+def _loosen(ctx: StepContext, name: str, schema: pa.Schema) -> None:
+    """Let columns be NULL that an earlier airloop required."""
+    if not ctx.warehouse.exists(name):
+        return
+    from pyiceberg.exceptions import CommitFailedException
 
-
-def _during(interval: Interval) -> str:
-    start, end = _bounds(interval)
-    return f"event_time BETWEEN {start} AND {end} - INTERVAL 1 MICROSECOND"
+    table = ctx.warehouse.table(name)
+    free = [f.name for f in schema if f.nullable]
+    tight = [f.name for f in table.schema().fields if f.required and f.name in free]
+    # Another run may have done it meanwhile; if not, what is declared differs from the table, and that is said.
+    with suppress(CommitFailedException):
+        if tight:
+            with table.update_schema() as update:
+                for column in tight:
+                    update.update_column(column, required=False)

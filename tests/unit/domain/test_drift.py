@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
+from airloop.domain.deals import least_p, p_of_deals
 from airloop.domain.drift import (
     ColumnDrift,
     binned_kolmogorov_smirnov,
@@ -34,6 +37,10 @@ def reference_of(values: np.ndarray, bins: int = 10) -> dict[str, Any]:
         "counts": counts.tolist(),
         "missing": int(np.isnan(values).sum()),
     }
+
+
+def by_day(reference: dict[str, Any], days: list[np.ndarray]) -> np.ndarray:
+    return np.array([tally(reference, day) for day in days])
 
 
 def drift(column: str, reference: dict[str, Any], values: np.ndarray) -> ColumnDrift:
@@ -165,20 +172,35 @@ def test_a_reference_that_does_not_fit_is_an_error() -> None:
 
 
 def test_false_alarms_of_1000_undrifted_windows_stay_under_the_stated_rate() -> None:
-    """Thirty columns each, all together; 20 references with 50 windows each."""
+    """Thirty columns each, all together; ten windows against each reference."""
     assert sum(bool(drift_outcome(i, rows=300, reference_rows=3000)) for i in range(1000)) <= 10
+
+
+@pytest.mark.parametrize(("days", "alike"), [(5, 0.9), (7, 0.5), (28, 0.9)])
+def test_days_that_differ_raise_no_false_alarms(days: int, alike: float) -> None:
+    """5 or more of 120 at 1 % have a chance of 0.8 %; a design effect and its chi-square test alarm in most windows."""
+    world: dict[str, Any] = {"rows": 40 * days, "days": days, "alike": alike, "reference_rows": 3600}
+    assert sum(bool(drift_outcome(i, **world)) for i in range(120)) <= 4
 
 
 def test_it_is_the_significance_that_keeps_alarms_out() -> None:
     """With next to no limit to the index the rate is still kept: 6 or more of 150 at 1 % have a chance of 0.4 %."""
-    assert sum(bool(drift_outcome(i, rows=500, reference_rows=5000, psi_limit=1e-4)) for i in range(150)) <= 5
+    world: dict[str, Any] = {"rows": 500, "reference_rows": 5000, "psi_limit": 1e-4}
+    assert sum(bool(drift_outcome(i, **world)) for i in range(150)) <= 5
+    assert sum(bool(drift_outcome(i, alike=0.5, **world)) for i in range(150)) <= 5
 
 
-def test_rows_of_a_day_count_for_what_they_are_worth() -> None:
-    """The control: a window of 2,000 rows of which each comes ten times alarms, unless the gate is told the days."""
-    world = {"rows": 2000, "repeats": 10, "reference_rows": 5000}
-    assert sum(bool(drift_outcome(i, clustered=False, **world)) for i in range(30)) > 10
-    assert sum(bool(drift_outcome(i, **world)) for i in range(30)) <= 1
+def test_days_of_other_sizes_raise_no_false_alarms() -> None:
+    """A window of a tenth of the reference's rows a day, and one of four times as many."""
+    for rows in (100, 4000):
+        world: dict[str, Any] = {"rows": rows, "days": 10, "reference_rows": 9000, "alike": 0.3, "psi_limit": 1e-4}
+        assert sum(bool(drift_outcome(i, **world)) for i in range(100)) <= 4
+
+
+def test_the_control_alarms() -> None:
+    """The gate that is not told the days takes rows for independent."""
+    world: dict[str, Any] = {"rows": 700, "days": 7, "alike": 0.5, "reference_rows": 3600}
+    assert sum(bool(drift_outcome(i, clustered=False, **world)) for i in range(20)) > 15
 
 
 FOUND = {
@@ -218,7 +240,71 @@ def test_tally_by_cluster() -> None:
 
 
 def test_few_clusters_are_not_judged() -> None:
-    reference = reference_of(np.random.default_rng(0).standard_normal(5000))
-    counts = tally(reference, np.full(900, 9.0), np.arange(900) // 300, 3)
-    (few,) = judge([column_drift("x", reference, counts)])
-    assert (few.outcome, few.why) == ("too few", "3 clusters, at least 5 are needed")
+    """One day of 91 is the most extreme one by chance in 1 of 91 windows, however far it is."""
+    generator = np.random.default_rng(0)
+    reference = reference_of(generator.standard_normal(9000))
+    before = by_day(reference, [generator.standard_normal(100) for _ in range(90)])
+    for days, outcome in ((1, "too few"), (2, "drifted")):
+        current = by_day(reference, [np.full(300, 9.0)] * days)
+        (found,) = judge([column_drift("x", reference, current, before)])
+        assert (found.outcome, found.clusters, found.reference_clusters) == (outcome, days, 90)
+    current = by_day(reference, [np.full(300, 9.0)])
+    (few,) = judge([column_drift("x", reference, current, before)])
+    assert (
+        few.why
+        == "1 clusters against 90: whatever is in them, p is at least 0.011, and at most 0.01 would rule out chance"
+    )
+    # Two days are enough for one column, and not for a hundred.
+    two = column_drift("x", reference, by_day(reference, [np.full(300, 9.0)] * 2), before)
+    assert {c.outcome for c in judge([two] * 100)} == {"too few"}
+
+
+def test_half_of_the_rate_is_the_predictions() -> None:
+    generator = np.random.default_rng(0)
+    reference = reference_of(generator.standard_normal(9000))
+    before = by_day(reference, [generator.standard_normal(100) for _ in range(6)])
+    current = by_day(reference, [3 + generator.standard_normal(100) for _ in range(7)])
+    features = [column_drift(f"f{i}", reference, current, before) for i in range(30)]
+    score = column_drift("(prediction)", reference, current, before, kind="score")
+    *others, prediction = judge([*features, score])
+    assert prediction.p_least == 1 / math.comb(13, 6)
+    assert prediction.outcome == "drifted"
+    assert prediction.p_adjusted == pytest.approx(2 * prediction.p)
+    assert {c.outcome for c in others} == {"too few"}
+
+
+def test_days_count_and_not_their_rows() -> None:
+    """All rows of a day are the same: a million of them a day say no more than ten."""
+    generator = np.random.default_rng(1)
+    reference = {"kind": "number", "edges": [-0.5, 0.5], "counts": [3000] * 3, "missing": 0}
+    days = [np.searchsorted([-0.5, 0.5], generator.standard_normal(g), side="right") for g in (90, 7)]
+    few, many = ([np.eye(4)[d] * rows for d in days] for rows in (40, 1_000_000))
+    found = [column_drift("x", reference, current, before) for before, current in (few, many)]
+    assert found[0].p == pytest.approx(found[1].p, rel=0.3)
+    assert found[1].p > 0.05
+    assert column_drift("x", reference, many[1].sum(axis=0)).p < 1e-6
+
+
+def test_both_sides_are_counted_alike() -> None:
+    reference = {"kind": "number", "edges": [0.0], "counts": [5, 5], "missing": 0}
+    with pytest.raises(ValueError, match="both sides are counted by cluster, or none"):
+        column_drift("x", reference, np.ones((9, 3)))
+
+
+def test_p_of_deals_is_that_of_all_deals() -> None:
+    """Few days: all of their deals can be looked at."""
+    generator = np.random.default_rng(5)
+    days = generator.multinomial(30, [0.4, 0.3, 0.3], 9).astype(float)
+
+    def index(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        shares = (x / x.sum(axis=-1, keepdims=True) for x in (a, b))
+        found: np.ndarray = np.abs(np.subtract(*shares)).sum(axis=-1)
+        return found
+
+    seen = index(days[:6].sum(axis=0), days[6:].sum(axis=0))
+    deals = [list(chosen) for chosen in itertools.combinations(range(9), 3)]
+    all_of_them = [index(days.sum(axis=0) - days[d].sum(axis=0), days[d].sum(axis=0)) >= seen - 1e-9 for d in deals]
+    # Drawing stops when ten deals were as far apart, so the share is that of few draws.
+    found = p_of_deals(days[:6], days[6:], index, draws=20_000)
+    assert found == pytest.approx(np.mean(all_of_them), rel=0.5)
+    assert least_p(6, 3, 20_000) == 1 / len(deals)

@@ -209,6 +209,121 @@ def test_labels_count_once_when_they_become_known(
     assert not quality["crossed"]
 
 
+def test_both_sides_are_counted_by_day(run_step: Runner, warehouse: Warehouse, model: str, loaded: Model) -> None:
+    """The days of the training data are those rows of its own table that the reference was made of."""
+    rows = flights(FEBRUARY)
+    table = put(warehouse, "training.days", rows)
+    predictions = put(warehouse, "predictions.days", scored(rows, model, by=loaded))
+    for cluster, clusters in (("day", (28, 20, 8)), ("", (None, None, None))):
+        found = run_step(
+            "detect_drift", model=model, current=table, predictions=predictions, interval=FEBRUARY, cluster=cluster
+        )
+        columns = {c["column"]: c for c in found["details"]["drift"]["columns"]}
+        assert columns["wind"]["reference_rows"] == columns["night"]["reference_rows"] == loaded.bundle["rows_train"]
+        assert columns["(prediction)"]["reference_rows"] == loaded.bundle["rows_validation"]
+        counted = (columns["wind"]["clusters"], columns["wind"]["reference_clusters"])
+        assert (*counted, columns["(prediction)"]["reference_clusters"]) == clusters
+        kept = loaded.reference["features"]["carrier"]["counts"]
+        shares = {b["bin"]: b["reference"] for b in columns["carrier"]["bins"]}
+        assert shares == pytest.approx({name: n / sum(kept.values()) for name, n in kept.items()})
+        assert {c["outcome"] for c in columns.values()} == {"ok"}
+
+
+def test_days_that_cannot_be_counted_are_said(
+    run_step: Runner, warehouse: Warehouse, config: Config, loaded: Model
+) -> None:
+    arguments = {
+        "examples": put(warehouse, "training.gone", flights(JANUARY, seed=5)),
+        "features": ["wind", "carrier"],
+        "hyperparameters": {"n_estimators": 5, "max_depth": 2},
+    }
+    receipt, error = execute(load("train"), Call("train", arguments), config, Redactor([]))
+    assert error is None, error
+    manifest = json.loads(Path(receipt.manifest.removeprefix("file://")).read_bytes())
+    orphan = str(manifest["outputs"]["model"]["reference"])
+    warehouse._catalog.drop_table("training.gone")
+    table = put(warehouse, "training.after", flights(FEBRUARY, shift=3))
+    found = run_step("detect_drift", model=orphan, current=table, interval=FEBRUARY)
+    columns = found["details"]["drift"]["columns"]
+    assert {c["outcome"] for c in columns} == {"too few"}
+    assert columns[0]["why"].startswith("the days of the training data cannot be counted: there is no table training.g")
+    found = run_step("detect_drift", model=orphan, current=table, interval=FEBRUARY, cluster="")
+    assert {c["column"]: c["outcome"] for c in found["details"]["drift"]["columns"]}["wind"] == "drifted"
+
+
+def test_the_quality_of_one_day(run_step: Runner, warehouse: Warehouse, model: str, loaded: Model) -> None:
+    """One day says nothing of how days differ; by the hour, and by the row, a loss is seen."""
+    rows = flights(FEBRUARY, rows=28_000, seed=3, noise=9.0)
+    day = Interval(datetime(2013, 2, 5, 5, tzinfo=UTC), datetime(2013, 2, 6, 5, tzinfo=UTC))
+    rows = rows.set_column(rows.column_names.index("arrival_time"), "arrival_time", rows.column("event_time"))
+    labels = put(warehouse, "labels.daily", rows)
+    predictions = put(warehouse, "predictions.daily", scored(rows, model, by=loaded))
+
+    def quality(cluster: str) -> dict[str, Any]:
+        found = run_step(
+            "detect_drift", model=model, current=labels, predictions=predictions, labels=labels, interval=day,
+            cluster=cluster,
+        )  # fmt: skip
+        return dict(found["details"]["quality"]["models"][0])
+
+    daily = quality("day")
+    assert daily["judged"] is None
+    assert daily["why"] == f"{model}: {daily['rows']:,} labels of 1 day, at least 2 days are needed"
+    for cluster in ("hour", ""):
+        found = quality(cluster)
+        assert found["crossed"]
+        assert found["judged"]["high"] < found["judged"]["limit"]
+
+
+def test_labels_of_one_class(run_step: Runner, warehouse: Warehouse, model: str, loaded: Model) -> None:
+    rows = flights(FEBRUARY, seed=4)
+    rows = rows.set_column(rows.column_names.index("label"), "label", pa.array(np.zeros(len(rows), np.int64)))
+    labels = put(warehouse, "labels.none_late", rows)
+    predictions = put(warehouse, "predictions.none_late", scored(rows, model, by=loaded))
+    found = run_step(
+        "detect_drift", model=model, current=labels, predictions=predictions, labels=labels, interval=FEBRUARY
+    )
+    assert found["details"]["quality"]["models"][0]["why"].endswith("labels are 0, roc_auc needs both classes")
+
+
+def test_the_answer_has_another_name(run_step: Runner, warehouse: Warehouse, model: str, loaded: Model) -> None:
+    """Before the first model nobody knows which column it is; after it, a table without it is the wrong one."""
+    rows = flights(JANUARY, seed=6)
+    renamed = rows.rename_columns(["is_late" if n == "label" else n for n in rows.column_names])
+    labels = put(warehouse, "labels.renamed", renamed)
+    predictions = put(warehouse, "predictions.renamed", scored(rows, model, by=loaded))
+    arguments: dict[str, Any] = {
+        "current": labels, "predictions": predictions, "labels": labels, "interval": JANUARY,
+        "table": "monitoring.renamed", "quality_table": "monitoring.renamed_quality",
+    }  # fmt: skip
+    found = run_step("detect_drift", model="delay@champion", **arguments)
+    reason = "there is no delay model yet to say which column of labels.renamed is the answer, and none is called label"
+    assert found["details"]["quality"] == {"models": [], "unlabelled": 0, "reason": reason}
+    with pytest.raises(
+        SchemaMismatch, match=r"labels\.renamed@\d+ has no column 'label', which model:/run/\w+ predicts"
+    ):
+        run_step("detect_drift", model=model, **arguments)
+
+
+def test_an_empty_table_is_stale_in_the_figures_too(run_step: Runner, warehouse: Warehouse) -> None:
+    """Also where an earlier airloop made the table, which required a value."""
+    table = put(warehouse, "training.empty", flights(FEBRUARY))
+    found: dict[str, Any] = {}
+    for interval in (FEBRUARY, JANUARY):
+        found = run_step(
+            "detect_drift", model=NONE, current=table, interval=interval, max_age="1d", table="monitoring.empty"
+        )
+        if interval == FEBRUARY:
+            with warehouse.table("monitoring.empty").update_schema(allow_incompatible_changes=True) as update:
+                update.update_column("value", required=True)
+    assert found["details"]["crossed"] == ["training.empty has no row known by the interval's end"]
+    (row,) = rows_of(warehouse, "monitoring.empty", JANUARY)
+    assert (row["column"], row["statistic"], row["value"], row["limit"]) == ("training.empty", "age_hours", None, 24)
+    assert row["crossed"]
+    (before,) = rows_of(warehouse, "monitoring.empty", FEBRUARY)
+    assert before["value"] > 0
+
+
 def test_no_model_yet(run_step: Runner, warehouse: Warehouse, model: str, loaded: Model) -> None:
     table = put(warehouse, "training.first", flights(JANUARY))
     empty = put(warehouse, "predictions.none", scored(flights(JANUARY).slice(0, 0), "", by=loaded))
