@@ -13,8 +13,8 @@ import shutil
 import tempfile
 from pathlib import Path, PurePosixPath
 
+from airloop import atomic
 from airloop.errors import BadArgument, NotFound
-from airloop.faults import point
 
 
 class ArtifactStore:
@@ -41,28 +41,7 @@ class ArtifactStore:
         :param only_if_absent: leave an existing file as it is.
         :returns: False if the file existed and was left, else True.
         """
-        target = self.path(name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=".part-", dir=target.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            point(f"artifact:before:{target.name}")
-            if only_if_absent:
-                try:
-                    os.link(temporary, target)
-                except FileExistsError:
-                    return False
-            else:
-                os.replace(temporary, target)
-            _sync_folder(target.parent)
-            point(f"artifact:after:{target.name}")
-            return True
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        return atomic.publish(self.path(name), content, only_if_absent=only_if_absent)
 
     def publish_path(self, name: str, source: Path) -> None:
         """Make a local file, or a folder with all that is in it, visible under ``name`` in one step."""
@@ -74,11 +53,12 @@ class ArtifactStore:
         staging = Path(tempfile.mkdtemp(prefix=".part-", dir=target.parent))
         try:
             _copy(source, staging / "new")
-            if target.exists():
-                # A folder cannot be replaced by rename; its address carries the key, so the content is the same.
-                os.rename(target, staging / "old")
-            os.rename(staging / "new", target)
-            _sync_folder(target.parent)
+            # A rename does not replace a folder. Without an exchange, readers may find none for a moment.
+            if not target.exists() or not atomic.exchange(staging / "new", target):
+                if target.exists():
+                    os.rename(target, staging / "old")
+                os.rename(staging / "new", target)
+            atomic.sync_folder(target.parent)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -120,12 +100,3 @@ def _copy(source: Path, target: Path) -> None:
 def sha256(content: bytes) -> str:
     """SHA-256, hex."""
     return hashlib.sha256(content).hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename itself durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,82 @@
+"""What becomes visible whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from airloop import atomic
+from airloop.warehouse.artifacts import ArtifactStore
+
+NAME = "steps/train/model"
+
+
+def bundle(folder: Path, content: str) -> Path:
+    (folder / content).mkdir(parents=True)
+    for name in ("a", "b"):
+        (folder / content / name).write_text(content)
+    return folder / content
+
+
+def held(store: ArtifactStore) -> set[str]:
+    return {p.read_text() for p in store.path(NAME).iterdir()}
+
+
+def test_a_folder_is_never_missing_while_it_is_replaced(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "store")
+    versions = [bundle(tmp_path, "old"), bundle(tmp_path, "new")]
+    store.publish_path(NAME, versions[0])
+    missing: list[str] = []
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            if not (store.path(NAME) / "a").exists():
+                missing.append("gone")
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for n in range(100):
+        store.publish_path(NAME, versions[(n + 1) % 2])
+    done.set()
+    reader.join()
+    assert not missing
+    assert held(store) == {"old"}
+    assert [p.name for p in store.path(NAME).parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(("when", "left"), [("before", "old"), ("after", "new")])
+def test_a_folder_whose_replacement_was_killed_is_whole(tmp_path: Path, when: str, left: str) -> None:
+    store = ArtifactStore(tmp_path / "store")
+    store.publish_path(NAME, bundle(tmp_path, "old"))
+    program = (
+        "from pathlib import Path; from airloop.warehouse.artifacts import ArtifactStore; "
+        f"ArtifactStore(Path({str(store.root)!r})).publish_path({NAME!r}, Path({str(bundle(tmp_path, 'new'))!r}))"
+    )
+    environment = {**os.environ, "AIRLOOP_FAULT": f"kill@exchange:{when}:model"}
+    killed = subprocess.run([sys.executable, "-c", program], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert held(store) == {left}
+    assert store.names("steps") == [f"{NAME}/a", f"{NAME}/b"]
+
+
+def test_where_names_cannot_be_exchanged_a_folder_is_replaced_in_two_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(atomic, "exchange", lambda one, other: False)
+    store = ArtifactStore(tmp_path / "store")
+    for content in ("old", "new"):
+        store.publish_path(NAME, bundle(tmp_path, content))
+    assert held(store) == {"new"}
+
+
+def test_an_exchange_that_is_refused_changes_nothing(tmp_path: Path) -> None:
+    there = bundle(tmp_path, "there")
+    assert not atomic.exchange(there, tmp_path / "missing")
+    assert (there / "a").read_text() == "there"
