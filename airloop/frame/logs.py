@@ -6,31 +6,10 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from urllib.parse import urlsplit
+from collections.abc import Mapping
 
-from airloop.contract import ENV_LOG_FORMAT, ENV_SECRETS, log_line
-
-MASK = "***"
-
-
-class Redactor:
-    """Replaces known secret values by ``***``."""
-
-    def __init__(self, secrets: Iterable[str]) -> None:
-        # A one-letter "secret" would blank every text; Airflow's own masker has a like threshold.
-        self._secrets = sorted({s for s in secrets if len(s) >= 4}, key=len, reverse=True)
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Redactor:
-        names = environment.get(ENV_SECRETS, "").split(",")
-        passwords = (urlsplit(v).password for n, v in environment.items() if n.startswith("AIRLOOP_") and "://" in v)
-        return cls([*(environment[n] for n in names if environment.get(n)), *filter(None, passwords)])
-
-    def __call__(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, MASK)
-        return text
+from airloop.contract import ENV_LOG_FORMAT, log_line
+from airloop.redact import Redactor as Redactor
 
 
 class _Formatter(logging.Formatter):

@@ -23,9 +23,10 @@ from airloop.contract import ENV_CALL, ENV_LOG_FORMAT, ENV_RECEIPT, ENV_SECRETS,
 from airloop.errors import AirloopError, BadArgument, BadConfiguration, ProcessLost
 from airloop.minder.folder import runtime_folder
 from airloop.minder.wire import Report, Request, receive, send
+from airloop.redact import Redactor
 from airloop_operators.runners.base import Ending, RunOutcome, RunRequest, conclude, read_record
 from airloop_operators.runners.limits import delegated_cgroup, limit_environment
-from airloop_operators.runners.logs import LogStream, Masker
+from airloop_operators.runners.logs import LogStream
 from airloop_operators.runners.warm import WarmServer
 
 log = logging.getLogger("airloop.runner")
@@ -117,7 +118,7 @@ class _Attempt:
         self._request = request
         self._find_server = server
         self._grace_s = grace_s
-        self._mask = Masker(request.secrets.values(), request.environment)
+        self._mask = Redactor.from_environment(payload_environment(request, Path()))
         logger = logging.getLogger("airloop.payload")
         self._streams = {"out": LogStream(logger, self._mask), "err": LogStream(logger, self._mask)}
         self._connection: socket.socket | None = None

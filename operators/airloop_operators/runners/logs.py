@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
-from urllib.parse import quote, quote_plus
 
 from airloop.contract import parse_log_line
+from airloop.redact import Redactor
 
-MASK = "***"
 LINE_LIMIT = 256 * 1024
 """Bytes of one line that are looked at; what is longer is counted and dropped."""
 MESSAGE_LIMIT = 32 * 1024
@@ -17,35 +15,7 @@ MESSAGE_LIMIT = 32 * 1024
 PLAIN_LOGGER = "payload"
 """Logger of lines that are plain output."""
 
-_PASSWORD = re.compile(r"://[^/\s:@]*:([^/\s@]+)@")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f]")
-
-
-class Masker:
-    """
-    Replaces secret values by ``***``, also where they are URL-quoted, escaped or broken into lines.
-
-    :param secrets: the values; those of less than four characters would blank every text and are left.
-    :param environment: variables whose addresses may hold passwords (``scheme://user:password@host``).
-    """
-
-    def __init__(self, secrets: Iterable[str], environment: Mapping[str, str] | None = None) -> None:
-        values = set(secrets)
-        for value in (environment or {}).values():
-            values.update(_PASSWORD.findall(value))
-        forms: set[str] = set()
-        for value in values:
-            for part in (value, *value.splitlines()):
-                # A line of a key is a secret; its "-----END-----" or a closing brace is not worth blanking others for.
-                if part == value or len(part) >= 8:
-                    forms |= {part, part.strip(), quote(part, safe=""), quote_plus(part), repr(part)[1:-1]}
-        self._forms = sorted((f for f in forms if len(f) >= 4), key=len, reverse=True)
-
-    def __call__(self, text: str) -> str:
-        for form in self._forms:
-            if form in text:
-                text = text.replace(form, MASK)
-        return text
 
 
 class LogStream:
@@ -56,7 +26,7 @@ class LogStream:
     :param plain_level: level of lines that are plain output.
     """
 
-    def __init__(self, logger: logging.Logger, mask: Masker, plain_level: int = logging.INFO) -> None:
+    def __init__(self, logger: logging.Logger, mask: Redactor, plain_level: int = logging.INFO) -> None:
         self._logger = logger
         self._mask = mask
         self._plain_level = plain_level
