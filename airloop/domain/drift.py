@@ -246,11 +246,17 @@ def column_drift(
 
 
 def judge(
-    columns: Sequence[ColumnDrift], *, psi_limit: float = 0.2, false_alarm_rate: float = 0.01
+    columns: Sequence[ColumnDrift],
+    *,
+    psi_limit: float = 0.2,
+    false_alarm_rate: float = 0.01,
+    cluster: str = "cluster",
 ) -> list[ColumnDrift]:
     """
     The same columns with those marked that have drifted: index at least ``psi_limit`` and adjusted p at most
     ``false_alarm_rate``, which is the chance that any column is marked where none has drifted.
+
+    :param cluster: what a cluster is, for people: ``day``, ``hour``…
     """
     judged = list(columns)
     tested = [i for i, c in enumerate(columns) if c.outcome != "too few"]
@@ -260,16 +266,17 @@ def judge(
         most = false_alarm_rate / (len(families) * len(family))
         for i in family:
             if columns[i].p_least > most:
-                judged[i] = replace(columns[i], outcome="too few", why=_few_clusters(columns[i], most))
+                judged[i] = replace(columns[i], outcome="too few", why=_few_clusters(columns[i], most, cluster))
         rest = [i for i in family if judged[i].outcome != "too few"]
         for i, p in zip(rest, holm([columns[i].p for i in rest]), strict=True):
             judged[i] = _judged(columns[i], min(1.0, len(families) * p), psi_limit, false_alarm_rate)
     return judged
 
 
-def _few_clusters(column: ColumnDrift, most: float) -> str:
+def _few_clusters(column: ColumnDrift, most: float, cluster: str) -> str:
+    names = cluster if column.clusters == 1 else f"{cluster}s"
     return (
-        f"{column.clusters} clusters against {column.reference_clusters}: whatever is in them, p is at least "
+        f"{column.clusters} {names} against {column.reference_clusters}: whatever is in them, p is at least "
         f"{column.p_least:.2g}, and at most {most:.2g} would rule out chance"
     )
 

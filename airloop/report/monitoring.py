@@ -26,15 +26,15 @@ def drift_section(manifest: Mapping[str, Any] | None, zone: str) -> dict[str, An
     rate = manifest.get("arguments", {}).get("false_alarm_rate")
     crossed = counts.get("crossed", 0)
     return {
-        "style": "calm" if drift.get("reason") and not crossed else "warn" if crossed else "good",
-        "badge": "Nothing to compare" if drift.get("reason") and not crossed else _badge(crossed),
+        "style": "warn" if crossed else "good" if judged else "calm",
+        "badge": _badge(crossed) if crossed or judged else "Nothing to compare" if not found else "Nothing judged",
         "reason": _sentence(drift.get("reason", "")),
         "model": words.version(manifest["inputs"].get("model", {}).get("reference", "")),
         "limit": limit,
         "false_alarm_rate": words.share(rate) if rate else "",
         "judged": len(judged),
         "drifted": sum(c["outcome"] == "drifted" for c in found),
-        "too_few": [c["column"] for c in found if c["outcome"] == "too few"],
+        "not_judged": _not_judged(found),
         "chart": _psi_chart(judged, limit),
         "rest": max(0, len(judged) - BARS),
         "moved": [_moved(c) for c in found if c["outcome"] == "drifted"][:MOVED],
@@ -57,6 +57,15 @@ def drift_section(manifest: Mapping[str, Any] | None, zone: str) -> dict[str, An
 
 def _badge(crossed: int) -> str:
     return words.counted(crossed, "limit") + " crossed" if crossed else "No limit crossed"
+
+
+def _not_judged(found: list[Mapping[str, Any]]) -> list[str]:
+    """Which columns were not judged, by the reason why."""
+    reasons: dict[str, list[str]] = {}
+    for column in found:
+        if column["outcome"] == "too few":
+            reasons.setdefault(column["why"] or "too few rows", []).append(column["column"])
+    return [f"Not judged: {', '.join(names)} ({why})." for why, names in reasons.items()]
 
 
 def _about_column(text: str, found: list[Mapping[str, Any]]) -> bool:

@@ -90,7 +90,7 @@ def detect_drift(
         columns = _drift(
             ctx, loaded, str(model), current, predictions, interval, min_rows, ignore, cluster, false_alarm_rate
         )
-        columns = judge(columns, psi_limit=psi_limit, false_alarm_rate=false_alarm_rate)
+        columns = judge(columns, psi_limit=psi_limit, false_alarm_rate=false_alarm_rate, cluster=cluster or "cluster")
         drift["columns"] = [_plain(c) for c in columns]
     quality = live_quality(
         ctx, loaded, model, predictions, labels, interval, metric, max_quality_drop, min_rows, cluster

@@ -249,10 +249,9 @@ def test_few_clusters_are_not_judged() -> None:
         (found,) = judge([column_drift("x", reference, current, before)])
         assert (found.outcome, found.clusters, found.reference_clusters) == (outcome, days, 90)
     current = by_day(reference, [np.full(300, 9.0)])
-    (few,) = judge([column_drift("x", reference, current, before)])
+    (few,) = judge([column_drift("x", reference, current, before)], cluster="day")
     assert (
-        few.why
-        == "1 clusters against 90: whatever is in them, p is at least 0.011, and at most 0.01 would rule out chance"
+        few.why == "1 day against 90: whatever is in them, p is at least 0.011, and at most 0.01 would rule out chance"
     )
     # Two days are enough for one column, and not for a hundred.
     two = column_drift("x", reference, by_day(reference, [np.full(300, 9.0)] * 2), before)

@@ -268,6 +268,16 @@ def test_a_large_index_that_may_be_chance_is_not_shown_as_drift() -> None:
     assert "hour" in styles["a"][0]
 
 
+def test_what_was_not_judged_is_not_called_fine() -> None:
+    why = "2 days against 40: whatever is in them, p is at least 0.0012, and at most 0.001 would rule out chance"
+    few = [made.column(name, 0.0, "too few") | {"why": why} for name in ("hour", "weather__temp")]
+    drift = made.monitor(drift={"columns": few}, crossed=[])
+    text = shown(made.loop() | {"monitor": drift})["drift"]
+    assert "Nothing judged" in text
+    assert "No limit crossed" not in text
+    assert f"Not judged: hour, weather__temp ({why})." in text
+
+
 def test_limits_other_than_drift_are_said_in_words() -> None:
     stale = "the newest row of labels.arrivals is 3 days old"
     tasks = made.loop() | {"monitor": made.monitor(crossed=["weather__temp: index 0.59 is over 0.2", stale])}
