@@ -42,6 +42,9 @@ RECEIPT_LIMIT = 1024
 CALL_LIMIT = 120 * 1024
 """Bytes. Linux refuses to start a process with one environment string of 128 KiB or more."""
 
+RESERVED_ROLES = frozenset({"step", "key", "status", "manifest", "interval", "counts"})
+"""Parts of a task's result beside its outputs, whose roles have other names."""
+
 
 class Exit(IntEnum):
     """Exit codes of a payload. Any other code is an unclassified failure, which the task's own retries may cure."""

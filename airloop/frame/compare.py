@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from airloop.contract import RunInfo
 from airloop.errors import NotFound
-from airloop.frame.manifest import manifest_at, run_folder, run_record_name
+from airloop.frame.manifest import manifest_at
+from airloop.records import run_folder, run_record_path
 from airloop.warehouse.artifacts import ArtifactStore
 
 Kind = Literal["interval", "input", "argument", "code", "library", "version", "key"]
@@ -108,21 +109,24 @@ def earlier_attempt(store: ArtifactStore, run: RunInfo, interval: Mapping[str, A
     """
     The record of the newest attempt at a task so far, in this run, else in a run of the same interval.
 
+    One that ended before its key was known, or that was ended from outside, has nothing to compare with.
     Only the newest :data:`RUNS_SEARCHED` runs are looked at: it is asked before every step that is not reused.
     """
     if not run.dag_id:
         return None
-    name = run_record_name(run)
+    name = run_record_path(run)
     own = _read(store, name)
-    if own is not None or interval is None:
+    if own is not None and own.get("key"):
         return own
+    if interval is None:
+        return None
     folder = store.path(run_folder(run.dag_id))
     if not folder.is_dir():
         return None
     runs = sorted((p for p in folder.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime, reverse=True)
     for path in runs[:RUNS_SEARCHED]:
         record = _read(store, f"{run_folder(run.dag_id)}/{path.name}/{name.rpartition('/')[2]}")
-        if record is not None and record.get("interval") == interval:
+        if record is not None and record.get("key") and record.get("interval") == interval:
             return record
     return None
 

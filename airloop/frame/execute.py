@@ -1,8 +1,9 @@
 """
 One attempt at one step: bind, resolve, look for the key, run, publish, hand back the receipt.
 
-Whatever happens, the attempt's record says how it ended, as far as the store can be written. A second attempt with
-the same key waits for the first and then finds its manifest.
+Whatever the step does, the attempt's record says how it ended, as far as the store can be written. What ends the whole
+process leaves none: whoever started it sees that and writes it. A second attempt with the same key waits for the first
+and then finds its manifest.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -23,17 +24,27 @@ from pathlib import Path
 from typing import Any
 
 from airloop.config import Config
-from airloop.contract import ENV_RECEIPT, ENV_SPAWNED_AT, Call, Exit, Receipt, RunInfo, attempt_id
-from airloop.errors import AirloopError, BadArgument, ContractBroken, StepSkipped, classify
+from airloop.contract import (
+    ENV_RECEIPT,
+    ENV_SPAWNED_AT,
+    RESERVED_ROLES,
+    Call,
+    Exit,
+    Receipt,
+    RunInfo,
+    attempt_id,
+)
+from airloop.errors import AirloopError, BadArgument, BadConfiguration, ContractBroken, TryAgain, classify
 from airloop.faults import point
 from airloop.frame.archive import archive
 from airloop.frame.compare import Side, differences, earlier_attempt, evidence, sentence
-from airloop.frame.key import Code, canonical, code_of, key_of
+from airloop.frame.key import Code, canonical, changes, code_of, key_of, loaded
 from airloop.frame.logs import Redactor
 from airloop.frame.manifest import (
     describe_outputs,
     masked,
     outputs_exist,
+    plain,
     publish_attempt,
     publish_manifest,
     read_manifest,
@@ -41,6 +52,7 @@ from airloop.frame.manifest import (
 from airloop.frame.running import Announced
 from airloop.frame.step import Step, StepContext, StepResult, resolve
 from airloop.frame.tables import describe_tables, replaced_output
+from airloop.records import status_of
 from airloop.reference import Reference, Scope
 from airloop.warehouse.artifacts import ArtifactStore
 
@@ -78,7 +90,7 @@ def execute(
         if isinstance(caught, KeyboardInterrupt | SystemExit):
             raise
         error = _as_airloop_error(caught, redact)
-        receipt = Receipt(call.attempt, _status(error), key=record.get("key", ""))
+        receipt = Receipt(call.attempt, status_of(error), key=record.get("key", ""))
     record |= {"finished_at": _now(), "seconds": clock.seconds(), "resources": _resources()}
     if error is not None:
         kind, cause = type(error).__name__, type(error.__cause__ or error).__name__
@@ -91,7 +103,7 @@ def execute(
         # The store is full or read-only: the step's own error says so already, or becomes this one.
         log.error("the attempt's record cannot be written: %s", cause)
         error = error or classify(cause) or AirloopError(f"the attempt's record cannot be written: {cause}")
-        receipt = Receipt(receipt.attempt, _status(error), receipt.key)
+        receipt = Receipt(receipt.attempt, status_of(error), receipt.key)
     return receipt, error
 
 
@@ -105,6 +117,9 @@ def _attempt(
     record: dict[str, Any],
     announced: Announced,
 ) -> Receipt:
+    # Before anything large is imported: the less time a deployment has to come in between, the better.
+    code = code_of(step)
+    record["code"] = {"fingerprint": code.fingerprint}
     scope = Scope(config, call.interval)
     bound = step.bind(call.arguments, call.interval)
     # A step with an explicit interval resolves its references as of that interval.
@@ -112,11 +127,9 @@ def _attempt(
         scope = Scope(config, bound["interval"])
     arguments = {name: resolve(value, scope) for name, value in bound.items()}
     announced.resolved()
-    code = code_of(step)
     key = key_of(step, arguments, code)
     record["key"] = key
     record["arguments"] = {name: canonical(value) for name, value in arguments.items()}
-    record["code"] = {"fingerprint": code.fingerprint}
     keyless = [name for name in arguments if not step.parameters[name].in_key]
     if keyless:
         record["keyless"] = keyless
@@ -143,16 +156,15 @@ def _attempt(
                 return Receipt(call.attempt, "reused", key, uri, digest)
             _say_why(store, record, _references("", dict(arguments)), code, reused, redact)
             tree = archive(store, step, arguments, config)
+            _refuse_changed(step, code)
+            imported = loaded(code)
             clock.mark("archive")
             point("run")
             started_at = _now()
             result = step.function(context, **arguments)
             clock.mark("run")
-            if not isinstance(result, StepResult):
-                raise BadArgument(f"step {step.name} returned {type(result).__name__}, not a StepResult")
-            for name, figure in result.metrics.items():
-                if not math.isfinite(figure):
-                    raise BadArgument(f"step {step.name} measured {name} = {figure}", "leave out what is not a number")
+            _check_result(step, result)
+            _refuse_changed(step, code, imported)
             manifest = _manifest(step, call, config, key, arguments, code, tree, result, started_at, clock)
             if point("manifest"):
                 return Receipt(call.attempt, "done", key)
@@ -160,6 +172,46 @@ def _attempt(
             return Receipt(call.attempt, "done", key, uri, digest)
         finally:
             shutil.rmtree(workdir, ignore_errors=True)
+
+
+def _check_result(step: Step, result: Any) -> None:
+    """
+    Refuse a result that nobody could read back; numbers of NumPy become Python's.
+
+    :raises BadArgument: it is none, or a part of it is no JSON, or an output's role is taken.
+    """
+    if not isinstance(result, StepResult):
+        raise BadArgument(f"step {step.name} returned {type(result).__name__}, not a StepResult")
+    taken = sorted(RESERVED_ROLES.intersection(result.outputs))
+    if taken:
+        raise BadArgument(
+            f"step {step.name} returned outputs as {', '.join(taken)}: names of other parts of a task's result",
+            f"give them roles other than {', '.join(sorted(RESERVED_ROLES))}",
+        )
+    for name, figure in result.metrics.items():
+        if not math.isfinite(figure):
+            raise BadArgument(f"step {step.name} measured {name} = {figure}", "leave out what is not a number")
+    for part in ("counts", "metrics", "details", "links", "changed", "event"):
+        setattr(result, part, plain(getattr(result, part), f"step {step.name} returned a result whose {part}"))
+
+
+def _refuse_changed(step: Step, code: Code, imported: Collection[str] = ()) -> None:
+    """
+    Refuse to go on with other code than the key stands for.
+
+    :param imported: modules that were in memory before the step ran: what became of their files did not touch it.
+    :raises TryAgain: a module was replaced on disk since.
+    """
+    try:
+        changed = [name for name in changes(code, code_of(step)) if name not in imported]
+    except (OSError, SyntaxError, BadConfiguration) as cause:
+        # In the middle of a deployment.
+        raise TryAgain(f"step {step.name}: its code is being replaced: {cause}", "run the task again") from cause
+    if changed:
+        raise TryAgain(
+            f"step {step.name}: its code was replaced while it was at work: {', '.join(changed)}",
+            "the next attempt works with the code that is there then",
+        )
 
 
 def _reusable(
@@ -195,15 +247,18 @@ def _say_why(
     :param inputs: paths of arguments that are references.
     :param reason: if it is not a difference between the two.
     """
-    before = earlier_attempt(store, RunInfo(**record["run"]), record["interval"])
-    if before is not None:
-        record["compared_with"] = {"attempt": before["attempt"], "run_id": before["run"]["run_id"]}
     if reason:
         record["not_reused"] = reason
-    elif before is not None:
-        known = {"inputs": inputs, "code": asdict(code)}
-        now = Side.of(record | {"arguments": masked(record["arguments"], redact)}, known)
-        reason = sentence(differences(Side.of(before, evidence(store, before)), now))
+    try:
+        before = earlier_attempt(store, RunInfo(**record["run"]), record["interval"])
+        if before is not None:
+            record["compared_with"] = {"attempt": before["attempt"], "run_id": before["run"]["run_id"]}
+        if before is not None and not reason:
+            known = {"inputs": inputs, "code": asdict(code)}
+            now = Side.of(record | {"arguments": masked(record["arguments"], redact)}, known)
+            reason = sentence(differences(Side.of(before, evidence(store, before)), now))
+    except Exception as error:  # noqa: BLE001  it only explains; a record that cannot be read must not stop the work
+        log.warning("why this is not reused cannot be told: %s: %s", type(error).__name__, redact(str(error)))
     if reason:
         log.info("Not reused: %s", redact(reason))
 
@@ -305,12 +360,6 @@ def _as_airloop_error(caught: BaseException, redact: Redactor) -> AirloopError:
     error = known or AirloopError(redact(f"{type(caught).__name__}: {caught}"))
     error.__cause__ = caught
     return error
-
-
-def _status(error: AirloopError) -> str:
-    if isinstance(error, StepSkipped):
-        return "skipped"
-    return {int(Exit.REJECTED): "rejected", int(Exit.TRY_AGAIN): "try_again"}.get(error.exit_code, "failed")
 
 
 def _with_attempt(call: Call) -> Call:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from airloop.contract import Interval
-from airloop.frame.manifest import manifest_at, run_folder
+from airloop.frame.manifest import manifest_at
+from airloop.records import SHORTENED, run_folder
 from airloop.warehouse.artifacts import ArtifactStore
 
 
@@ -54,12 +56,12 @@ class RunRecord:
 
 def loops(store: ArtifactStore) -> list[str]:
     """DAG ids of everything that has run, sorted."""
-    return _children(store, "runs")
+    return _children(store, "runs", "dag_id")
 
 
 def run_ids(store: ArtifactStore, dag_id: str) -> list[str]:
     """Run ids of a loop, sorted."""
-    return _children(store, run_folder(dag_id))
+    return _children(store, run_folder(dag_id), "run_id")
 
 
 def run(store: ArtifactStore, dag_id: str, run_id: str) -> RunRecord:
@@ -94,6 +96,16 @@ def manifest_of(store: ArtifactStore, task: TaskRecord) -> dict[str, Any] | None
     return manifest_at(store, task.record)
 
 
-def _children(store: ArtifactStore, folder: str) -> list[str]:
+def _children(store: ArtifactStore, folder: str, what: str) -> list[str]:
     path = store.path(folder)
-    return sorted(unquote(p.name) for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
+    children = [p for p in path.iterdir() if p.is_dir()] if path.is_dir() else []
+    return sorted(filter(None, (_full_name(store, p, what) for p in children)))
+
+
+def _full_name(store: ArtifactStore, folder: Path, what: str) -> str:
+    """The id that a folder stands for; empty if nobody can tell."""
+    if SHORTENED not in folder.name:
+        return unquote(folder.name)
+    for name in store.names(folder.relative_to(store.root).as_posix()):
+        return str(json.loads(store.read_bytes(name))["run"][what])
+    return ""

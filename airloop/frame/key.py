@@ -31,7 +31,10 @@ from airloop.reference import Reference
 KEY_FORMAT = 1
 """Version of the way keys are made; raising it makes every key new."""
 
-FRAME = ("airloop.frame", "airloop.contract", "airloop.errors", "airloop.faults", "airloop.config", "airloop.cli")
+FRAME = (
+    "airloop.frame", "airloop.contract", "airloop.errors", "airloop.faults", "airloop.config", "airloop.cli",
+    "airloop.records", "airloop.redact", "airloop.atomic",
+)  # fmt: skip
 """Modules that decide how steps run; a change there redoes nothing."""
 
 
@@ -57,6 +60,17 @@ def code_of(step: Step) -> Code:
             raise BadConfiguration(f"step {step.name} needs {name}", f"install it: pip install {name}") from cause
     text = json.dumps([modules, libraries, step.version], sort_keys=True)
     return Code(hashlib.sha256(text.encode()).hexdigest(), modules, libraries)
+
+
+def changes(old: Code, new: Code) -> list[str]:
+    """Modules and libraries that are not the same, or not in both, sorted."""
+    before, after = old.modules | old.libraries, new.modules | new.libraries
+    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+
+
+def loaded(code: Code) -> frozenset[str]:
+    """Modules that this process has in memory: what becomes of their files does not change what it does."""
+    return frozenset(code.modules.keys() & sys.modules.keys())
 
 
 def key_of(step: Step, arguments: Mapping[str, Any], code: Code) -> str:

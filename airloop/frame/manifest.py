@@ -2,25 +2,26 @@
 Manifests: the truth about what a step made, and records of every attempt at it.
 
 ``steps/STEP/KE/KEY/manifest.json`` is written last, by rename; if it is there, the step is done.
-``attempts/AT/ATTEMPT.json`` says how one attempt ended and which manifest it relies on; a scheduler finds it without
-knowing the key. ``runs/DAG/RUN/TASK.json`` is the record of a task's newest attempt.
+A record says how one attempt ended and which manifest it relies on; see :mod:`airloop.records`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
-from airloop.contract import Receipt, RunInfo, attempt_record_path
+from airloop import records
+from airloop.contract import Receipt
 from airloop.errors import BadArgument, ContractBroken, NotFound
 from airloop.frame.logs import Redactor
 from airloop.frame.step import manifest_folder
+from airloop.records import run_folder as run_folder
 from airloop.reference import Reference, Scope
 from airloop.warehouse.artifacts import ArtifactStore, sha256
 
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = records.RECORD_FORMAT
 
 
 def manifest_name(step_name: str, key: str) -> str:
@@ -73,40 +74,8 @@ def publish_manifest(
 
 def publish_attempt(store: ArtifactStore, receipt: Receipt, record: Mapping[str, Any], redact: Redactor) -> str:
     """Publish how one attempt ended; returns the record's address."""
-    name = attempt_record_path(receipt.attempt)
-    document: dict[str, Any] = {
-        "format": MANIFEST_FORMAT,
-        "attempt": receipt.attempt,
-        "status": receipt.status,
-        "key": receipt.key,
-        "manifest": receipt.manifest,
-        "digest": receipt.digest,
-        **record,
-    }
-    content = encode(document, redact)
-    store.publish_bytes(name, content)
-    run = RunInfo(**record["run"])
-    if run.dag_id:
-        # The newest attempt of each task, found by run: what pages and reports list.
-        store.publish_bytes(run_record_name(run), content)
-    return store.uri(name)
-
-
-def run_record_name(run: RunInfo) -> str:
-    """Where the newest attempt's record of a task in a run is kept."""
-    index = f".{run.map_index}" if run.map_index >= 0 else ""
-    return f"{run_folder(run.dag_id, run.run_id)}/{_safe(run.task_id)}{index}.json"
-
-
-def run_folder(dag_id: str, run_id: str = "") -> str:
-    """Folder of the records of a loop, or of one run of it."""
-    return f"runs/{_safe(dag_id)}/{_safe(run_id)}" if run_id else f"runs/{_safe(dag_id)}"
-
-
-def _safe(text: str) -> str:
-    """One path component that stands for any text and can be read back (percent-encoding; a leading dot too)."""
-    name = quote(text, safe="+:@ ,=")
-    return "%2E" + name[1:] if name.startswith(".") else name
+    document = records.attempt_record(receipt, record)
+    return records.publish(store.root, document, encode(document, redact)).as_uri()
 
 
 STRUCTURE = frozenset(
@@ -132,7 +101,7 @@ STRUCTURE = frozenset(
 def encode(document: Mapping[str, Any], redact: Redactor) -> bytes:
     """Readable JSON without secrets. :raises ValueError: a figure is NaN or infinite."""
     shown = {name: value if name in STRUCTURE else masked(value, redact) for name, value in document.items()}
-    return json.dumps(shown, indent=1, allow_nan=False, default=str).encode() + b"\n"
+    return json.dumps(shown, indent=1, allow_nan=False).encode() + b"\n"
 
 
 def masked(value: Any, redact: Redactor) -> Any:
@@ -143,7 +112,41 @@ def masked(value: Any, redact: Redactor) -> Any:
         return {redact(str(name)): masked(v, redact) for name, v in value.items()}
     if isinstance(value, list | tuple):
         return [masked(v, redact) for v in value]
-    return value if value is None or isinstance(value, bool | int | float) else redact(str(value))
+    return value
+
+
+def plain(value: Any, path: str) -> Any:
+    """
+    The JSON value that a step means, numbers of NumPy among them.
+
+    :param path: where it stands, for the error.
+    :raises BadArgument: there is none.
+    """
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        # A scalar of NumPy, without an import of NumPy.
+        value = value.item()
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise BadArgument(f"{path} is {value}", "leave out what is not a number")
+        return value
+    if isinstance(value, Mapping):
+        return {_name(name, path): plain(v, f"{path}.{name}") for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v, f"{path}[{index}]") for index, v in enumerate(value)]
+    raise BadArgument(
+        f"{path} is a {type(value).__module__}.{type(value).__qualname__}",
+        "give what JSON has: a number, a text, a list or a mapping",
+    )
+
+
+def _name(name: Any, path: str) -> str:
+    if getattr(name, "ndim", None) == 0 and hasattr(name, "item"):
+        name = name.item()
+    if isinstance(name, str | int):
+        return str(name)
+    raise BadArgument(f"{path} has the name {name!r}, a {type(name).__qualname__}", "names are texts")
 
 
 def describe_outputs(outputs: Mapping[str, Reference | str]) -> dict[str, dict[str, str]]:

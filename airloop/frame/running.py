@@ -1,10 +1,10 @@
 """
 Which attempts run now, since when and on what: what upkeep must not take away under them.
 
-Each attempt keeps a file ``locks/running/ATTEMPT.json`` with its arguments, locked as long as its process lives; the
-file's time is the attempt's start. While its arguments are resolved it holds a gate, shared with other attempts;
-upkeep closes that gate for the moment in which it decides what nobody names any more. Files and processes of one
-machine; state on network file systems is refused elsewhere.
+Each attempt keeps a file ``locks/running/ATTEMPT.json`` with its arguments as they were given, which only its user may
+read, locked as long as its process lives; the file's time is the attempt's start. While its arguments are resolved it
+holds a gate, shared with other attempts; upkeep closes that gate for the moment in which it decides what nobody names
+any more. Files and processes of one machine; state on network file systems is refused elsewhere.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Announced:
     def __enter__(self) -> Self:
         self._gate = _gate(self._config, fcntl.LOCK_SH)
         try:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._file, fcntl.LOCK_EX)
             os.write(self._file, json.dumps(dict(self._call.arguments), default=str).encode())
         except BaseException:

@@ -22,6 +22,7 @@ def result_of(outcome: RunOutcome) -> dict[str, Any]:
     receipt, manifest = outcome.receipt, outcome.manifest
     if receipt is None or manifest is None:
         raise RuntimeError("a successful outcome has a receipt and a manifest")
+    # Roles have other names: see RESERVED_ROLES in airloop.contract.
     return {
         **{role: output["reference"] for role, output in manifest["outputs"].items()},
         "step": manifest["step"],

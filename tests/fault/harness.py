@@ -23,7 +23,7 @@ from signal import SIGKILL
 from typing import Any
 
 from airloop.contract import Exit, Interval
-from airloop.errors import AirloopError, OutOfMemory, ResultLost, TimedOut
+from airloop.errors import AirloopError, OutOfMemory, ProcessLost, ResultLost, TimedOut
 from tests.fault.compare import differences, seen_wrong
 from tests.fault.flights_loop import FIRST, REPOSITORY, SECOND, Home, Outcome, filled, step_server, write_data
 
@@ -31,9 +31,12 @@ AT_POINTS = ("kill", "full", "locked")
 """What is done at every point: SIGKILL at all of them, a full disk and a locked database before a write."""
 BY_RUNNER: dict[str, type[AirloopError]] = {"oom": OutOfMemory, "hang": TimedOut, "lose": ResultLost}
 """What a task's runner has to find, name and end, and the name of it: at a step's start and at one of its writes."""
-ACTIONS = (*AT_POINTS, *BY_RUNNER)
+JUDGED = "killed-judged"
+"""SIGKILL while the attempt's end is put on record; what its runner takes for done is not run again."""
+ACTIONS = (*AT_POINTS, *BY_RUNNER, JUDGED)
 MEMORY_MB, PATIENCE_S = 1024, 6.0
 """Limits of an attempt that is to hit them."""
+_OF_RECORDS = ("rename:artifacts/runs/", "rename:artifacts/attempts/", "receipt")
 _EQUAL_TO_A_WRITE = ("artifact:", "commit:", "publish:")
 """Points named by the code right at a write that is a point by itself."""
 
@@ -49,7 +52,7 @@ class Strike:
     @property
     def fault(self) -> str:
         """As ``AIRLOOP_FAULT`` has it."""
-        return f"{self.action}@{self.point}"
+        return f"{'kill' if self.action == JUDGED else self.action}@{self.point}"
 
     def __str__(self) -> str:
         return f"{self.task.interval_name} {self.task.name}: {self.fault}"
@@ -83,6 +86,8 @@ class Task:
             name = point.rpartition(":")[0]
             if "kill" in actions:
                 found.append(Strike(self, "kill", point))
+            if JUDGED in actions and name.startswith(_OF_RECORDS):
+                found.append(Strike(self, JUDGED, point))
             if "full" in actions and name.endswith(":before"):
                 found.append(Strike(self, "full", point))
             if "locked" in actions and name.startswith("sql:") and name.endswith(":before"):
@@ -191,16 +196,19 @@ class World:
         """Put the home back, strike, run the task again, compare."""
         task, home, verdict = strike.task, self.home, Verdict(strike)
         self.back_to(task.before)
+        again: Outcome | None = None
         with home.read_all_the_while() as readers:
-            if strike.action in BY_RUNNER:
-                self._strike_by_runner(strike, verdict)
+            if strike.action in (*BY_RUNNER, JUDGED):
+                done = self._strike_by_runner(strike, verdict)
             else:
                 struck = home.run(task.step, task.call, task.interval, fault=strike.fault)
                 verdict.missed = _missed(strike, struck)
                 verdict.lost += _named(strike, struck)
-            again = home.run(task.step, task.call, task.interval)
+                done = False
+            if not (done and strike.action == JUDGED):
+                again = home.run(task.step, task.call, task.interval)
         verdict.looks = readers.get("looks", 0)
-        if again.code != 0:
+        if again is not None and again.code != 0:
             verdict.lost.append(f"the task: run again, it ended with {again.code}: {again.error or again.log}")
             return verdict
         if list((home.folder / "work").iterdir()):
@@ -209,16 +217,21 @@ class World:
         verdict.lost += seen_wrong(task.state_before, task.state_after, readers)
         return verdict
 
-    def _strike_by_runner(self, strike: Strike, verdict: Verdict) -> None:
-        """Have the attempt made by a runner, which has to end it and to say why."""
+    def _strike_by_runner(self, strike: Strike, verdict: Verdict) -> bool:
+        """Have the attempt made by a runner, which has to end it and to say why; returns whether it says: done."""
         task = strike.task
         faults = {"fault": strike.fault, "fault_oom_mb": str(4 * MEMORY_MB)}
         limits = {"oom": {"memory_mb": MEMORY_MB}, "hang": {"timeout_s": PATIENCE_S}}.get(strike.action, {})
         outcome = self.home.run_by_runner(task.step, task.call, task.interval, limits, **faults)
-        # Without its receipt the attempt is found by its record, and is done.
-        expected = None if strike.point == "receipt:1" else BY_RUNNER[strike.action]
+        if strike.action == JUDGED and outcome.exit_code != -SIGKILL:
+            verdict.missed = f"not reached: ended with {outcome.exit_code}"
+        # An attempt is found by its record, or by that of its task, which comes first; without its receipt too.
+        on_record = not strike.point.startswith("rename:artifacts/runs/") or ":after:" in strike.point
+        of_strike: type[AirloopError] | None = BY_RUNNER.get(strike.action, None if on_record else ProcessLost)
+        expected = None if strike.point == "receipt:1" else of_strike
         if (type(outcome.error) if outcome.error else None) is not expected:
             verdict.lost.append(f"the name of what ended it: {outcome.error!r}, exit code {outcome.exit_code}")
+        return outcome.error is None
 
     def journey(self, seed: int, kills: int = 3) -> list[Verdict]:
         """

@@ -50,7 +50,10 @@ def state(environment: dict[str, str]) -> dict[str, Any]:
 
 
 def full_state(environment: dict[str, str], cache: Cache) -> dict[str, Any]:
-    """:func:`state`, and also what the manifests say and every state that ``main`` of each table has been in."""
+    """
+    :func:`state`, and also what manifests and records of tasks say and every state that ``main`` of each table has been
+    in.
+    """
     from airloop.config import Config
 
     config = Config.from_environment(environment)
@@ -58,6 +61,9 @@ def full_state(environment: dict[str, str], cache: Cache) -> dict[str, Any]:
     for path in sorted((config.artifacts / "steps").rglob("manifest.json")):
         step, text = _remembered(cache, "said", [path], lambda path=path: _said(path))
         found.setdefault(f"said by {step}", []).append(text)
+    for path in sorted((config.artifacts / "runs").rglob("*.json")):
+        if not path.name.startswith(".part-"):
+            found.setdefault("said by records", []).append(f"{path.relative_to(config.artifacts)}: {_ending(path)}")
     return {name: sorted(value) if name.startswith("said by ") else value for name, value in found.items()}
 
 
@@ -76,6 +82,12 @@ def _said(path: Path) -> tuple[str, str]:
     document = json.loads(path.read_text())
     step = str(document["step"])
     return step, _NOW.sub("now", _IDS.sub("*", json.dumps(_made(document, step), sort_keys=True)))
+
+
+def _ending(record: Path) -> str:
+    """How a task ended; whether it is done by its own work or by that of an attempt before does not count."""
+    status = str(json.loads(record.read_text())["status"])
+    return "done" if status == "reused" else status
 
 
 def _made(value: Any, step: str) -> Any:

@@ -10,10 +10,15 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from airloop.errors import AirloopError, OutOfMemory, ProcessLost, ResultLost, StoreFull
+from airloop.contract import Call, RunInfo, attempt_record_path
+from airloop.errors import AirloopError, BadConfiguration, OutOfMemory, ProcessLost, ResultLost, StoreFull
+from airloop.frame import history
+from airloop.records import run_record_path
+from airloop.warehouse.artifacts import ArtifactStore
 from airloop_operators.runners.base import RunOutcome, RunRequest
 from airloop_operators.runners.local import LocalRunner
 from tests.payload_runs import PRELOAD, alive, wait_for_server, wait_until, warm_server
@@ -59,6 +64,107 @@ def test_a_kill_after_the_manifest_loses_nothing(run: Run, caplog: pytest.LogCap
     assert outcome.exit_code == -signal.SIGKILL
     assert outcome.manifest is not None
     assert "after its manifest was published: the step is done" in caplog.text
+
+
+RUN = RunInfo("loop", "run", "t")
+ATTEMPT = "feedbeef"
+
+
+def call_of(step: str, attempt: str = ATTEMPT, **arguments: Any) -> Call:
+    return Call(f"steps_for_tests:{step}", arguments, attempt, RUN)
+
+
+def recorded(request: RunRequest) -> dict[str, Any]:
+    """What pages and reports find; the attempt's own record says the same."""
+    newest = (request.artifacts / run_record_path(RUN)).read_bytes()
+    assert (request.artifacts / attempt_record_path(request.call.attempt)).read_bytes() == newest
+    found = history.run(ArtifactStore(request.artifacts), "loop", "run")
+    assert list(found.tasks) == ["t"]
+    return found.tasks["t"].record
+
+
+@pytest.mark.parametrize("place", ["manifest.json", "t.json", f"{ATTEMPT}.json"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_whatever_a_runner_says_of_a_killed_attempt_is_on_record(
+    make_runner: MakeRunner, make_request: Make, place: str, when: str
+) -> None:
+    runner = make_runner()
+    kill = make_request("count", call=call_of("count"), environment=fault(f"kill@artifact:{when}:{place}"))
+    outcome = runner.run(kill)
+    assert outcome.exit_code == -signal.SIGKILL
+    record = recorded(kill)
+    if outcome.error is None:
+        assert record["status"] == "done"
+        assert outcome.manifest is not None
+        assert outcome.manifest["key"] == record["key"]
+    else:
+        assert record["status"] == "try_again"
+        assert (record["error"]["class"], record["error"]["message"]) == ("ProcessLost", str(outcome.error))
+    # Once the task's record is there, nothing is left to chance.
+    assert (outcome.error is None) == ((place, when) in [("t.json", "after"), (f"{ATTEMPT}.json", "before"),
+                                                         (f"{ATTEMPT}.json", "after")])  # fmt: skip
+    again = make_request("count", call=call_of("count", "feedbee2"))
+    assert runner.run(again).error is None
+    assert recorded(again)["status"] == ("done" if (place, when) == ("manifest.json", "before") else "reused")
+
+
+@pytest.mark.parametrize(
+    ("step", "arguments", "limits", "error"),
+    [
+        ("allocate", {"mb": 800}, {"memory_mb": 400}, "OutOfMemory"),
+        ("allocate", {"mb": 1}, {"timeout_s": 1.0}, "TimedOut"),
+        ("crash", {}, {}, "ProcessLost"),
+        ("leave", {"code": 3}, {}, "AirloopError"),
+    ],
+)
+def test_an_attempt_that_cannot_tell_its_end_is_recorded_by_its_runner(
+    make_runner: MakeRunner,
+    make_request: Make,
+    step: str,
+    arguments: dict[str, Any],
+    limits: dict[str, Any],
+    error: str,
+) -> None:
+    request = make_request(step, call=call_of(step, **arguments), **limits)
+    outcome = make_runner().run(request)
+    record = recorded(request)
+    assert record["error"] == {"class": error, "type": error, "message": str(outcome.error)}
+    assert record["status"] == ("failed" if error == "AirloopError" else "try_again")
+    assert record["step"] == f"steps_for_tests:{step}"
+    assert record["resources"]["peak_memory_bytes"] > 0
+    assert record["finished_at"] >= record["started_at"]
+
+
+def test_a_payload_that_cannot_be_started_is_recorded(make_request: Make, tmp_path: Path) -> None:
+    missing = make_request("count", call=call_of("count"), python=str(tmp_path / "no-python"))
+    with pytest.raises(BadConfiguration, match="is not an interpreter"):
+        LocalRunner(warm=False).run(missing)
+    record = recorded(missing)
+    assert (record["status"], record["error"]["class"]) == ("rejected", "BadConfiguration")
+
+
+def test_an_attempt_whose_task_was_broken_off_is_recorded(make_runner: MakeRunner, make_request: Make) -> None:
+    class Timeout(BaseException):
+        """As Airflow's own is."""
+
+    def ring(*_: object) -> None:
+        raise Timeout("after a second")
+
+    request = make_request("talk", call=call_of("talk", pause_s=60.0))
+    runner = make_runner()
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 1.5)
+    try:
+        with pytest.raises(Timeout):
+            runner.run(request)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert recorded(request)["error"] == {
+        "class": "ProcessLost",
+        "type": "Timeout",
+        "message": "step steps_for_tests:talk was ended with its task: Timeout: after a second",
+    }
 
 
 def test_a_bug_and_a_full_disk_are_told_apart(run: Run) -> None:

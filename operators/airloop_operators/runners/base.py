@@ -18,7 +18,8 @@ from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import airloop.errors as errors
-from airloop.contract import Call, Exit, Receipt, attempt_record_path
+from airloop import records
+from airloop.contract import Call, Exit, Receipt
 from airloop.errors import (
     AirloopError,
     BadConfiguration,
@@ -32,6 +33,8 @@ from airloop.errors import (
     TryAgain,
 )
 from airloop.minder.wire import NOT_STARTED
+from airloop.redact import Redactor
+from airloop_operators.runners.records import record_end
 
 MIB = 1 << 20
 
@@ -133,10 +136,7 @@ class Runner(Protocol):
 
 def read_record(request: RunRequest) -> bytes | None:
     """The attempt's record as it lies in the store; None if there is none."""
-    try:
-        return (request.artifacts / attempt_record_path(request.call.attempt)).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    return records.read(request.artifacts, request.call)
 
 
 def conclude(
@@ -149,7 +149,7 @@ def conclude(
     started_at: float | None = None,
 ) -> RunOutcome:
     """
-    Judge an attempt by what it left.
+    Judge an attempt by what it left; record its end if it could not do so itself.
 
     :param receipt_text: what was found where the receipt should be; empty if nothing.
     :param before: the attempt's record as it was before the payload started, which proves nothing.
@@ -172,6 +172,9 @@ def conclude(
     used = dict(resources or {})
     if started_at is not None and record is not None:
         used["start_s"] = round(datetime.fromisoformat(record["started_at"]).timestamp() - started_at, 3)
+    if error is not None and record is None:
+        redact = Redactor(request.secrets.values(), request.environment)
+        record_end(request.artifacts, request.call, error, redact, started_at=started_at, resources=used)
     return RunOutcome(
         receipt=receipt,
         exit_code=exit_code,

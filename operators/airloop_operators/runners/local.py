@@ -27,6 +27,7 @@ from airloop.redact import Redactor
 from airloop_operators.runners.base import Ending, RunOutcome, RunRequest, conclude, read_record
 from airloop_operators.runners.limits import delegated_cgroup, limit_environment
 from airloop_operators.runners.logs import LogStream
+from airloop_operators.runners.records import record_end
 from airloop_operators.runners.warm import WarmServer
 
 log = logging.getLogger("airloop.runner")
@@ -131,8 +132,16 @@ class _Attempt:
 
     def run(self) -> RunOutcome:
         request = self._request
-        before = read_record(request)
         started_at = time.time()
+        try:
+            return self._run(started_at)
+        except BaseException as cause:
+            record_end(request.artifacts, request.call, cause, self._mask, started_at=started_at)
+            raise
+
+    def _run(self, started_at: float) -> RunOutcome:
+        request = self._request
+        before = read_record(request)
         with tempfile.TemporaryDirectory(prefix="airloop-") as private, contextlib.ExitStack() as stack:
             receipt = Path(private) / "receipt.json"
             environment = payload_environment(request, receipt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated
 
 from airloop.contract import Interval
@@ -50,3 +51,24 @@ def effectful(ctx: StepContext) -> StepResult:
 def not_finite(ctx: StepContext) -> StepResult:
     """Measures NaN."""
     return StepResult(metrics={"loss": float("nan")})
+
+
+@step()
+def gives(ctx: StepContext, *, what: str) -> StepResult:
+    """Gives things that are no plain JSON, or nearly so."""
+    import numpy as np
+
+    given: dict[str, StepResult] = {
+        "numbers": StepResult(
+            counts={"rows": np.int64(5)},
+            metrics={"share": np.float32(0.5), "sum": np.float64(1.5)},
+            details={"by": {np.str_("a"): [np.bool_(True), np.array(3)]}, 1: (2, None)},
+            event={"version": np.uint8(7)},
+        ),
+        "array": StepResult(details={"fit": {"weights": [1, np.zeros(2)]}}),
+        "nan": StepResult(details={"fit": [1.0, np.float32("nan")]}),
+        "date": StepResult(event={"until": date(2013, 1, 1)}),
+        "name": StepResult(details={"by": {(1, 2): 3}}),
+        "roles": StepResult(outputs={"table": "a.b@1", "status": "fine", "counts": "many"}),
+    }
+    return given[what]

@@ -20,9 +20,10 @@ from airloop.cli import main
 from airloop.config import Config
 from airloop.contract import Interval, RunInfo
 from airloop.errors import NotFound, RejectedRows
-from airloop.frame.manifest import manifest_name, run_record_name
+from airloop.frame.manifest import manifest_name
 from airloop.provenance.runs import find_run
 from airloop.provenance.why import Why, explain
+from airloop.records import run_record_path
 from airloop.warehouse.artifacts import ArtifactStore
 from airloop.warehouse.catalog import Warehouse
 
@@ -134,7 +135,7 @@ def test_one_that_waited_for_it_is_no_earlier_attempt(
     for run_id in ("january", "march"):
         run_step(count, rows=3, run=at(run_id), interval=JANUARY)
     # As if both had begun at once, and this one had been first at the lock.
-    path = ArtifactStore(config.artifacts).path(run_record_name(at("march")))
+    path = ArtifactStore(config.artifacts).path(run_record_path(at("march")))
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"started_at": "2000-01-01T00:00:00+00:00"}))
     assert why("january").because == "it ran because this task of loop had never run before"
