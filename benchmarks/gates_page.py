@@ -41,7 +41,11 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
             ["window", "false alarms", "95 % interval"],
             [[_window(r), f"{r['hits']} of {r['trials']:,}", _interval(r)] for r in results["drift"]["undrifted"]],
         )
+        found["alike"] = _by_days(results["drift"]["alike"], "the day's share", "{alike:.0%}", "{hits} of {trials}")
         found["shifts"] = _grid(results["drift"]["power"], "shift", str)
+        found["shifts of days"] = _by_days(
+            results["drift"]["power_alike"], "shift, the day's share", "{shift}, {alike:.0%}", "{rate:.0%}"
+        )
     if "leakage" in results:
         clean = results["leakage"]["clean"]
         found["clean"] = f"Clean sets refused: {clean['hits']} of {clean['trials']:,} ({_interval(clean)})."
@@ -81,9 +85,21 @@ def _world(row: dict[str, Any]) -> str:
 def _window(row: dict[str, Any]) -> str:
     said = f"{row['rows']:,} rows"
     said += f" against {row['reference_rows']:,}" if "reference_rows" in row else ""
-    said += f", each {row['repeats']} times on its day" if "repeats" in row else ""
+    said += f" of {row['days']} days" if "days" in row else ""
+    said += f", the day's share {row['alike']:.0%}" if "alike" in row else ""
+    said += f", **and a day is like the one before (correlation {row['lasting']:g})**" if "lasting" in row else ""
     said += ", no limit to the index" if "psi_limit" in row else ""
     return said + ("" if row.get("clustered", True) else ", **and the gate is not told the days**")
+
+
+def _by_days(rows: list[dict[str, Any]], heading: str, name: str, cell: str) -> str:
+    """A line for each ``name``, a column for each number of days; both are formats of a result."""
+    lines: dict[str, list[str]] = {}
+    for row in sorted(rows, key=lambda r: float(r["days"])):
+        lines.setdefault(name.format(**row), []).append(cell.format(**row))
+    order = dict.fromkeys(name.format(**row) for row in rows)
+    spans = sorted({r["days"] for r in rows})
+    return _markdown([heading, *(f"{days} days" for days in spans)], [[n, *lines[n]] for n in order])
 
 
 def _grid(rows: list[dict[str, Any]], by: str, text: Callable[[Any], str]) -> str:

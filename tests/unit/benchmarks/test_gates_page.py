@@ -35,7 +35,13 @@ def test_a_promise_that_is_missed_is_named(results: dict[str, Any]) -> None:
     worse["promotion"]["power"][-1]["rate"] = 0.94
     worse["leakage"]["clean"]["hits"] = 1
     worse["drift"]["undrifted"][0]["low"] = 0.02
-    assert len(missed(worse)) == 4
+    worse["drift"]["alike"][-1]["low"] = 0.02
+    assert len(missed(worse)) == 5
+
+
+def test_windows_of_a_week_and_of_days_that_differ_are_measured(results: dict[str, Any]) -> None:
+    measured = {(row["days"], row["alike"]) for row in results["drift"]["alike"]}
+    assert measured == {(days, alike) for days in (5, 7, 10, 28) for alike in (0, 0.2, 0.5, 0.9)}
 
 
 def test_trained_models() -> None:
