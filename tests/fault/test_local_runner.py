@@ -133,6 +133,8 @@ def test_an_attempt_that_cannot_tell_its_end_is_recorded_by_its_runner(
     assert record["step"] == f"steps_for_tests:{step}"
     assert record["resources"]["peak_memory_bytes"] > 0
     assert record["finished_at"] >= record["started_at"]
+    assert outcome.receipt is not None
+    assert outcome.receipt.manifest == (request.artifacts / attempt_record_path(ATTEMPT)).as_uri()
 
 
 def test_a_payload_that_cannot_be_started_is_recorded(make_request: Make, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ class RunOutcome:
     """What became of an attempt."""
 
     receipt: Receipt | None
-    """As the payload left it, or as the attempt's record tells it."""
+    """As the payload left it, or as the attempt's record tells it, which the runner wrote if the payload did not."""
     exit_code: int
     """Of the payload's process; minus the signal's number if a signal ended it."""
     error: AirloopError | None
@@ -174,7 +174,8 @@ def conclude(
         used["start_s"] = round(datetime.fromisoformat(record["started_at"]).timestamp() - started_at, 3)
     if error is not None and record is None:
         redact = Redactor(request.secrets.values(), request.environment)
-        record_end(request.artifacts, request.call, error, redact, started_at=started_at, resources=used)
+        told = record_end(request.artifacts, request.call, error, redact, started_at=started_at, resources=used)
+        receipt = receipt or told
     return RunOutcome(
         receipt=receipt,
         exit_code=exit_code,

@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from airloop import records
-from airloop.contract import Call, Receipt
+from airloop.contract import Call, Receipt, attempt_record_path
 from airloop.errors import AirloopError, ProcessLost
 from airloop.redact import Redactor
 
@@ -29,20 +29,22 @@ def record_end(
     *,
     started_at: float | None = None,
     resources: Mapping[str, float | int | str] | None = None,
-) -> None:
+) -> Receipt | None:
     """
     Publish how an attempt ended, unless it did so itself. A store that cannot be written to is a warning in the log.
 
     :param cause: the error; anything but ours is what broke off the wait for the attempt, and so the attempt.
     :param started_at: Unix time at which the payload was asked for.
+    :returns: what the payload would have handed back; None if nothing could be written.
     """
     error = cause
     if not isinstance(error, AirloopError):
         error = ProcessLost(f"step {call.step} was ended with its task: {type(cause).__name__}: {cause}")
     now = datetime.now(UTC)
     began = now if started_at is None else datetime.fromtimestamp(started_at, UTC)
+    receipt = Receipt(call.attempt, records.status_of(error))
     document = records.attempt_record(
-        Receipt(call.attempt, records.status_of(error)),
+        receipt,
         {
             "step": call.step,
             "run": asdict(call.run),
@@ -62,3 +64,5 @@ def record_end(
         records.publish_for(artifacts, document)
     except OSError as unwritten:
         log.warning("how the attempt at step %s ended cannot be recorded: %s", call.step, unwritten)
+        return None
+    return replace(receipt, manifest=(artifacts / attempt_record_path(call.attempt)).absolute().as_uri())

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from airloop.contract import Receipt
+from airloop.contract import RESERVED_ROLES, Receipt
 from airloop_operators.links import ManifestLink, MlflowRunLink, ReportLink
-from airloop_operators.results import links_of
+from airloop_operators.results import links_of, result_of
 from airloop_operators.runners.base import RunOutcome
 from airloop_operators.settings import Settings
 
@@ -64,3 +64,10 @@ def test_an_airflow_below_a_path_is_linked_there(settings: Settings, monkeypatch
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://example.org/airflow/")
     links = links_of(_outcome(settings, "steps/s/manifest.json", None), settings)
     assert links["Manifest"].startswith("/airflow/plugin/airloop/airflow/airloop/manifest?")
+
+
+def test_every_part_of_a_result_beside_its_outputs_is_reserved(settings: Settings) -> None:
+    manifest = {"step": "s", "interval": None, "counts": {}, "outputs": {"table": {"reference": "a.b@1"}}}
+    result = result_of(_outcome(settings, "steps/s/manifest.json", manifest))
+    assert result.pop("table") == "a.b@1"
+    assert result.keys() == RESERVED_ROLES

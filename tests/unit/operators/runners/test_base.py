@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,23 @@ def test_the_payloads_own_error_comes_back_as_what_it_was(
     assert outcome.receipt is not None
     assert outcome.receipt.status == "rejected"
     assert outcome.resources["start_s"] == 1356998400.0
+
+
+def test_an_end_that_cannot_be_recorded_is_still_the_end_that_it_is(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.request.artifacts.write_text("in the place of the folder")
+    outcome = conclude(world.request, Ending(signal=9), "")
+    assert isinstance(outcome.error, ProcessLost)
+    assert outcome.receipt is None
+    assert "how the attempt at step train ended cannot be recorded" in caplog.text
+
+
+def test_what_a_runner_records_holds_no_secret(world: World) -> None:
+    request = replace(world.request, secrets={"X": "redis://:open%2Fsesame@host"})
+    conclude(request, Ending(exit_code=75, last_error="no access with open/sesame"), "")
+    content = (request.artifacts / attempt_record_path(ATTEMPT)).read_text()
+    assert "no access with ***" in content
 
 
 def test_a_manifest_that_is_not_here_is_a_matter_of_configuration(world: World) -> None:
