@@ -36,6 +36,7 @@ Errors of Airloop. Each says what was found, what was expected and what to do; i
 from __future__ import annotations
 
 import errno
+import socket
 import sqlite3
 from typing import ClassVar
 
@@ -172,8 +173,11 @@ def classify(error: BaseException) -> AirloopError | None:
     """
     The Airloop error that stands for a foreign one, or None if it has no known meaning.
 
-    Only faults of the surroundings are classified: a full or read-only disk, a locked SQLite, a refused connection,
-    memory. A bug stays an unclassified error with its traceback.
+    Only faults of the surroundings are classified: a full or read-only disk, a locked SQLite, a service that does not
+    answer, memory. A bug stays an unclassified error with its traceback.
+
+    What was merely being handled when an error came is looked at only for faults that may pass: whatever the error
+    itself is, another try may do without both. It never says that a retry is in vain.
     """
     seen: set[int] = set()
     current: BaseException | None = error
@@ -184,7 +188,7 @@ def classify(error: BaseException) -> AirloopError | None:
         if isinstance(current, AirloopError):
             if caused:
                 return current
-        elif (found := _of_surroundings(current)) is not None:
+        elif (found := _of_surroundings(current)) is not None and (caused or isinstance(found, TryAgain)):
             return found
         # SQLAlchemy wraps the driver's error without always chaining it.
         cause = getattr(current, "orig", None) or current.__cause__
@@ -204,7 +208,7 @@ def _of_surroundings(error: BaseException) -> AirloopError | None:
         return StoreReadOnly(f"no access: {text}", "give the worker's user access to it")
     if isinstance(error, sqlite3.OperationalError):
         return _of_sqlite(error)
-    if isinstance(error, ConnectionError):
+    if isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
         return Unreachable(f"a service does not answer: {text}", "see `airloop doctor`")
     if isinstance(error, MemoryError):
         return OutOfMemory(f"out of memory: {text}", "raise the task's memory or lower rows_per_chunk")

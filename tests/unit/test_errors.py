@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+import socket
 import sqlite3
 
 import pytest
@@ -22,6 +23,8 @@ from airloop.errors import AirloopError, Rejected, TryAgain, classify
         (sqlite3.OperationalError("attempt to write a readonly database"), errors.StoreReadOnly),
         (sqlite3.OperationalError("database or disk is full"), errors.StoreFull),
         (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), errors.Unreachable),
+        (TimeoutError("timed out"), errors.Unreachable),
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), errors.Unreachable),
         (MemoryError(), errors.OutOfMemory),
         (ValueError("a bug"), None),
         (sqlite3.OperationalError("no such table: x"), None),
@@ -49,6 +52,34 @@ def test_an_error_that_was_only_being_handled_is_not_the_error() -> None:
         found = bug
     assert found is not None
     assert classify(found) is None
+
+
+@pytest.mark.parametrize(
+    ("handled", "expected"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), None),
+        (OSError(errno.EROFS, "Read-only file system"), None),
+        (OSError(errno.ENOSPC, "No space left on device"), errors.StoreFull),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), errors.Unreachable),
+    ],
+)
+def test_a_fault_that_was_only_being_handled_never_says_that_a_retry_is_in_vain(
+    handled: OSError, expected: type | None
+) -> None:
+    found: BaseException | None = None
+    try:
+        try:
+            raise handled
+        except OSError:
+            raise KeyError("a bug in the handler")  # noqa: B904
+    except KeyError as bug:
+        found = bug
+    assert found is not None
+    known = classify(found)
+    assert known is None if expected is None else type(known) is expected
+    wrapped = RuntimeError("wrapped")
+    wrapped.__cause__ = handled
+    assert classify(wrapped) is not None, "what it was raised from says why"
 
 
 def test_the_tree_at_the_top_is_the_tree() -> None:
