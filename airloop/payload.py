@@ -54,11 +54,13 @@ def run(step_name: str) -> NoReturn:
         code = main(step_name)
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
-    except SystemExit as asked:
-        # Only main() may say that a step is done: a library that leaves by sys.exit(0) has not done it.
-        code = asked.code if isinstance(asked.code, int) and asked.code else 1
-        if code < 128:
-            log.error("step %s was left by sys.exit(%r)", step_name, asked.code)
+    except _AskedToEnd as signalled:
+        code = 128 + signalled.number
+    except SystemExit as left:
+        # Codes are main()'s to give: a library that leaves by sys.exit() means neither done nor skipped nor rejected.
+        log.warning("here:", exc_info=left)
+        log.error("step %s was left by sys.exit(%r), which counts as a failure", step_name, left.code)
+        code = 1
     except BaseException:
         log.exception("step %s failed outside its attempt", step_name)
         code = 1
@@ -91,5 +93,13 @@ def _load(step_name: str) -> Step:
         ) from cause
 
 
+class _AskedToEnd(SystemExit):
+    """By a signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
 def _leave_on_signal(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
+    raise _AskedToEnd(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import select
@@ -15,7 +16,7 @@ from dataclasses import asdict
 from typing import NoReturn
 
 from airloop.minder.limits import Cgroup, Memory, Processors, descendants, kernel_ooms
-from airloop.minder.wire import NOT_STARTED, Report, Request, receive, send
+from airloop.minder.wire import NO_ROOM, NOT_STARTED, Report, Request, receive, send
 
 LOST_GRACE_S = 1.0
 """Seconds between SIGTERM and SIGKILL when nobody is left who waits for a result."""
@@ -23,6 +24,7 @@ LEFTOVER_GRACE_S = 2.0
 """Seconds that processes started by the payload may outlive it."""
 GIVE_UP_S = 30.0
 """Seconds after which processes that survive SIGKILL, as in a hung network disk, are left behind."""
+_NO_ROOM = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -213,7 +215,8 @@ def _become_payload(
         become(request)
     except BaseException as error:
         os.write(2, f"the payload cannot be started: {type(error).__name__}: {error}\n".encode())
-        os._exit(NOT_STARTED)
+        room = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _NO_ROOM)
+        os._exit(NO_ROOM if room else NOT_STARTED)
 
 
 def _default_signals() -> None:

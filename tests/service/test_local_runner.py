@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -16,11 +18,13 @@ from typing import Any
 
 import pytest
 
+import airloop
 from airloop.contract import Call
 from airloop.errors import (
     AirloopError,
     BadArgument,
     BadConfiguration,
+    InfrastructureFailure,
     NotFound,
     ProcessLost,
     RejectedRows,
@@ -92,12 +96,31 @@ def test_a_module_that_cannot_be_imported_is_rejected_in_one_line(
     assert [r.levelname for r in caplog.records if r.name == "airloop.step"] == ["ERROR"]
 
 
-@pytest.mark.parametrize("status", [0, 3])
-def test_leaving_the_interpreter_is_never_green(run: Run, status: int) -> None:
+@pytest.mark.parametrize("status", [0, 3, 65, 75, 99, 126, 127, 137])
+def test_leaving_the_interpreter_is_a_failure_whatever_its_code_means(run: Run, status: int) -> None:
     outcome = run("leave", code=status)
-    assert outcome.error is not None
-    assert outcome.exit_code == (status or 1)
-    assert "sys.exit" in str(outcome.error)
+    assert type(outcome.error) is AirloopError
+    assert outcome.exit_code == 1
+    assert f"steps_for_tests:leave was left by sys.exit({status})" in str(outcome.error)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "exit_code"),
+    [(errno.ENOMEM, InfrastructureFailure, 126), (errno.EAGAIN, InfrastructureFailure, 126),
+     (errno.EACCES, BadConfiguration, 127)],
+)  # fmt: skip
+def test_a_payload_that_finds_no_room_may_be_started_later(
+    make_request: Make, environment: dict[str, str], tmp_path: Path, number: int, kind: type[AirloopError],
+    exit_code: int, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    code = tmp_path / "code"
+    shutil.copytree(Path(environment["PYTHONPATH"]) / "airloop", code / "airloop")
+    mind = code / "airloop" / "minder" / "mind.py"
+    mind.write_text(mind.read_text().replace("os.execve(", f"raise OSError({number}, os.strerror({number})); ("))
+    monkeypatch.setattr(airloop, "__file__", str(code / "airloop" / "__init__.py"))
+    outcome = LocalRunner(warm=False).run(make_request("count"))
+    assert (type(outcome.error), outcome.exit_code) == (kind, exit_code)
+    assert f"the payload cannot be started: {type(OSError(number, '')).__name__}" in str(outcome.error)
 
 
 def test_a_crash_in_native_code_is_named_and_leaves_a_traceback(run: Run, caplog: pytest.LogCaptureFixture) -> None:
@@ -306,8 +329,6 @@ def test_an_exception_in_the_task_ends_everything(make_runner: MakeRunner, make_
 def test_the_call_is_for_the_step_of_the_command(make_runner: MakeRunner, make_request: Make) -> None:
     with pytest.raises(BadArgument, match="attempt"):
         make_runner().run(make_request("count", call=Call("steps_for_tests:count")))
-    with pytest.raises(BadArgument, match="ranks"):
-        make_runner().run(make_request("count", ranks=2))
 
 
 def test_an_interpreter_that_is_not_there_is_named(make_request: Make) -> None:

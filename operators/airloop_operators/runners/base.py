@@ -24,6 +24,7 @@ from airloop.errors import (
     AirloopError,
     BadConfiguration,
     ContractBroken,
+    InfrastructureFailure,
     OutOfMemory,
     ProcessLost,
     Rejected,
@@ -32,7 +33,7 @@ from airloop.errors import (
     TimedOut,
     TryAgain,
 )
-from airloop.minder.wire import NOT_STARTED
+from airloop.minder.wire import NO_ROOM, NOT_STARTED
 from airloop.redact import Redactor
 from airloop_operators.runners.records import record_end
 
@@ -55,13 +56,11 @@ class RunRequest:
     cpus: float | None = None
     """Processors that the payload may use; None: all."""
     timeout_s: float | None = None
-    """Seconds until the payload is ended; None: never. (Airflow's ``execution_timeout`` works too.)"""
+    """Seconds until the payload is asked to end; None: never."""
     python: str | None = None
     """Interpreter of another virtual environment that has airloop installed."""
     cwd: Path | None = None
     """Working directory of the payload; default: this process's."""
-    ranks: int = 1
-    """How many processes work on the step together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,8 +245,8 @@ def _error(request: RunRequest, ending: Ending, record: Mapping[str, Any] | None
     number = ending.signal_number
     if ending.reason == "timeout":
         return TimedOut(
-            f"{step} ran over its time limit of {request.timeout_s:g} s and was ended",
-            "raise the limit, or give it less",
+            f"{step} ran over its time limit of {request.timeout_s or 0:,.0f} s and was ended",
+            "raise its task's execution_timeout, some of which is kept for ending it, or give it less",
         )
     if ending.reason == "stopped":
         return ProcessLost(f"{step} was ended because its task was stopped")
@@ -271,6 +270,11 @@ def _error(request: RunRequest, ending: Ending, record: Mapping[str, Any] | None
         )
     if ending.exit_code == Exit.DONE:
         return ResultLost(f"{step} ended well, but {doubt}", "it will be adopted or done again at the next try")
+    if ending.exit_code == NO_ROOM and record is None:
+        return InfrastructureFailure(
+            f"{step}: {ending.last_error or 'it cannot be started'}",
+            "the machine had no memory or processes left for it; run fewer tasks at once (a pool)",
+        )
     if ending.exit_code == NOT_STARTED and record is None:
         return BadConfiguration(f"{step}: {ending.last_error or 'its interpreter cannot be started'}")
     return _own_error(step, ending, record)

@@ -68,11 +68,9 @@ class LocalRunner:
         """
         Run an attempt to its end.
 
-        :raises BadArgument: it asks for several ranks.
+        :raises BadArgument: its call has no attempt.
         :raises ProcessLost: the task was stopped before.
         """
-        if request.ranks != 1:
-            raise BadArgument(f"ranks={request.ranks}", "the local runner starts one process per step")
         if not request.call.attempt:
             raise BadArgument(f"the call of step {request.call.step} has no attempt", "see airloop.contract.attempt_id")
         attempt = _Attempt(request, self._grace_s, self._server)
