@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
@@ -12,6 +15,7 @@ from airloop.errors import (
     BadArgument,
     InfrastructureFailure,
     OutOfMemory,
+    ProcessLost,
     Rejected,
     StepSkipped,
     TimedOut,
@@ -27,32 +31,44 @@ if TYPE_CHECKING:
     from airloop_operators.runners.base import Runner, RunOutcome
     from airloop_operators.settings import Settings
 
+MARGIN_S = 12.0
+"""Seconds of a task's time limit that are kept for ending its step in order; of a short one a tenth."""
 
-def run_step(operator: StepOperator, runner: Runner, context: Context, settings: Settings) -> RunOutcome:
+
+def run_step(
+    operator: StepOperator, runner: Runner, context: Context, settings: Settings, *, until: float | None
+) -> RunOutcome:
     """
     Run an operator's step, again if its surroundings ended it.
 
+    :param until: when Airflow will break the task off, by the monotonic clock; None: never.
     :raises AirflowException: it could not be started; the type says whether a retry helps.
     """
     try:
-        return _attempts(operator, runner, context, settings)
+        # Airflow's handler of SIGTERM only calls on_kill(): it may have come while the task waited for its turn.
+        if operator.killed:
+            raise ProcessLost(f"the step of {operator.task_id} was not started because its task was stopped")
+        return _attempts(operator, runner, context, settings, until)
     except AirloopError as error:
         raise for_airflow(error) from error
 
 
-def _attempts(operator: StepOperator, runner: Runner, context: Context, settings: Settings) -> RunOutcome:
+def _attempts(
+    operator: StepOperator, runner: Runner, context: Context, settings: Settings, until: float | None
+) -> RunOutcome:
     step = operator.step or operator.step_name
     if not step:
         raise BadArgument(f"task {operator.task_id} names no step", "pass step='extract' or 'package.module:function'")
     ti = context["ti"]
-    run = RunInfo(ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index, ti.try_number)
+    run = _run_info(ti)
+    memory_mb = settings.memory_mb if operator.memory_mb is None else operator.memory_mb
     interval = interval_of(context, operator.interval)
     secrets = fetch_secrets(operator.secrets or {})
-    for attempt in range(operator.infrastructure_retries + 1):
+    for attempt, identity in enumerate(_attempt_ids(operator, ti)):
         call = Call(
             step=step,
             arguments=operator.call_arguments(),
-            attempt=attempt_id(getattr(ti, "id", run), run, attempt),
+            attempt=identity,
             run=run,
             interval=interval,
             force=operator.force,
@@ -62,8 +78,9 @@ def _attempts(operator: StepOperator, runner: Runner, context: Context, settings
             environment={**settings.environment, **(operator.environment or {})},
             secrets=secrets,
             artifacts=settings.artifacts,
-            memory_mb=operator.memory_mb or settings.memory_mb or None,
+            memory_mb=memory_mb or None,
             cpus=operator.cpus,
+            timeout_s=None if until is None else _time_for_step(until - time.monotonic()),
             python=operator.python,
         )
         outcome = runner.run(request)
@@ -77,6 +94,28 @@ def _attempts(operator: StepOperator, runner: Runner, context: Context, settings
         if attempt < operator.infrastructure_retries:
             operator.log.warning("%s: %s; starting the step again", type(error).__name__, error)
     return outcome
+
+
+def made_by_task(manifest: Mapping[str, Any], operator: StepOperator, ti: Any) -> bool:
+    """Whether a task made what it returns: in this try, or in an earlier one that may not have lived to say so."""
+    run = _run_info(ti)
+    by = manifest.get("run") or {}
+    earlier = run.try_number > 1 and {**by, "try_number": run.try_number} == asdict(run)
+    return earlier or manifest["attempt"] in _attempt_ids(operator, ti)
+
+
+def _run_info(ti: Any) -> RunInfo:
+    return RunInfo(ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index, ti.try_number)
+
+
+def _attempt_ids(operator: StepOperator, ti: Any) -> list[str]:
+    """Of a try's attempts, those that are made only if the surroundings end the ones before."""
+    run = _run_info(ti)
+    return [attempt_id(getattr(ti, "id", run), run, n) for n in range(operator.infrastructure_retries + 1)]
+
+
+def _time_for_step(left_s: float) -> float:
+    return max(left_s - min(MARGIN_S, left_s / 10), 0.1)
 
 
 def for_airflow(error: AirloopError) -> AirflowException:

@@ -6,6 +6,7 @@ It neither knows how a step works nor where it runs.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, update_wrapper
 from inspect import Parameter, Signature, signature
@@ -49,7 +50,8 @@ class StepOperator(BaseOperator):
     :param force: do the work even if a complete manifest under the same key exists. A table that holds this very
         commit already keeps it as it is.
     :param runner: where to run: ``local``; default ``[airloop] runner``.
-    :param memory_mb: memory limit, MiB; default ``[airloop] memory_mb``; over it the step is ended and OOM is named.
+    :param memory_mb: memory limit, MiB; 0: none; default ``[airloop] memory_mb``; over it the step is ended and OOM is
+        named.
     :param cpus: processors that the step may use; default all.
     :param environment: more environment variables for the step. (templated)
     :param secrets: environment variable by ``connection_id.field`` (``password``, ``login``, ``uri`` or
@@ -60,8 +62,9 @@ class StepOperator(BaseOperator):
     :param order: what the task waits for while runs of earlier data intervals are under way: ``task``, the same task
         in them; ``run``, their end; ``none``, nothing. Default: as the task's arguments ask for, see
         :mod:`airloop_operators.turn`.
-    :param announces: asset whose event is emitted only when the step made something new, with the step's key and
-        interval in its extra. (A plain outlet fires again when a reused task is cleared.)
+    :param announces: asset whose event is emitted only when the task made something new, with the step's key and
+        interval in its extra. A task that reuses what others made emits none; one that is cleared in the run in which
+        it made it emits the event again, with the same key, since nobody knows whether the first one was taken.
     """
 
     template_fields: Sequence[str] = ("step", "arguments", "interval", "environment")
@@ -187,19 +190,22 @@ class StepOperator(BaseOperator):
         from airloop_operators.settings import Settings
         from airloop_operators.turn import PATIENCE_S, wait_for_turn
 
+        limit = self.execution_timeout
+        until = time.monotonic() + limit.total_seconds() if limit else None
         # A time limit is for the work.
-        patience_s = 0.0 if self.execution_timeout else PATIENCE_S
-        wait_for_turn(context, self.place, list(_places(self.dag.tasks)), self.log, patience_s=patience_s)
+        patience_s = 0.0 if limit else PATIENCE_S
+        others = list(_places(self.dag.tasks))
+        wait_for_turn(context, self.place, others, self.log, patience_s=patience_s, killed=lambda: self.killed)
         settings = Settings.read()
         self._running: Runner = get_runner(self.runner or settings.runner, settings)
-        outcome = run_step(self, self._running, context, settings)
+        outcome = run_step(self, self._running, context, settings, until=until)
         self._outcome = outcome
         self.step_links = links_of(outcome, settings)
         if outcome.error is not None:
             raise for_airflow(outcome.error) from outcome.error
         result = result_of(outcome)
         if self.announces is not None:
-            self._announce(context, outcome, result)
+            self._announce(self.announces, context, outcome, result)
         return result
 
     def get_openlineage_facets_on_start(self) -> OperatorLineage[Any, Any]:
@@ -227,21 +233,18 @@ class StepOperator(BaseOperator):
         if running is not None:
             running.on_kill()
 
-    def _announce(self, context: Context, outcome: RunOutcome, result: Mapping[str, Any]) -> None:
+    def _announce(self, asset: Asset, context: Context, outcome: RunOutcome, result: Mapping[str, Any]) -> None:
+        from airloop_operators.attempts import made_by_task
+
         manifest = outcome.manifest or {}
-        run = context["ti"]
-        made_here = {"dag_id": run.dag_id, "run_id": run.run_id, "task_id": run.task_id}.items() <= dict(
-            manifest.get("run") or {}
-        ).items()
-        # An earlier try of this very task may have made it and been killed before it could say so. If it did say so
-        # and the task was cleared since, the event comes twice, with the same key: lost would be worse.
-        new = result["status"] == "done" or (made_here and run.try_number > 1)
-        if not new or not manifest.get("changed", True) or self.announces is None:
+        # An earlier attempt may have made it and been killed before it could say so. If it did say so and the task was
+        # cleared since, the event comes twice, with the same key: lost would be worse.
+        if not made_by_task(manifest, self, context["ti"]) or not manifest.get("changed", True):
             return
         if "event" in manifest and manifest["event"] is None and self.event_only:
             return
         extra = {"key": result["key"], "interval": result["interval"], **(manifest.get("event") or {})}
-        context["outlet_events"][AssetAlias(self.announces.name)].add(self.announces, extra=extra)
+        context["outlet_events"][AssetAlias(asset.name)].add(asset, extra=extra)
 
     event_only: ClassVar[bool] = False
     """True: the step itself decides whether there is something to announce."""
@@ -291,4 +294,8 @@ def _places(tasks: Iterable[Any]) -> Iterator[Place]:
         elif isinstance(kind := getattr(task, "operator_class", None), type) and issubclass(kind, StepOperator):
             given = task.partial_kwargs
             reads = [given[name] for name in kind.step_reads if name in given]
+            # One argument each, or all arguments of each task; not yet known where another task returns them.
+            mapped = task.expand_input.value
+            for one in [mapped] if isinstance(mapped, Mapping) else mapped if isinstance(mapped, list | tuple) else []:
+                reads += [one[name] for name in kind.step_reads if isinstance(one, Mapping) and name in one]
             yield Place(task.task_id, given.get("order"), kind.own_order, reads)

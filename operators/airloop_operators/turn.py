@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -89,9 +89,11 @@ class Place:
         return self.own == "run" or any(TABLE.fullmatch(text) for text in _texts(self.reads))
 
 
-def wait_for_turn(context: Context, place: Place, others: Sequence[Place], log: Log, *, patience_s: float) -> None:
+def wait_for_turn(
+    context: Context, place: Place, others: Sequence[Place], log: Log, *, patience_s: float, killed: Callable[[], bool]
+) -> None:
     """
-    Return when it is the task's turn.
+    Return when it is the task's turn, or it was asked to end.
 
     The next in turn waits where it is, for a while. Others give their place on the worker back; not for a moment only:
     Airflow takes a task that is queued again before its executor has reported the end of the last look for one that
@@ -99,6 +101,7 @@ def wait_for_turn(context: Context, place: Place, others: Sequence[Place], log: 
 
     :param others: places of the DAG's tasks.
     :param patience_s: how long to wait before giving the place back.
+    :param killed: whether the task was asked to end.
     :raises AirflowRescheduleException: it is not its turn; Airflow starts the task again later.
     """
     from airflow.sdk.exceptions import AirflowRescheduleException
@@ -107,7 +110,7 @@ def wait_for_turn(context: Context, place: Place, others: Sequence[Place], log: 
     said = ""
     while True:
         reason, runs = not_yet(context, place, others)
-        if not runs:
+        if not runs or killed():
             return
         if reason != said:
             log.info("Not yet its turn: %s", reason)

@@ -228,16 +228,50 @@ def test_an_asset_event_is_emitted_only_for_something_new(
     with new_dag() as dag:
         StepOperator(task_id="one", step=f"{STEPS}:double", arguments={"number": 21}, announces=asset)
 
-    def events(run: Any) -> list[dict[str, Any]]:
-        from airflow.models.asset import AssetEvent
-        from airflow.utils.session import create_session
-        from sqlalchemy import select
-
-        with create_session() as session:
-            found = session.scalars(select(AssetEvent).where(AssetEvent.source_run_id == run.run_id)).all()
-            return [event.extra for event in found]
-
     first = test_dag(dag, logical_date=FEBRUARY)
     second = test_dag(dag, logical_date=FEBRUARY.replace(day=2))
     assert [set(extra) for extra in events(first)] == [{"key", "interval"}]
     assert events(second) == []
+
+
+def test_the_asset_event_of_a_payload_that_is_killed_after_its_manifest_is_not_lost(
+    new_dag: Callable[..., DAG], test_dag: Callable[..., Any]
+) -> None:
+    with new_dag() as dag:
+        StepOperator(
+            task_id="one",
+            step=f"{STEPS}:double",
+            arguments={"number": 23},
+            environment={"AIRLOOP_FAULT": "kill@artifact:after:manifest.json"},
+            announces=Asset("killed"),
+        )
+    run = test_dag(dag, logical_date=FEBRUARY)
+    assert run.state == "success"
+    assert _returned(run.run_id, "one", -1)["status"] == "reused", "by the attempt that followed"
+    assert len(events(run)) == 1
+
+
+def test_a_time_limit_is_named_and_kept(new_dag: Callable[..., DAG], run_dag: RunDag) -> None:
+    seen: list[str] = []
+    with new_dag() as dag:
+        StepOperator(
+            task_id="slow",
+            step=f"{STEPS}:double",
+            arguments={"number": 1},
+            environment={"AIRLOOP_FAULT": "hang@run"},
+            execution_timeout=timedelta(seconds=10),
+            on_failure_callback=lambda context: seen.append(str(context["exception"])),
+        )
+    assert run_dag(dag)[1] == {"slow": "failed"}
+    assert "TimedOut: step steps_of_a_team:double ran over its time limit of 9 s and was ended" in seen[0]
+
+
+def events(run: Any) -> list[dict[str, Any]]:
+    """What a run's asset events tell."""
+    from airflow.models.asset import AssetEvent
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        found = session.scalars(select(AssetEvent).where(AssetEvent.source_run_id == run.run_id)).all()
+        return [event.extra for event in found]

@@ -109,11 +109,19 @@ def test_the_places_of_a_loop() -> None:
         SqlOperator(task_id="view", sql="SELECT 1", inputs={"w": "raw.weather"}, table="views.w", key=["a"])
         StepOperator(task_id="own", step="a:b", arguments={"number": 1})
         StepOperator.partial(task_id="mapped", step="a:b", order="none").expand(arguments=[{"a": 1}])
+        views = SqlOperator.partial(task_id="mapped_view", sql="SELECT 1", table="views.w", key=["a"])
+        views.expand(inputs=[{"w": good.output}, {"w": "raw.weather"}])
+        views = SqlOperator.partial(task_id="mapped_views", sql="SELECT 1", key=["a"])
+        views.expand_kwargs([{"inputs": {"w": "raw.weather"}, "table": "views.w"}, {"table": "views.v"}])
+        results = SqlOperator.partial(task_id="mapped_results", sql="SELECT 1", table="views.w", key=["a"])
+        results.expand(inputs=good.output)
+        SqlOperator.partial(task_id="mapped_task", sql="SELECT 1").expand_kwargs(good.output)
     found = {p.task_id: (p.order, p.holds) for p in _places(dag.tasks)}
     assert found == {
         "extract": ("task", False), "validate": ("task", False), "examples": ("task", False),
         "train": ("none", False), "gate": ("run", False), "register": ("task", False), "view": ("run", True),
-        "own": ("task", False), "mapped": ("none", False),
+        "own": ("task", False), "mapped": ("none", False), "mapped_view": ("run", True), "mapped_views": ("run", True),
+        "mapped_results": ("task", False), "mapped_task": ("task", False),
     }  # fmt: skip
 
 
@@ -183,11 +191,11 @@ class TestWaiting:
         clock = [0.0]
         monkeypatch.setattr(turn, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=self.sleeping(clock)))
 
-        def wait(number: int, patience_s: float = 30) -> list[str]:
+        def wait(number: int, patience_s: float = 30, killed: Callable[[], bool] = lambda: False) -> list[str]:
             said: list[str] = []
             log = SimpleNamespace(info=lambda text, *values: said.append(text % values))
             context: Any = {"dag_run": a_run(number), "ti": SimpleNamespace(dag_id="loop")}
-            turn.wait_for_turn(context, place(own="run"), [], log, patience_s=patience_s)
+            turn.wait_for_turn(context, place(own="run"), [], log, patience_s=patience_s, killed=killed)
             return said
 
         return wait
@@ -216,6 +224,14 @@ class TestWaiting:
             with pytest.raises(AirflowRescheduleException) as caught:
                 wait(2, patience_s)
             assert turn.PAUSE_S - 1 < (caught.value.reschedule_date - began).total_seconds() < turn.PAUSE_S + 5
+
+    def test_one_that_is_asked_to_end_waits_no_longer(self, wait: Callable[..., list[str]], airflow: Airflow) -> None:
+        asked: list[bool] = []
+        airflow.runs = [a_run(1)]
+        self.after_10_s = lambda: asked.append(True)  # type: ignore[method-assign]
+        assert len(wait(2, killed=lambda: bool(asked))) == 1
+        airflow.runs = [a_run(1), a_run(2), a_run(3)]
+        wait(4, killed=lambda: True)
 
     def test_others_give_their_place_back(self, wait: Callable[..., list[str]], airflow: Airflow) -> None:
         airflow.runs = [a_run(n) for n in range(1, 8)]
