@@ -38,7 +38,7 @@ from airloop.errors import AirloopError, BadArgument, BadConfiguration, Contract
 from airloop.faults import point
 from airloop.frame.archive import archive
 from airloop.frame.compare import Side, differences, earlier_attempt, evidence, sentence
-from airloop.frame.key import Code, canonical, changes, code_of, key_of, loaded
+from airloop.frame.key import Code, canonical, changes, code_of, key_of, loaded, replaced_since
 from airloop.frame.logs import Redactor
 from airloop.frame.manifest import (
     describe_outputs,
@@ -120,6 +120,9 @@ def _attempt(
     # Before anything large is imported: the less time a deployment has to come in between, the better.
     code = code_of(step)
     record["code"] = {"fingerprint": code.fingerprint}
+    if record["spawned_at"] is not None:
+        # A process made for this attempt has imported its code since it began, or has it from one that looked then.
+        _refuse(step, replaced_since(code, _began()))
     scope = Scope(config, call.interval)
     bound = step.bind(call.arguments, call.interval)
     # A step with an explicit interval resolves its references as of that interval.
@@ -207,9 +210,13 @@ def _refuse_changed(step: Step, code: Code, imported: Collection[str] = ()) -> N
     except (OSError, SyntaxError, BadConfiguration) as cause:
         # In the middle of a deployment.
         raise TryAgain(f"step {step.name}: its code is being replaced: {cause}", "run the task again") from cause
-    if changed:
+    _refuse(step, changed)
+
+
+def _refuse(step: Step, replaced: list[str]) -> None:
+    if replaced:
         raise TryAgain(
-            f"step {step.name}: its code was replaced while it was at work: {', '.join(changed)}",
+            f"step {step.name}: its code was replaced while it was at work: {', '.join(replaced)}",
             "the next attempt works with the code that is there then",
         )
 
@@ -400,6 +407,13 @@ def _empty(path: Path) -> None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _began() -> float:
+    """Unix time at which this process was there, by the kernel's ticks: up to one of them late."""
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) + 1
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
+    return time.time() - age_s
 
 
 def _resources() -> dict[str, float | int]:

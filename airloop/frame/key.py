@@ -73,6 +73,17 @@ def loaded(code: Code) -> frozenset[str]:
     return frozenset(code.modules.keys() & sys.modules.keys())
 
 
+def replaced_since(code: Code, moment: float) -> list[str]:
+    """Modules in memory whose file was replaced after a moment: its digest may be that of code which nobody runs."""
+    found = []
+    for name in sorted(loaded(code)):
+        path = source_path(name)
+        # A deployment may bring the times of its files along, but never that of the change itself.
+        if path is not None and path.stat().st_ctime > moment:
+            found.append(name)
+    return found
+
+
 def key_of(step: Step, arguments: Mapping[str, Any], code: Code) -> str:
     """Key of a step with bound and resolved arguments, hex."""
     counted = {n: canonical(v) for n, v in arguments.items() if step.parameters[n].in_key}

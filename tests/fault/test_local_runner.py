@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from airloop.contract import Call, RunInfo, attempt_record_path
-from airloop.errors import AirloopError, BadConfiguration, OutOfMemory, ProcessLost, ResultLost, StoreFull
+from airloop.errors import AirloopError, BadConfiguration, OutOfMemory, ProcessLost, ResultLost, StoreFull, TryAgain
 from airloop.frame import history
 from airloop.records import run_record_path
 from airloop.warehouse.artifacts import ArtifactStore
@@ -167,6 +167,47 @@ def test_an_attempt_whose_task_was_broken_off_is_recorded(make_runner: MakeRunne
         "type": "Timeout",
         "message": "step steps_for_tests:talk was ended with its task: Timeout: after a second",
     }
+
+
+def test_code_that_was_replaced_between_its_import_and_its_key_is_refused(
+    make_runner: MakeRunner, make_request: Make, environment: dict[str, str], tmp_path: Path
+) -> None:
+    folder, imported = tmp_path / "team", tmp_path / "imported"
+    folder.mkdir()
+    source = f"""
+from pathlib import Path
+from airloop.frame import StepContext, StepResult, step
+Path({str(imported)!r}).touch()
+
+@step()
+def work(ctx: StepContext) -> StepResult:
+    return StepResult(counts={{"version": 1}})
+"""
+    module = folder / "team_of_tests.py"
+    module.write_text(source)
+    path = {"PYTHONPATH": f"{environment['PYTHONPATH']}{os.pathsep}{folder}"}
+    outcomes: list[RunOutcome] = []
+
+    def run(attempt: str, **more: str) -> None:
+        call = Call("team_of_tests:work", {}, attempt, RUN)
+        outcomes.append(make_runner().run(make_request(call.step, call=call, environment={**path, **more})))
+
+    thread = threading.Thread(target=run, args=(ATTEMPT,), kwargs=fault("slow@start", AIRLOOP_FAULT_SLOW_S="1.5"))
+    thread.start()
+    wait_until(imported.exists, timeout_s=60)
+    new = tmp_path / "new.py"
+    new.write_text(source.replace(": 1}", ": 2}"))
+    os.utime(new, (0, 0))
+    new.replace(module)
+    thread.join()
+    run("feedbee2")
+    run("feedbee3")
+    assert type(outcomes[0].error) is TryAgain
+    assert "its code was replaced while it was at work: team_of_tests;" in str(outcomes[0].error)
+    assert [(o.receipt and o.receipt.status, o.manifest and o.manifest["counts"]) for o in outcomes[1:]] == [
+        ("done", {"version": 2}),
+        ("reused", {"version": 2}),
+    ]
 
 
 def test_a_bug_and_a_full_disk_are_told_apart(run: Run) -> None:
