@@ -12,36 +12,32 @@ offline store, stores other than Feast's SQLite and Redis.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 from feast.infra.common.materialization_job import MaterializationJob, MaterializationJobStatus, MaterializationTask
 from feast.infra.compute_engines.base import ComputeEngine
 from feast.repo_config import FeastConfigBaseModel
 
-from airloop.errors import BadConfiguration, BadInput
-from airloop.features.asof import columns_of, quote
+from airloop.errors import BadConfiguration
 from airloop.features.encode import KEY_VERSION, encode_keys, encode_values, value_texts
+from airloop.features.latest import ROWS_PER_CHUNK, LatestRows, Lost, find_lost
 from airloop.features.online import MAX_FEATURES, Chunk, OnlineStore, OnlineTable, Switched, Watermark
 from airloop.features.source import IcebergSource
 from airloop.features.store import table_ref, warehouse_of
-from airloop.features.watermark import counts_from, first_arrival_since
+from airloop.features.watermark import NOTHING_NEW, counts_from, first_arrival_since
 from airloop.warehouse.refs import TableRef
 
 if TYPE_CHECKING:
-    import duckdb
     import pyarrow as pa
 
     from airloop.warehouse.catalog import Warehouse
 
 log = logging.getLogger("airloop.online")
 
-ROWS_PER_CHUNK = 50_000
-"""Entities encoded at a time: some 100 bytes for each feature."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -219,18 +215,31 @@ def _for_step(online: OnlineStore, view: FeastView, request: Request) -> Switche
     )
     after_us = counts_from(before.until_us if before else None, late)
     newer_state = before is None or request.warehouse.descends(view.source, snapshot, before.snapshot)
-    behind = before is not None and request.until_us < before.until_us
+    # What is online stays true at the time of the watermark, whichever interval runs.
+    as_of_us = max(request.until_us, before.until_us) if before else request.until_us
+    oldest_us = None if view.ttl is None else as_of_us - view.ttl // timedelta(microseconds=1)
+    lost = Lost()
+    if before is not None and newer_state:
+        now = LatestRows(request.warehouse, request.source, view, None, as_of_us, oldest_us)
+        lost = find_lost(online, view, now, since=before.snapshot, workdir=request.workdir)
+    brings = newer_state and (late != NOTHING_NEW or bool(lost.keys))
+    until_us = as_of_us if brings else request.until_us
+    behind = until_us < as_of_us
     if behind and after_us is not None:
         # Nothing of an older interval is new; its rows are looked at to say how many were left alone.
         after_us = min(after_us, request.start_us)
-    expire_us = None if view.ttl is None or behind else request.until_us - view.ttl // timedelta(microseconds=1)
-    rows = _Rows(request.warehouse, request.source, view, after_us=after_us, until_us=request.until_us)
+    rows = LatestRows(request.warehouse, request.source, view, after_us, until_us, oldest_us, lost)
     result = _stage_and_switch(
         online, view, rows, request.workdir,
         replace_equal=newer_state and not behind,
-        watermark=Watermark(request.until_us, request.key, snapshot, 0),
-        expire_before_us=expire_us,
+        watermark=Watermark(until_us, request.key, snapshot, 0),
+        expire_before_us=oldest_us,
     )  # fmt: skip
+    if before is not None and brings and request.until_us < as_of_us:
+        result.notes.append(
+            f"values of {view.table.view} are online up to {_text(as_of_us)}, later than this interval's end at "
+            f"{_text(request.until_us)}; what {request.source} has brought since is online as of that time"
+        )
     if behind and before is not None:
         result.notes.append(
             f"values of {view.table.view} are online up to {_text(before.until_us)} (key {before.key[:12]}); this "
@@ -246,16 +255,13 @@ def _bare(online: OnlineStore, view: FeastView, task: MaterializationTask, wareh
     source = table_ref(warehouse, view.source)
     before = online.watermark(view.table)
     start_us = 0 if task.disable_event_timestamp else _us(task.start_time)
-    rows = _Rows(
-        warehouse, source, view, after_us=None, until_us=min(_us(task.end_time), _us(datetime.now(UTC))),
-        start_us=start_us,
-    )  # fmt: skip
+    rows = LatestRows(warehouse, source, view, None, min(_us(task.end_time), _us(datetime.now(UTC))), start_us)
     newer_state = before is None or warehouse.descends(view.source, source.snapshot or 0, before.snapshot)
     return _stage_and_switch(online, view, rows, None, replace_equal=newer_state, watermark=None)
 
 
 def _stage_and_switch(
-    online: OnlineStore, view: FeastView, rows: _Rows, workdir: Path | None, *, replace_equal: bool,
+    online: OnlineStore, view: FeastView, rows: LatestRows, workdir: Path | None, *, replace_equal: bool,
     watermark: Watermark | None, expire_before_us: int | None = None,
 ) -> Switched:  # fmt: skip
     with online.staging(view.table) as staging:
@@ -266,82 +272,9 @@ def _stage_and_switch(
                     log.info("%s: %s of %s entities staged", view.table.view, f"{staging.rows:,}", f"{expected:,}")
         staging.verify(expected)
     return online.switch(
-        view.table, replace_equal=replace_equal, watermark=watermark, expire_before_us=expire_before_us
-    )
-
-
-class _Rows:
-    """The newest known row of each entity, as a point-in-time join would choose it."""
-
-    def __init__(
-        self, warehouse: Warehouse, source: TableRef, view: FeastView, *, after_us: int | None, until_us: int,
-        start_us: int | None = None,
-    ) -> None:  # fmt: skip
-        self._warehouse = warehouse
-        self._source = source
-        self._view = view
-        self._after_us = after_us
-        self._until_us = until_us
-        self._start_us = start_us
-
-    def read(self, workdir: Path | None) -> _Reading:
-        connection = self._warehouse.duckdb({"source": self._source}, workdir=workdir)
-        return _Reading(connection, *self._statements(connection))
-
-    def _statements(self, connection: duckdb.DuckDBPyConnection) -> tuple[str, str]:
-        view = self._view
-        present = columns_of(connection, "source")
-        keys = [name for name, _ in view.keys if name != DUMMY_ENTITY_ID]
-        features = [name for name, _ in view.features]
-        wanted = [*keys, *features, view.event_time, *([view.arrival_time] if view.arrival_time else [])]
-        missing = [c for c in wanted if c not in present]
-        if missing:
-            raise BadInput(
-                f"{self._source} has no column {', '.join(missing)}, which feature view {view.table.view} needs",
-                f"it has {', '.join(present)}",
-            )
-        event = quote(view.event_time)
-        arrival = quote(view.arrival_time) if view.arrival_time else event
-        until = f"make_timestamptz({self._until_us})"
-        conditions = [f"{event} <= {until}", f"{arrival} <= {until}"]
-        conditions += [f"{quote(name)} IS NOT NULL" for name in keys]
-        if self._after_us is not None:
-            conditions.append(f"greatest({event}, {arrival}) > make_timestamptz({self._after_us})")
-        if self._start_us is not None:
-            conditions.append(f"{event} >= make_timestamptz({self._start_us})")
-        elif view.ttl is not None:
-            conditions.append(f"{event} >= make_timestamptz({self._until_us - view.ttl // timedelta(microseconds=1)})")
-        # A view without entities has one value for everybody, under the key that Feast invents for it.
-        columns = [f"{quote(name)} AS k{i}" for i, name in enumerate(keys)] or [f"'{DUMMY_ENTITY_VAL}' AS k0"]
-        values = [f"{quote(name)} AS f{i}" for i, name in enumerate(features)]
-        times = [f"epoch_us({event}::TIMESTAMPTZ) AS e", f"epoch_us({arrival}::TIMESTAMPTZ) AS r"]
-        names = ", ".join(f"k{i}" for i in range(len(columns)))
-        # The same order between equals as airloop.features.asof.
-        ties = ", ".join(f"f{i} DESC NULLS LAST" for i in range(len(values)))
-        where = " AND ".join(conditions)
-        rows = f"SELECT {', '.join([*columns, *values, *times])} FROM source WHERE {where}"
-        latest = (
-            f"SELECT * FROM ({rows})"
-            f" QUALIFY row_number() OVER (PARTITION BY {names} ORDER BY e DESC, r DESC, {ties}) = 1 ORDER BY {names}"
-        )
-        return f"SELECT count(*) FROM (SELECT DISTINCT {', '.join(columns)} FROM source WHERE {where})", latest
-
-
-class _Reading:
-    """The number of entities and their rows, batch by batch; closes its connection."""
-
-    def __init__(self, connection: duckdb.DuckDBPyConnection, count: str, latest: str) -> None:
-        self._connection = connection
-        self._count = count
-        self._latest = latest
-
-    def __enter__(self) -> tuple[int, Iterator[pa.RecordBatch]]:
-        row = self._connection.execute(self._count).fetchone()
-        reader = self._connection.execute(self._latest).to_arrow_reader(ROWS_PER_CHUNK)
-        return int(row[0]) if row else 0, iter(reader)
-
-    def __exit__(self, *error: object) -> None:
-        self._connection.close()
+        view.table, replace_equal=replace_equal, watermark=watermark, expire_before_us=expire_before_us,
+        lost=rows.lost.keys,
+    )  # fmt: skip
 
 
 def encode(view: FeastView, batch: pa.RecordBatch, *, texts: bool) -> Chunk:

@@ -2,10 +2,10 @@
 What an online store promises, and the words that all of them share.
 
 The values of a view are staged, verified, and then switched: readers see old values until the new ones are verified. An
-older value never replaces a newer one, whoever wrote it. Beside the values a store keeps per view the *watermark*, up
-to when values have been materialised, by which key and from which snapshot, and per view and entity the event and
-arrival time of the value that we wrote, to the microsecond. A process that ends at any moment leaves a watermark that
-is true; the next run completes or repeats what was not done.
+older value never replaces a newer one, whoever wrote it, unless the newer one is ours and its row was withdrawn. Beside
+the values a store keeps per view the *watermark*, up to when values have been materialised, by which key and from which
+snapshot, and per view and entity the event and arrival time of the value that we wrote, to the microsecond. A process
+that ends at any moment leaves a watermark that is true; the next run completes or repeats what was not done.
 
 :class:`airloop.features.online_sqlite.OnlineFile` switches all entities of a view in one instant,
 :class:`airloop.features.online_redis.OnlineRedis` each entity in one instant, and all if they are a few thousand.
@@ -13,7 +13,7 @@ is true; the next run completes or repeats what was not done.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -79,7 +79,7 @@ class Switched:
     skipped: int = 0
     """Entities left alone, because a newer or the same value is there."""
     expired: int = 0
-    """Entities taken offline, because their value outlived the view's ttl."""
+    """Entities taken offline, because their value outlived the view's ttl, or its row is there no more."""
     watermark: Watermark | None = None
     moved: bool = False
     """Whether the watermark moved."""
@@ -112,6 +112,8 @@ class OnlineStore(Protocol):
 
     def recorded(self, table: OnlineTable) -> Watermark | None: ...
 
+    def served(self, table: OnlineTable, keys: Sequence[bytes]) -> dict[bytes, tuple[int, int]]: ...
+
     def forget_if_lost(self, table: OnlineTable) -> None: ...
 
     def staging(self, table: OnlineTable) -> AbstractContextManager[Stage]: ...
@@ -123,4 +125,5 @@ class OnlineStore(Protocol):
         replace_equal: bool,
         watermark: Watermark | None,
         expire_before_us: int | None = None,
+        lost: Collection[bytes] = (),
     ) -> Switched: ...

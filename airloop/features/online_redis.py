@@ -26,7 +26,7 @@ import logging
 import secrets
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -178,6 +178,19 @@ class OnlineRedis:
             until, key, snapshot, entities = self._client.hmget(_meta(table), ["until", "key", "snapshot", "entities"])
         return None if until is None else Watermark(int(until), key.decode(), int(snapshot), int(entities))
 
+    def served(self, table: OnlineTable, keys: Sequence[bytes]) -> dict[bytes, tuple[int, int]]:
+        """Event and arrival time, microseconds since 1970, of the values that we wrote of some entities."""
+        suffix, mark = table.project.encode(), _mark(table)
+        found = {}
+        for at in range(0, len(keys), ENTITIES_PER_SLICE):
+            some = keys[at : at + ENTITIES_PER_SLICE]
+            with understood(self.where), self._client.pipeline(transaction=False) as pipe:
+                for key in some:
+                    pipe.hget(key + suffix, mark)
+                marks = pipe.execute()
+            found.update({key: struct.unpack(">qq", text[:16]) for key, text in zip(some, marks, strict=True) if text})
+        return found
+
     def forget_if_lost(self, table: OnlineTable) -> None:
         """If entities are gone (evicted, removed by hand), forget the watermark: the view is filled anew."""
         with understood(self.where):
@@ -212,6 +225,7 @@ class OnlineRedis:
         replace_equal: bool,
         watermark: Watermark | None,
         expire_before_us: int | None = None,
+        lost: Collection[bytes] = (),
     ) -> Switched:
         """
         Take over the staged rows, then take old values offline, then move the watermark; see :class:`OnlineStore`.
@@ -225,8 +239,10 @@ class OnlineRedis:
             expired = [] if expire_before_us is None else self._survey(table, expire_before_us)[1]
             self._refuse_full(staged)
             point("materialize:before_switch")
-            calls = self._calls(table, staged, replace_equal, expired, expire_before_us, watermark)
-            replies = self._send(calls, at_once=staged.rows <= ENTITIES_PER_SLICE >= len(expired))
+            suffix = table.project.encode()
+            going = pa.array([key + suffix for key in lost], pa.binary())
+            calls = self._calls(table, staged, replace_equal, expired, expire_before_us, going, watermark)
+            replies = self._send(calls, at_once=max(staged.rows, len(expired), len(going)) <= ENTITIES_PER_SLICE)
             result = Switched(rows=staged.rows)
             result.written = sum(int(value) for what, value in replies if what == b"written")
             result.skipped = staged.rows - result.written
@@ -238,7 +254,7 @@ class OnlineRedis:
 
     def _calls(
         self, table: OnlineTable, staged: Staging, replace_equal: bool, expired: Sequence[bytes],
-        expire_before_us: int | None, watermark: Watermark | None,
+        expire_before_us: int | None, lost: pa.Array, watermark: Watermark | None,
     ) -> Iterator[list[Any]]:  # fmt: skip
         """What is to be done, as calls of scripts ready to be sent."""
         fields = [*_fields(table), _ts(table), _mark(table)]
@@ -251,11 +267,17 @@ class OnlineRedis:
         both = [_meta(table), _lock(table)]
         for batch in _slices(staged):
             equal = b"1" if replace_equal else b"0"
-            yield _call(switch, both, [*owned, equal, packed, _packed(batch.columns)])
-        for at in range(0, len(expired), ENTITIES_PER_SLICE):
-            keys = [*both, *expired[at : at + ENTITIES_PER_SLICE]]
-            names = [str(len(table.features)).encode(), *fields]
-            yield _call(expire, keys, [*owned, str(expire_before_us).encode(), *names])
+            *columns, marks = batch.columns
+            if len(lost):
+                here = pc.is_in(columns[0], lost)
+                marks = pc.if_else(here, pc.binary_join_element_wise(marks, redis_scripts.REPLACES, b""), marks)
+                lost = lost.filter(pc.invert(pc.is_in(lost, columns[0])))
+            yield _call(switch, both, [*owned, equal, packed, _packed([*columns, marks])])
+        names = [str(len(table.features)).encode(), *fields]
+        for going, before_us in ((expired, expire_before_us), (lost.to_pylist(), redis_scripts.NEVER)):
+            for at in range(0, len(going), ENTITIES_PER_SLICE):
+                keys = [*both, *going[at : at + ENTITIES_PER_SLICE]]
+                yield _call(expire, keys, [*owned, str(before_us).encode(), *names])
         if watermark is not None:
             values = [str(watermark.until_us).encode(), watermark.key.encode(), str(watermark.snapshot).encode()]
             yield _call(move, both, [*owned, *values, _ts(table)])

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -123,6 +123,20 @@ class OnlineFile:
         with self.connect() as connection:
             return _watermark(connection, table)
 
+    def served(self, table: OnlineTable, keys: Sequence[bytes]) -> dict[bytes, tuple[int, int]]:
+        """Event and arrival time, microseconds since 1970, of the values that we wrote of some entities."""
+        found = {}
+        with self.connect() as connection:
+            for at in range(0, len(keys), MAX_VARIABLES - 1):
+                some = keys[at : at + MAX_VARIABLES - 1]
+                rows = connection.execute(
+                    "SELECT entity_key, event_us, arrival_us FROM airloop_latest"
+                    f" WHERE view = ? AND entity_key IN ({', '.join('?' * len(some))})",
+                    (table.name, *some),
+                )
+                found.update({key: (event, arrival) for key, event, arrival in rows})
+        return found
+
     def forget_if_lost(self, table: OnlineTable) -> None:
         """
         If Feast's table lost rows (``feast teardown``, a file put back from a backup), forget what we wrote.
@@ -156,6 +170,7 @@ class OnlineFile:
         replace_equal: bool,
         watermark: Watermark | None,
         expire_before_us: int | None = None,
+        lost: Collection[bytes] = (),
     ) -> Switched:
         """
         Take over the staged rows in one transaction.
@@ -164,6 +179,8 @@ class OnlineFile:
             if it comes from an older state of its table.
         :param watermark: moves there in the same transaction, unless it is there or beyond already; None leaves it.
         :param expire_before_us: values of ours with an older event time are taken offline.
+        :param lost: entities whose value of ours has no row any more: what is staged of them replaces it though it be
+            older, and those of which nothing is staged are taken offline.
         :raises StoreBusy: another writer holds the store.
         """
         staged = self._staged
@@ -174,7 +191,7 @@ class OnlineFile:
                 if not _is_empty(connection, table):
                     # Before the lock is taken: what is there has to be compared.
                     connection.execute("BEGIN")
-                    _spread(connection, staged)
+                    _spread(connection, staged, lost)
                     connection.execute("COMMIT")
                 connection.execute("BEGIN IMMEDIATE")
                 try:
@@ -184,9 +201,11 @@ class OnlineFile:
                         result = Switched(rows=staged.rows, written=staged.rows)
                         entities = staged.rows
                     else:
-                        result = _take_over(connection, staged, replace_equal)
+                        result = _take_over(connection, staged, replace_equal, lost)
                         if expire_before_us is not None:
-                            result.expired = _expire(connection, table, expire_before_us)
+                            result.expired = _take_offline(connection, table, "l.event_us < ?", expire_before_us)
+                        if lost:
+                            result.expired += _take_offline(connection, table, _LOST)
                         entities = _entities(connection, table)
                     _move(connection, table, watermark, entities, result)
                     point("materialize:before_switch")
@@ -268,8 +287,10 @@ def _is_empty(connection: sqlite3.Connection, table: OnlineTable) -> bool:
     return bool(row[0])
 
 
-def _spread(connection: sqlite3.Connection, staged: Staging) -> None:
-    """The staged rows as ``temp.rows``."""
+def _spread(connection: sqlite3.Connection, staged: Staging, lost: Collection[bytes]) -> None:
+    """The staged rows as ``temp.rows``, the entities that lost their row as ``temp.lost``."""
+    connection.execute("CREATE TEMP TABLE lost (entity_key BLOB PRIMARY KEY) WITHOUT ROWID")
+    connection.executemany("INSERT INTO temp.lost VALUES (?)", ((key,) for key in lost))
     pairs = "".join(f", v{i}, t{i}" for i in range(len(staged.table.features)))
     connection.execute(f"CREATE TEMP TABLE rows (entity_key, event_us, arrival_us, event_s, arrival_s{pairs})")
     for batch in staged.batches():
@@ -319,10 +340,12 @@ def _insert(
         connection.executemany(f"INSERT INTO {into} VALUES {rows}", zip(*several, strict=True))
 
 
-def _take_over(connection: sqlite3.Connection, staged: Staging, replace_equal: bool) -> Switched:
+def _take_over(
+    connection: sqlite3.Connection, staged: Staging, replace_equal: bool, lost: Collection[bytes]
+) -> Switched:
     table = staged.table
     if connection.execute("SELECT 1 FROM temp.sqlite_master WHERE name = 'rows'").fetchone() is None:
-        _spread(connection, staged)
+        _spread(connection, staged, lost)
     feast = quoted(table.name)
     newer = ">=" if replace_equal else ">"
     # An entity whose rows Feast's table lost (teardown, apply) is free again, whatever we remember of it.
@@ -333,6 +356,7 @@ def _take_over(connection: sqlite3.Connection, staged: Staging, replace_equal: b
         "INSERT INTO temp.won SELECT s.entity_key, s.rowid, l.event_s FROM temp.rows s"
         " LEFT JOIN airloop_latest l ON l.view = ? AND l.entity_key = s.entity_key"
         f" WHERE l.entity_key IS NULL OR (s.event_us, s.arrival_us) {newer} (l.event_us, l.arrival_us)"
+        " OR s.entity_key IN (SELECT entity_key FROM temp.lost)"
         f" OR NOT EXISTS (SELECT 1 FROM {feast} f WHERE f.entity_key = s.entity_key) ORDER BY s.entity_key",
         (table.name,),
     )
@@ -365,15 +389,23 @@ def _take_over(connection: sqlite3.Connection, staged: Staging, replace_equal: b
     return Switched(rows=staged.rows, written=written, skipped=staged.rows - written)
 
 
-def _expire(connection: sqlite3.Connection, table: OnlineTable, before_us: int) -> int:
-    """Take values offline that a point-in-time join would no longer find; newer pushes of others stay."""
+_LOST = "l.entity_key IN (SELECT entity_key FROM temp.lost) AND l.entity_key NOT IN (SELECT entity_key FROM temp.rows)"
+"""Entities of which nothing is staged in the place of a row that is there no more."""
+
+
+def _take_offline(connection: sqlite3.Connection, table: OnlineTable, which: str, *parameters: int) -> int:
+    """
+    Take values offline that a point-in-time join would no longer find; newer pushes of others stay.
+
+    :param which: condition on ``airloop_latest l``.
+    """
     connection.execute(
         f"DELETE FROM {quoted(table.name)} AS f WHERE EXISTS (SELECT 1 FROM airloop_latest l WHERE l.view = ?"
-        " AND l.entity_key = f.entity_key AND l.event_us < ? AND f.event_ts <= l.event_s)",
-        (table.name, before_us),
+        f" AND l.entity_key = f.entity_key AND {which} AND f.event_ts <= l.event_s)",
+        (table.name, *parameters),
     )
     return connection.execute(
-        "DELETE FROM airloop_latest WHERE view = ? AND event_us < ?", (table.name, before_us)
+        f"DELETE FROM airloop_latest AS l WHERE view = ? AND {which}", (table.name, *parameters)
     ).rowcount
 
 

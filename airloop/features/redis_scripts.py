@@ -10,6 +10,11 @@ are floating point numbers, exact until the year 2255. Memory for what is writte
 so that no call in the middle is refused (``allow-oom``).
 """
 
+REPLACES = b"!"
+"""Behind the mark of a row that replaces what we wrote though it be older."""
+NEVER = 2**62
+"""A time after all others, microseconds."""
+
 _OWNED = """
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return redis.error_reply('LEASE is held by someone else') end
 redis.call('PEXPIRE', KEYS[2], ARGV[2])
@@ -50,6 +55,8 @@ local all_new = call('EXISTS', unpack(keys)) == 0
 for at = 1, #rows, width + 1 do
   local key = rows[at]
   local take, whole, known = true, true, false
+  local replaces = #rows[at + width] > 16
+  if replaces then rows[at + width] = rows[at + width]:sub(1, 16) end
   if not all_new then
     local now = call('HMGET', key, ts_field, mark_field)
     if now[1] then
@@ -59,7 +66,7 @@ for at = 1, #rows, width + 1 do
       if now[2] then
         known = true
         local old_event, old_arrival = struct.unpack('>i8i8', now[2])
-        take = event > old_event or (event == old_event and
+        take = replaces or event > old_event or (event == old_event and
           (arrival > old_arrival or (equal and arrival == old_arrival)))
         -- What is there is ours, or somebody wrote it since and it stays if its time is newer.
         whole = whole or there == old_event

@@ -50,8 +50,11 @@ def materialize(
 
     For each entity the newest value by event time that had arrived by then and is within the view's time to live.
     Only what the view's watermark has not seen is read: rows that arrived since, and rows of files that were added
-    since, however late. All values of a view and its watermark change in one transaction; an older value never
-    replaces a newer one; a run of an older interval moves nothing back.
+    since, however late. An older value never replaces a newer one, unless the row of the newer one was withdrawn: then
+    the entity gets what is left of it, or goes offline. A run of an older interval moves nothing back; what its
+    tables have brought is online as of the time up to which values are. In SQLite all values of a view and its
+    watermark change in one transaction. So they do in Redis up to 5,000 entities; more of them change entity by entity
+    within seconds, and the watermark last.
 
     :param feature_service: whose views, e.g. delay_v1.
     :param tables: the feature tables to read, each at one snapshot; others than the views' are ignored.
@@ -71,7 +74,7 @@ def materialize(
     views = {name: _materialize(ctx, store, name, source, interval) for name, source in sources.items()}
     for name, view in views.items():
         ctx.log.info(
-            "%s: %s entities written, %s left alone, %s expired", name, f"{view['rows_written']:,}",
+            "%s: %s entities written, %s left alone, %s taken offline", name, f"{view['rows_written']:,}",
             f"{view['rows_skipped']:,}", f"{view['rows_expired']:,}",
         )  # fmt: skip
         for note in view["notes"]:

@@ -129,6 +129,18 @@ def files_since(table: Table, old: int, new: int) -> list[LiveFile]:
     return list(found.values())
 
 
+def files_gone(table: Table, old: int, new: int) -> list[LiveFile]:
+    """
+    Data files that snapshot ``old`` has and ``new`` has not: rewritten, compacted or removed.
+
+    :returns: none if ``old`` is not there any more.
+    """
+    if old == new or table.metadata.snapshot_by_id(old) is None:
+        return []
+    after = {file.path for file in live_files(table, new)}
+    return [file for file in live_files(table, old) if file.path not in after]
+
+
 def _compacted_from(table: Table, snapshot: int) -> int:
     """Parent of a compaction; 0 if it is none, or its parent has expired."""
     made = table.metadata.snapshot_by_id(snapshot)

@@ -127,7 +127,7 @@ class BuildLabelsOperator(SqlOperator):
 
 class MaterializeFeaturesOperator(StepOperator):
     """
-    Fill the online store with the newest known value of each feature, switched for readers in one transaction.
+    Put the newest known value of each feature online; readers see old values until the new ones are checked.
 
     :param feature_service: name of the Feast feature service. (templated)
     :param tables: snapshots of the feature tables. (templated)

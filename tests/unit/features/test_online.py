@@ -124,7 +124,7 @@ def chunk(
 
 def put(
     world: Any, rows: Sequence[tuple[bytes, int, bytes]], *, until: int | None = None,
-    replace_equal: bool = True, arrival_us: int = 0, expire_before_us: int | None = None,
+    replace_equal: bool = True, arrival_us: int = 0, expire_before_us: int | None = None, lost: Sequence[bytes] = (),
 ) -> Switched:  # fmt: skip
     online: OnlineStore = world.store
     with online.locked(TABLE):
@@ -134,7 +134,8 @@ def put(
             staging.verify(len(rows))
         mark = None if until is None else Watermark(until, "key", 1, 0)
         return online.switch(
-            TABLE, replace_equal=replace_equal, watermark=mark, expire_before_us=expire_before_us
+            TABLE, replace_equal=replace_equal, watermark=mark, expire_before_us=expire_before_us,
+            lost=[world.key(name) for name in lost],
         )  # fmt: skip
 
 
@@ -179,6 +180,23 @@ def test_a_foreign_write_that_is_newer_stays_and_survives_expiry(world: Any) -> 
     result = put(world, [], until=40 * SECOND, expire_before_us=30 * SECOND)
     assert result.expired == 2
     assert world.served() == {b"a": b"P"}
+
+
+def test_a_lost_row_gives_way_to_an_older_one_or_to_none(world: Any) -> None:
+    put(world, [(name, 9 * SECOND, b"new") for name in (b"a", b"b", b"c")], until=9 * SECOND)
+    world.push(b"c", b"P", 50 * SECOND)
+    keys = [world.key(name) for name in (b"a", b"x")]
+    assert world.store.served(TABLE, keys) == {keys[0]: (9 * SECOND, 9 * SECOND)}
+    result = put(world, [(b"a", SECOND, b"old")], until=10 * SECOND, lost=[b"a", b"b", b"c"])
+    assert (result.written, result.skipped, result.expired) == (1, 0, 2)
+    assert world.served() == {b"a": b"old", b"c": b"P"}
+    assert world.store.served(TABLE, keys) == {keys[0]: (SECOND, SECOND)}
+    found = world.store.watermark(TABLE)
+    assert found is not None
+    assert found.entities == 1
+    # It is a value like any other from then on.
+    put(world, [(b"a", 2 * SECOND, b"next"), (b"b", 2 * SECOND, b"next")])
+    assert world.served() == {b"a": b"next", b"b": b"next", b"c": b"P"}
 
 
 def test_one_entity_twice_is_refused_and_nothing_changes(world: Any) -> None:
