@@ -81,13 +81,14 @@ class LatestRows:
             keys, where = self._keys(), self._known()
             columns = ", ".join([*(f"{key} AS k{i}" for i, key in enumerate(keys)), *self._times()])
             names = ", ".join(f"k{i}" for i in range(len(keys)))
+            # One number that orders rows by event, then arrival: to compare pairs takes DuckDB three times as long.
+            when = "e::HUGEINT * 18446744073709551616 + r"
             query = (
-                f"WITH was AS (SELECT DISTINCT {columns} FROM gone WHERE {where}),"
+                f"WITH was AS (SELECT {columns} FROM gone WHERE {where}),"
                 f" is_now AS (SELECT {columns} FROM source WHERE {where}),"
-                f" newest AS (SELECT {names}, max(row(e, r)) AS newest FROM is_now SEMI JOIN was USING ({names})"
-                f" GROUP BY {names})"
-                f" SELECT {names}, e, r FROM was LEFT JOIN newest USING ({names})"
-                " WHERE newest IS NULL OR row(e, r) > newest"
+                f" newest AS (SELECT {names}, max({when}) AS newest FROM is_now GROUP BY {names})"
+                f" SELECT DISTINCT {names}, e, r FROM was LEFT JOIN newest USING ({names})"
+                f" WHERE newest IS NULL OR {when} > newest"
             )
             yield from connection.execute(query).to_arrow_reader(ROWS_PER_CHUNK)
 
