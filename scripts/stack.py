@@ -223,11 +223,20 @@ class Stack:
         user = next(iter(passwords))
         return user, passwords[user]
 
-    def _migrate(self) -> None:
+    def make_login(self) -> None:
+        """Make the password file, whole or not at all, and never readable for others."""
         passwords = self.airflow_home / "passwords.json"
-        if not passwords.exists():
-            passwords.touch(mode=0o600)
-            passwords.write_text(json.dumps({"admin": secrets.token_urlsafe(12)}))
+        # An empty one holds no login: it was being written when something ended that.
+        if passwords.exists() and passwords.stat().st_size:
+            return
+        temporary = passwords.with_suffix(".tmp")
+        temporary.unlink(missing_ok=True)
+        temporary.touch(mode=0o600)
+        temporary.write_text(json.dumps({"admin": secrets.token_urlsafe(12)}))
+        temporary.replace(passwords)
+
+    def _migrate(self) -> None:
+        self.make_login()
         log = self.home / "logs" / "migrate.log"
         marker = self.airflow_home / "migrated"
         from importlib.metadata import version
