@@ -60,7 +60,9 @@ class Airflow:
                     text = answer.read()
                 return json.loads(text) if text else None
             except urllib.error.HTTPError as error:
-                if method != "GET" or error.code < 500 or time.monotonic() > deadline:
+                # While its SQLite is busy, Airflow answers 503 and has done nothing.
+                again = error.code == 503 or (method == "GET" and error.code >= 500)
+                if not again or time.monotonic() > deadline:
                     raise
             except OSError as error:
                 # A busy machine answers late; only what changes nothing is asked again.
@@ -85,10 +87,18 @@ class Airflow:
             time.sleep(0.5)
 
     def backfill(self, dag_id: str, start: datetime, end: datetime) -> None:
-        """Run every interval from ``start`` to ``end`` (logical dates, both included), one after another."""
+        """
+        Run every interval from ``start`` to ``end`` (logical dates, both included), one after another.
+
+        A run that an earlier backfill left under way is ended first: Airflow would pass its interval over, and what
+        its tasks have done is reused.
+        """
         for active in self.call("GET", f"/api/v2/backfills?dag_id={dag_id}&active=true")["backfills"]:
             if not active["completed_at"]:
                 self.call("PUT", f"/api/v2/backfills/{active['id']}/cancel")
+        for run in self._backfilled(dag_id):
+            if run["state"] in ("queued", "running"):
+                self.call("PATCH", f"/api/v2/dags/{dag_id}/dagRuns/{_quoted(run['dag_run_id'])}", {"state": "failed"})
         self.call("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": False})
         body = {
             "dag_id": dag_id,
@@ -101,14 +111,21 @@ class Airflow:
 
     def runs(self, dag_id: str, since: str) -> list[dict[str, Any]]:
         """Runs that were queued after ``since``, in the order of their intervals."""
-        found = self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns?limit=100&order_by=logical_date")["dag_runs"]
-        return [r for r in found if r["run_type"] == "backfill" and (r["queued_at"] or "") >= since]
+        return [r for r in self._backfilled(dag_id) if (r["queued_at"] or "") >= since]
+
+    def _backfilled(self, dag_id: str) -> list[dict[str, Any]]:
+        path = f"/api/v2/dags/{dag_id}/dagRuns?run_type=backfill&limit=100&order_by=logical_date"
+        runs: list[dict[str, Any]] = self.call("GET", path)["dag_runs"]
+        return runs
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        run = urllib.parse.quote(run_id, safe="")
-        path = f"/api/v2/dags/{dag_id}/dagRuns/{run}/taskInstances?limit=200"
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{_quoted(run_id)}/taskInstances?limit=200"
         instances: list[dict[str, Any]] = self.call("GET", path)["task_instances"]
         return instances
+
+
+def _quoted(run_id: str) -> str:
+    return urllib.parse.quote(run_id, safe="")
 
 
 def months(first: int, count: int) -> list[datetime]:
