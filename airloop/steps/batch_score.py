@@ -57,6 +57,7 @@ def batch_score(
     from airloop.features.repo import service_of
     from airloop.training.features import encode
     from airloop.training.models import load_model
+    from airloop.warehouse.work import Work
 
     warehouse = ctx.warehouse
     keys = warehouse.key(entities.name)
@@ -121,7 +122,9 @@ def batch_score(
         workdir=ctx.workdir,
     ) as reader:
         stream = rows(reader)
-        done = warehouse.commit(table, stream, key=ctx.key, mode="upsert")
+        work = Work.of(ctx.call, ctx.key, interval)
+        key = warehouse.key_for(table, work)
+        done = warehouse.commit(table, stream, key=key, mode="upsert", properties=work.properties)
         if done.adopted:
             ctx.log.info("The scores were committed by an earlier attempt, as snapshot %s", done.snapshot)
             # Only the figures are missing; the same rows give them again.

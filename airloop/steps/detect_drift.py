@@ -351,6 +351,8 @@ def _write(
     """Put an interval's figures of a model in the place of those that an earlier run left."""
     import pyarrow as pa
 
+    from airloop.warehouse.work import Work
+
     types = {"string": pa.string(), "double": pa.float64(), "bool": pa.bool_(), "long": pa.int64(),
              "time": pa.timestamp("us", tz="UTC")}  # fmt: skip
     schema = pa.schema([pa.field(n, types[t.rstrip("?")], nullable=t.endswith("?")) for n, t in columns])
@@ -361,7 +363,16 @@ def _write(
     start, end = bounds(interval)
     where = f"model = '{model}' AND interval_start = {start} AND interval_end = {end}"
     data = pa.Table.from_pylist(filled, schema=schema)
-    return ctx.warehouse.commit(name, data, key=ctx.key, mode="replace", replace_where=where).ref
+    work = Work.of(ctx.call, ctx.key, interval)
+    made = ctx.warehouse.commit(
+        name,
+        data,
+        key=ctx.warehouse.key_for(name, work),
+        mode="replace",
+        replace_where=where,
+        properties=work.properties,
+    )
+    return made.ref
 
 
 def _loosen(ctx: StepContext, name: str, schema: pa.Schema) -> None:

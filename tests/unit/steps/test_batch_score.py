@@ -119,6 +119,11 @@ def test_again_is_reused_and_another_model_replaces_the_scores(
     second = score(run_step, refs, other)
     assert second["counts"] == {"rows_scored": 140, "rows_new": 0, "rows_updated": 140}
     assert warehouse.count(TableRef.parse(second["outputs"]["table"]["reference"])) == 140
+    back = score(run_step, refs, model)
+    assert (back["status"], back["key"], back["counts"]["rows_updated"]) == ("done", first["key"], 140)
+    scored = warehouse.scan(TableRef("predictions.delay")).read_all()["model_version"].to_pylist()
+    assert set(scored) == {model}, "the model that was gone back to"
+    assert score(run_step, refs, model)["status"] == "reused"
     later = score(run_step, refs, other, interval=Interval(TWO_WEEKS.end, world.at(28 * 24)))
     assert later["counts"]["rows_new"] == 140
     assert warehouse.count(TableRef.parse(later["outputs"]["table"]["reference"])) == 280
