@@ -19,8 +19,8 @@ from typing import Any
 
 NOT_STARTED = 127
 """Exit code of a payload whose interpreter could not be started."""
-NO_ROOM = 126
-"""The same, for want of memory, processes or open files: it may be started later."""
+NO_ROOM = 71
+"""The same, for want of memory, processes or open files: it may be started later. (``EX_OSERR``; a shell gives 126.)"""
 
 
 @dataclass

@@ -96,7 +96,7 @@ def test_a_module_that_cannot_be_imported_is_rejected_in_one_line(
     assert [r.levelname for r in caplog.records if r.name == "airloop.step"] == ["ERROR"]
 
 
-@pytest.mark.parametrize("status", [0, 3, 65, 75, 99, 126, 127, 137])
+@pytest.mark.parametrize("status", [0, 3, 65, 71, 75, 99, 127, 137])
 def test_leaving_the_interpreter_is_a_failure_whatever_its_code_means(run: Run, status: int) -> None:
     outcome = run("leave", code=status)
     assert type(outcome.error) is AirloopError
@@ -106,7 +106,7 @@ def test_leaving_the_interpreter_is_a_failure_whatever_its_code_means(run: Run, 
 
 @pytest.mark.parametrize(
     ("number", "kind", "exit_code"),
-    [(errno.ENOMEM, InfrastructureFailure, 126), (errno.EAGAIN, InfrastructureFailure, 126),
+    [(errno.ENOMEM, InfrastructureFailure, 71), (errno.EAGAIN, InfrastructureFailure, 71),
      (errno.EACCES, BadConfiguration, 127)],
 )  # fmt: skip
 def test_a_payload_that_finds_no_room_may_be_started_later(
