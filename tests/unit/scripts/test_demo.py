@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import threading
+import urllib.error
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))
 from demo import DAG_ID, Airflow, months
+from stack import Stack
 
 
 class Recorded(Airflow):
@@ -43,3 +50,30 @@ def test_what_an_interrupted_demo_left_under_way_is_ended_before_a_new_backfill(
         ("PATCH", f"/dags/{DAG_ID}"),
         ("POST", "/backfills"),
     ]
+
+
+def test_what_airflow_refuses_while_its_database_is_busy_is_asked_again(tmp_path: Path) -> None:
+    answers = {"/auth/token": [200], "/backfills": [503, 200], "/broken": [500]}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(answers[self.path].pop(0))
+            self.end_headers()
+            self.wfile.write(json.dumps({"access_token": "t"}).encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        stack = Stack(tmp_path, airflow_port=server.server_port)
+        stack.airflow_home.mkdir()
+        stack.make_login()
+        airflow = Airflow(stack)
+        airflow.call("POST", "/backfills", {})
+        assert answers["/backfills"] == []
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            airflow.call("POST", "/broken", {})
+        refused.value.close()
+        server.shutdown()
