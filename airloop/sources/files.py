@@ -25,7 +25,7 @@ from airloop.reference import Reference, Scope
 from airloop.warehouse.store import storing
 
 PACKAGE = "package:"
-_SETTLED_S = 2.0
+SETTLED_S = 2.0
 """A file changed more recently than this may change again within one tick of the clock; its digest is not cached."""
 
 
@@ -149,7 +149,7 @@ class DigestCache:
         return str(row[0]) if row else None
 
     def _remember(self, path: Path, stamp: tuple[int, ...], digest: str) -> None:
-        if time.time() - max(stamp[1], stamp[2]) / 1e9 < _SETTLED_S:
+        if time.time() - max(stamp[1], stamp[2]) / 1e9 < SETTLED_S:
             return
         with self._connected() as connection:
             connection.execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", (str(path), repr(stamp), digest))

@@ -75,6 +75,16 @@ def test_it_is_the_page_of_great_expectations(page: str, tmp_path: Path) -> None
     assert first["result"]["partial_unexpected_index_list"] == [{"s": EVIL, "id": 2}, {"s": EVIL, "id": 3}]
 
 
+@pytest.mark.parametrize("key", ["102535977753", "00e999999999", "201301010000", "ab12cd34ef56"])
+def test_a_key_of_digits_is_no_date(tmp_path: Path, key: str) -> None:
+    suite = load_suite({"name": "t", "expectations": [expect("table_row_count_to_equal", value=1)]})
+    with duckdb.connect() as connection:
+        connection.execute("CREATE TABLE t AS SELECT 1 AS id")
+        found = evaluate(connection, "t", suite, identity=["id"], rows_per_chunk=2)
+    write_docs(validation_result(found, asset="t", run_name=key, run_time="2013-01-01T00:00:00+00:00"), tmp_path)
+    assert f"key {key}" in (tmp_path / "index.html").read_text()
+
+
 def test_nothing_is_fetched_and_nothing_runs(page: str) -> None:
     assert not re.findall(r"(?:src|href)=\"(?!#)[^\"]*\"|url\(", page)
     assert "https://" not in page

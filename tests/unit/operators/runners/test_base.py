@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -194,7 +195,8 @@ def test_an_end_that_cannot_be_recorded_is_still_the_end_that_it_is(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.request.artifacts.write_text("in the place of the folder")
-    outcome = conclude(world.request, Ending(signal=9), "")
+    with caplog.at_level(logging.WARNING, "airloop.runner"):
+        outcome = conclude(world.request, Ending(signal=9), "")
     assert isinstance(outcome.error, ProcessLost)
     assert outcome.receipt is None
     assert "how the attempt at step train ended cannot be recorded" in caplog.text
