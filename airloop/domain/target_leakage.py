@@ -125,7 +125,7 @@ def _rates(codes: NDArray[np.intp], labels: Floats, half: NDArray[np.bool_]) -> 
     """Each row's bin by the rate of positives in the other half, drawn to the whole's where a bin has few rows."""
     found = np.empty(len(labels))
     mean = labels.mean()
-    size = int(codes.max()) + 1
+    size = int(np.max(codes)) + 1
     for here in (half, ~half):
         rows = np.bincount(codes[~here], minlength=size)
         positives = np.bincount(codes[~here], labels[~here], minlength=size)

@@ -34,8 +34,8 @@ def summarise_numbers(values: NDArray[np.float64], *, bins: int = 10) -> dict[st
         "missing": missing,
         "mean": float(known.mean()),
         "std": float(known.std()),
-        "min": float(known.min()),
-        "max": float(known.max()),
+        "min": float(np.min(known)),
+        "max": float(np.max(known)),
     }
 
 
