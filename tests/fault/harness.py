@@ -226,9 +226,10 @@ class World:
         if strike.action == JUDGED and outcome.exit_code != -SIGKILL:
             verdict.missed = f"not reached: ended with {outcome.exit_code}"
         # An attempt is found by its record, or by that of its task, which comes first; without its receipt too.
-        on_record = not strike.point.startswith("rename:artifacts/runs/") or ":after:" in strike.point
-        of_strike: type[AirloopError] | None = BY_RUNNER.get(strike.action, None if on_record else ProcessLost)
-        expected = None if strike.point == "receipt:1" else of_strike
+        of_task, of_attempt = (strike.point.startswith(f"rename:artifacts/{n}/") for n in ("runs", "attempts"))
+        on_record = strike.point == "receipt:1" or of_attempt or (of_task and ":after:" in strike.point)
+        of_strike: type[AirloopError] = BY_RUNNER.get(strike.action, ProcessLost)
+        expected = None if on_record else of_strike
         if (type(outcome.error) if outcome.error else None) is not expected:
             verdict.lost.append(f"the name of what ended it: {outcome.error!r}, exit code {outcome.exit_code}")
         return outcome.error is None
