@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,7 +39,7 @@ BUSY_TIMEOUT_S = 30.0
 ROWS_PER_INSERT = 50_000
 """Entities that are Python objects at a time."""
 MAX_VARIABLES = 999
-"""Parameters of one statement that every SQLite takes."""
+"""Parameters of one statement, unless a single entity has more; SQLite takes 32,766."""
 
 
 def text(value: str) -> str:
@@ -297,7 +297,7 @@ def _spread(connection: sqlite3.Connection, staged: Staging, lost: Collection[by
         names = ["key", "event_us", "arrival_us", "event_s", "arrival_s"]
         names += [f"{kind}{i}" for i in range(len(staged.table.features)) for kind in "vt"]
         columns = [batch.column(name).to_pylist() for name in names]
-        _insert(connection, "temp.rows", columns, lambda c: f"({', '.join(c)})")
+        _insert(connection, "temp.rows", columns, f"({', '.join('?' * len(columns))})")
 
 
 def _fill(connection: sqlite3.Connection, staged: Staging) -> None:
@@ -305,39 +305,30 @@ def _fill(connection: sqlite3.Connection, staged: Staging) -> None:
     table = staged.table
     feast = f"{quoted(table.name)} (entity_key, feature_name, value, value_text, event_ts, created_ts)"
     latest = "airloop_latest (view, entity_key, event_us, arrival_us, event_s)"
-    view, features = text(table.name), [text(name) for name in table.features]
-    names = ["key", "event_s", "arrival_s", *(f"{kind}{i}" for i in range(len(features)) for kind in "vt")]
-
-    def of_features(c: Sequence[str]) -> str:
-        key, event_s, arrival_s, *values = c
-        pairs = zip(features, values[::2], values[1::2], strict=True)
-        return ", ".join(f"({key}, {name}, {value}, {words}, {event_s}, {arrival_s})" for name, value, words in pairs)
-
+    rows = ", ".join(f"(?, {text(name)}, ?, ?, ?, ?)" for name in table.features)
+    names = [n for i in range(len(table.features)) for n in ("key", f"v{i}", f"t{i}", "event_s", "arrival_s")]
     # Feast's index is in the order of the keys: in that order its pages are written once.
     for part in staged.by_key(ROWS_PER_INSERT):
         column = {name: part.column(name).to_pylist() for name in part.schema.names}
-        _insert(connection, feast, [column[name] for name in names], of_features)
+        _insert(connection, feast, [column[name] for name in names], rows)
         times = [column[name] for name in ("key", "event_us", "arrival_us", "event_s")]
-        _insert(connection, latest, times, lambda c: f"({view}, {', '.join(c)})")
+        _insert(connection, latest, times, f"({text(table.name)}, ?, ?, ?, ?)")
 
 
-def _insert(
-    connection: sqlite3.Connection, into: str, columns: Sequence[list[Any]], rows_of: Callable[[Sequence[str]], str]
-) -> None:
+def _insert(connection: sqlite3.Connection, into: str, columns: Sequence[list[Any]], rows: str) -> None:
     """
-    Insert entities by the hundred: to start a statement takes SQLite as long as to insert a row.
+    Insert entities by the dozen: to start a statement takes SQLite as long as to insert a row.
 
     :param columns: what is known of the entities.
-    :param rows_of: SQL of one entity's rows, given the parameters that stand for its columns.
+    :param rows: SQL of one entity's rows, with a parameter for each column.
     """
-    count, width = len(columns[0]), len(columns)
-    each = max(MAX_VARIABLES // width, 1)
+    count = len(columns[0])
+    each = max(MAX_VARIABLES // len(columns), 1)
     whole = count - count % each
     for begin, end, size in ((0, whole, each), (whole, count, 1)):
-        parameters = [f"?{n + 1}" for n in range(size * width)]
-        rows = ", ".join(rows_of(parameters[at : at + width]) for at in range(0, size * width, width))
         several = (column[begin + n : end : size] for n in range(size) for column in columns)
-        connection.executemany(f"INSERT INTO {into} VALUES {rows}", zip(*several, strict=True))
+        values = ", ".join([rows] * size)
+        connection.executemany(f"INSERT INTO {into} VALUES {values}", zip(*several, strict=True))
 
 
 def _take_over(
