@@ -13,11 +13,12 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
-def publish(target: Path, content: bytes, *, only_if_absent: bool = False) -> bool:
+def publish(target: Path, content: bytes, *, only_if_absent: bool = False, mode: int = 0o644) -> bool:
     """
     Make ``content`` visible as a file in one step, after its bytes are on disk.
 
     :param only_if_absent: leave an existing file as it is.
+    :param mode: permissions of the file.
     :returns: False if the file existed and was left, else True.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +28,7 @@ def publish(target: Path, content: bytes, *, only_if_absent: bool = False) -> bo
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)
         point(f"artifact:before:{target.name}")
         if only_if_absent:
             try:

@@ -53,14 +53,18 @@ entity_key_serialization_version: 3
 OURS = "airloop.features.engine.IcebergComputeEngine"
 
 
-@pytest.fixture
-def config(config: Config, tmp_path: Path) -> Config:
-    """With a feature repository of two views."""
-    folder = tmp_path / "repo"
+def with_repository(config: Config, folder: Path) -> Config:
+    """The configuration with a feature repository of two views, made in a folder."""
     folder.mkdir()
     (folder / "views.py").write_text(DEFINITIONS)
     (folder / "feature_store.yaml").write_text(STORE.format(project="shop", engine=OURS))
     return replace(config, feature_repo=folder)
+
+
+@pytest.fixture
+def config(config: Config, tmp_path: Path) -> Config:
+    """With the feature repository."""
+    return with_repository(config, tmp_path / "repo")
 
 
 class Shop:

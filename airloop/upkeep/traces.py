@@ -10,12 +10,12 @@ from __future__ import annotations
 import mmap
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from airloop import atomic
 from airloop.config import Config
 from airloop.upkeep.redaction import Redaction, Values
 
@@ -70,7 +70,7 @@ def search(config: Config, texts: Sequence[str], *, columns: Iterable[str] = (),
             continue
         if after != before:
             if redact:
-                _write(path, after.encode())
+                atomic.publish(path, after.encode(), mode=path.stat().st_mode & 0o777)
             found.redacted.append(shown)
         if redaction.kept:
             found.kept.append(shown)
@@ -126,17 +126,3 @@ def _inside(config: Config, path: Path) -> tuple[str, ...]:
     """Parts of a path within the artifacts; none if it is elsewhere."""
     artifacts = config.artifacts.resolve()
     return path.relative_to(artifacts).parts if path.is_relative_to(artifacts) else ()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Put the content in the file's place, whole or not at all."""
-    descriptor, temporary = tempfile.mkstemp(prefix=".part-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(path.stat().st_mode & 0o777)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

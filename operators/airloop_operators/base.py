@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, update_wrapper
-from inspect import Parameter, Signature, signature
+from inspect import Parameter, Signature, signature, unwrap
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
 from airflow.sdk import Asset, AssetAlias, BaseOperator
@@ -251,7 +251,8 @@ class StepOperator(BaseOperator):
 
 
 _Constructor = TypeVar("_Constructor", bound=Callable[..., None])
-_make: Callable[..., None] = StepOperator.__init__.__wrapped__  # type: ignore[attr-defined]
+_make: Callable[..., None] = unwrap(StepOperator.__init__)
+"""As it stands above, without what Airflow put around it."""
 _PARAMETERS = [p for p in signature(_make).parameters.values() if p.name != "self"]
 
 

@@ -47,7 +47,7 @@ def test_an_error_that_was_only_being_handled_is_not_the_error() -> None:
         try:
             raise errors.NotFound("no table")
         except errors.NotFound:
-            raise TypeError("a bug in the handler")  # noqa: B904
+            raise TypeError("a bug in the handler")  # noqa: B904 - without a cause: that is what is tested
     except TypeError as bug:
         found = bug
     assert found is not None
@@ -71,7 +71,7 @@ def test_a_fault_that_was_only_being_handled_never_says_that_a_retry_is_in_vain(
         try:
             raise handled
         except OSError:
-            raise KeyError("a bug in the handler")  # noqa: B904
+            raise KeyError("a bug in the handler")  # noqa: B904 - without a cause: that is what is tested
     except KeyError as bug:
         found = bug
     assert found is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -185,6 +185,9 @@ def test_runs_of_one_interval_and_runs_without_a_date_have_no_order(
 class TestWaiting:
     """How a task waits."""
 
+    after_10_s: Sequence[Callable[[], object]] = ()
+    """What happens once it has waited for so long."""
+
     @pytest.fixture
     def wait(self, airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
         """Wait for the turn of a month's run; what was said. The clock goes on by what is slept."""
@@ -204,16 +207,14 @@ class TestWaiting:
         def sleep(seconds: float) -> None:
             clock[0] += seconds
             if clock[0] > 10:
-                self.after_10_s()
+                for happen in self.after_10_s:
+                    happen()
 
         return sleep
 
-    def after_10_s(self) -> None:
-        pass
-
     def test_the_next_in_turn_waits_where_it_is(self, wait: Callable[..., list[str]], airflow: Airflow) -> None:
         airflow.runs = [a_run(1)]
-        self.after_10_s = airflow.runs.clear  # type: ignore[method-assign]
+        self.after_10_s = [airflow.runs.clear]
         assert wait(2) == ["Not yet its turn: run r1 of an earlier interval has not ended"]
         assert wait(2) == []
 
@@ -228,7 +229,7 @@ class TestWaiting:
     def test_one_that_is_asked_to_end_waits_no_longer(self, wait: Callable[..., list[str]], airflow: Airflow) -> None:
         asked: list[bool] = []
         airflow.runs = [a_run(1)]
-        self.after_10_s = lambda: asked.append(True)  # type: ignore[method-assign]
+        self.after_10_s = [lambda: asked.append(True)]
         assert len(wait(2, killed=lambda: bool(asked))) == 1
         airflow.runs = [a_run(1), a_run(2), a_run(3)]
         wait(4, killed=lambda: True)

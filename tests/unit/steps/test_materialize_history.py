@@ -26,11 +26,7 @@ NOTHING = (None, None)
 def shop(
     request: pytest.FixtureRequest, warehouse: Warehouse, config: Config, run_step: RunStep, tmp_path: Path
 ) -> Shop:
-    folder = tmp_path / "repo"
-    folder.mkdir()
-    (folder / "views.py").write_text(shops.DEFINITIONS)
-    (folder / "feature_store.yaml").write_text(shops.STORE.format(project="shop", engine=shops.OURS))
-    config = replace(config, feature_repo=folder)
+    config = shops.with_repository(config, tmp_path / "repo")
     if request.param == "redis":
         config = replace(config, online_store=RedisAddress(request.getfixturevalue("redis_url")))
     return Shop(warehouse, config, lambda *a, **k: run_step(*a, config=config, **k))
