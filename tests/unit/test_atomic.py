@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -32,21 +31,28 @@ def test_a_folder_is_never_missing_while_it_is_replaced(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path / "store")
     versions = [bundle(tmp_path, "old"), bundle(tmp_path, "new")]
     store.publish_path(NAME, versions[0])
-    missing: list[str] = []
-    done = threading.Event()
-
-    def look() -> None:
-        while not done.is_set():
-            if not (store.path(NAME) / "a").exists():
-                missing.append("gone")
-
-    reader = threading.Thread(target=look)
-    reader.start()
-    for n in range(100):
-        store.publish_path(NAME, versions[(n + 1) % 2])
-    done.set()
-    reader.join()
-    assert not missing
+    # The reader is a process of its own: a thread that only looks takes the interpreter from the one that publishes.
+    program = (
+        "import os, sys\nmissing = looks = 0\nprint('ready', flush=True)\n"
+        "while not os.path.exists(sys.argv[2]):\n looks += 1\n missing += not os.path.exists(sys.argv[1])\n"
+        "print(looks, missing)"
+    )
+    done = tmp_path / "done"
+    reader = subprocess.Popen(
+        [sys.executable, "-c", program, store.path(NAME) / "a", done], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "ready\n"
+        for n in range(100):
+            store.publish_path(NAME, versions[(n + 1) % 2])
+        done.touch()
+        looks, missing = map(int, reader.communicate(timeout=60)[0].split())
+    finally:
+        reader.kill()
+        reader.wait()
+    assert looks > 100
+    assert missing == 0
     assert held(store) == {"old"}
     assert [p.name for p in store.path(NAME).parent.iterdir()] == ["model"]
 
