@@ -36,8 +36,8 @@ log = logging.getLogger("airloop.online")
 
 BUSY_TIMEOUT_S = 30.0
 """How long the switch waits for another writer of the online store."""
-ROWS_PER_INSERT = 50_000
-"""Entities that are Python objects at a time."""
+ROWS_PER_INSERT = 10_000
+"""Entities that are Python objects at a time, while an empty view is filled."""
 MAX_VARIABLES = 999
 """Parameters of one statement, unless a single entity has more; SQLite takes 32,766."""
 
@@ -187,16 +187,16 @@ class OnlineFile:
         assert staged is not None, "there is nothing staged"
         with self.connect() as connection:
             try:
-                connection.execute("PRAGMA cache_size=-65536")
                 if not _is_empty(connection, table):
-                    # Before the lock is taken: what is there has to be compared.
+                    # Before the lock is taken: what is there has to be compared, all over its pages.
+                    connection.execute("PRAGMA cache_size=-65536")
                     connection.execute("BEGIN")
                     _spread(connection, staged, lost)
                     connection.execute("COMMIT")
                 connection.execute("BEGIN IMMEDIATE")
                 try:
                     if _is_empty(connection, table):
-                        # Nothing to compare with, nothing that could have outlived its time.
+                        # Nothing to compare with, nothing that could have outlived its time, no page is needed twice.
                         _fill(connection, staged)
                         result = Switched(rows=staged.rows, written=staged.rows)
                         entities = staged.rows

@@ -97,7 +97,8 @@ class Staging:
         """The staged rows in the order of their keys, so many at a time; all are held in memory."""
         if self._writer is None:
             return
-        table = pa.Table.from_batches(self.batches())
+        # In one piece: rows are taken from many pieces three times as slowly.
+        table = pa.Table.from_batches(self.batches()).combine_chunks()
         order = pc.sort_indices(table["key"])
         for at in range(0, table.num_rows, rows):
             yield table.take(order.slice(at, rows))
