@@ -257,27 +257,27 @@ class OnlineRedis:
         expire_before_us: int | None, lost: pa.Array, watermark: Watermark | None,
     ) -> Iterator[list[Any]]:  # fmt: skip
         """What is to be done, as calls of scripts ready to be sent."""
-        fields = [*_fields(table), _ts(table), _mark(table)]
+        fields, times = _fields(table), [_ts(table), _mark(table)]
         switch, expire, move = (
             self._client.script_load(script).encode()
             for script in (redis_scripts.switch(len(fields)), redis_scripts.EXPIRE, redis_scripts.MOVE)
         )
         owned = [self._token, str(LEASE_MS).encode()]
-        packed = _packed([pa.array([name], pa.binary()) for name in fields])
+        listed = _packed([pa.array([name], pa.binary()) for name in (*times, *fields)])
         both = [_meta(table), _lock(table)]
         for batch in _slices(staged):
             equal = b"1" if replace_equal else b"0"
-            *columns, marks = batch.columns
+            keys, *values, stamps, marks = batch.columns
             if len(lost):
-                here = pc.is_in(columns[0], lost)
+                here = pc.is_in(keys, lost)
                 marks = pc.if_else(here, pc.binary_join_element_wise(marks, redis_scripts.REPLACES, b""), marks)
-                lost = lost.filter(pc.invert(pc.is_in(lost, columns[0])))
-            yield _call(switch, both, [*owned, equal, packed, _packed([*columns, marks])])
-        names = [str(len(table.features)).encode(), *fields]
+                lost = lost.filter(pc.invert(pc.is_in(lost, keys)))
+            yield _call(switch, both, [*owned, equal, listed, _packed([keys, stamps, marks, *values])])
+        names = [str(len(fields)).encode(), *fields, *times]
         for going, before_us in ((expired, expire_before_us), (lost.to_pylist(), redis_scripts.NEVER)):
             for at in range(0, len(going), ENTITIES_PER_SLICE):
-                keys = [*both, *going[at : at + ENTITIES_PER_SLICE]]
-                yield _call(expire, keys, [*owned, str(before_us).encode(), *names])
+                gone = [*both, *going[at : at + ENTITIES_PER_SLICE]]
+                yield _call(expire, gone, [*owned, str(before_us).encode(), *names])
         if watermark is not None:
             values = [str(watermark.until_us).encode(), watermark.key.encode(), str(watermark.snapshot).encode()]
             yield _call(move, both, [*owned, *values, _ts(table)])
@@ -418,13 +418,9 @@ def _call(script: bytes, keys: Sequence[bytes], arguments: Sequence[bytes | memo
 
 
 def _packed(columns: Sequence[pa.Array]) -> memoryview:
-    """Binary values row by row, at least one, as an array in MessagePack; Redis's knows the types of its first days."""
-    total = len(columns) * len(columns[0])
+    """Binary values row by row, one after another in MessagePack; Redis's knows the types of its first days."""
     framed = [with_heads(column, _raw_head) for column in columns]
-    framed[0] = pc.binary_join_element_wise(
-        pa.array([b"\xdd" + struct.pack(">I", total), *[b""] * (len(columns[0]) - 1)], pa.binary()), framed[0], b""
-    )
-    rows = pc.binary_join_element_wise(*framed, b"") if len(framed) > 1 else framed[0]
+    rows = pc.binary_join_element_wise(*framed, b"")
     end = np.frombuffer(rows.buffers()[1], np.int32)[len(rows)]
     return memoryview(rows.buffers()[2])[:end]
 

@@ -43,24 +43,23 @@ end
 """
 
 _SWITCH = """
--- ARGV[3]: whether equal times replace; [4] the fields: features, _ts, _airloop; [5] row by row the key, the values,
--- the Timestamp and the mark; both in MessagePack, which costs a fifth less than arguments.
-local equal, fields, rows = ARGV[3] == '1', cmsgpack.unpack(ARGV[4]), cmsgpack.unpack(ARGV[5])
-local call, width = redis.call, #fields
-local ts_field, mark_field = fields[width - 1], fields[width]
-local written, fresh, keys = 0, 0, {}
-for at = 1, #rows, width + 1 do keys[#keys + 1] = rows[at] end
--- A first load asks once for all of its entities.
-local all_new = call('EXISTS', unpack(keys)) == 0
-for at = 1, #rows, width + 1 do
-  local key = rows[at]
+-- ARGV[3]: whether equal times replace; [4] the fields: _ts, _airloop, features; [5] row by row the key, the Timestamp,
+-- the mark and the values; both in MessagePack, which costs a fifth less than arguments.
+local equal, fields, rows = ARGV[3] == '1', {cmsgpack.unpack(ARGV[4])}, ARGV[5]
+local call, take_off = redis.call, cmsgpack.unpack_limit
+local ts_field, mark_field = fields[1], fields[2]
+local written, fresh, at = 0, 0, 0
+while at ~= -1 do
   local take, whole, known = true, true, false
-  local replaces = #rows[at + width] > 16
-  if replaces then rows[at + width] = rows[at + width]:sub(1, 16) end
-  if not all_new then
+  local key, ts, mark
+  {head}
+  local replaces = #mark > 16
+  if replaces then mark = mark:sub(1, 16) end
+  -- Most rows of a first load: EXISTS costs less than HMGET.
+  if call('EXISTS', key) == 1 then
     local now = call('HMGET', key, ts_field, mark_field)
     if now[1] then
-      local event, arrival = struct.unpack('>i8i8', rows[at + width])
+      local event, arrival = struct.unpack('>i8i8', mark)
       local there = microseconds(now[1])
       whole = event >= there
       if now[2] then
@@ -73,36 +72,42 @@ for at = 1, #rows, width + 1 do
       end
     end
   end
+  whole = whole and take
   if take then
     written = written + 1
     if not known then fresh = fresh + 1 end
-    if whole then
-      {set}
-    else
-      call('HSET', key, mark_field, rows[at + width])
-    end
   end
+  {set}
 end
 call('HINCRBY', KEYS[1], 'entities', fresh)
 call('HSETNX', KEYS[1], ts_field, '')
 return {'written', written}
 """
-_FIELDS_PER_CALL = 100
-"""A function of Lua has 250 registers."""
+_FIELDS_PER_CALL = 50
+"""A function of Lua has 250 registers, for its variables and for the arguments of a call."""
 
 
-def switch(width: int) -> str:
+def switch(features: int) -> str:
     """
     The script that takes over rows.
 
-    :param width: fields of a row: features, ``_ts`` and ``_airloop``. They are written one by one in the text: a table
-        of arguments would take longer than the write.
+    :param features: how many a row has. They are taken off and written by name, not in a table, which would take longer
+        than the write.
     """
-    calls = []
-    for at in range(1, width + 1, _FIELDS_PER_CALL):
-        pairs = (f"fields[{i}], rows[at + {i}]" for i in range(at, min(at + _FIELDS_PER_CALL, width + 1)))
-        calls.append(f"call('HSET', key, {', '.join(pairs)})")
-    return "#!lua flags=allow-oom" + _OWNED + _MICROSECONDS + _SWITCH.replace("{set}", "\n      ".join(calls))
+    groups = [range(at, min(at + _FIELDS_PER_CALL, features)) for at in range(0, features, _FIELDS_PER_CALL)]
+    head, sets = "", []
+    for group in groups:
+        names = ", ".join(f"v{i}" for i in group)
+        pairs = "".join(f", fields[{i + 3}], v{i}" for i in group)
+        if not head:
+            head = f"local {names}\n  at, key, ts, mark, {names} = take_off(rows, {3 + len(group)}, at)"
+            sets.append(f"if whole then call('HSET', key, ts_field, ts, mark_field, mark{pairs})")
+            sets.append("elseif take then call('HSET', key, mark_field, mark) end")
+            continue
+        sets.append(f"do local {names}\n  at, {names} = take_off(rows, {len(group)}, at)")
+        sets.append(f"if whole then call('HSET', key{pairs}) end end")
+    script = _SWITCH.replace("{head}", head).replace("{set}", "\n  ".join(sets))
+    return "#!lua flags=allow-oom" + _OWNED + _MICROSECONDS + script
 
 
 EXPIRE = (

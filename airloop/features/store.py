@@ -312,7 +312,8 @@ def _in_order(relation: Any) -> pa.Table:
     joined = joined.drop_columns([ROW])
     columns = {}
     for name in joined.column_names:
-        columns[name] = joined[name].take(pa.array(places))
+        # In one piece: rows are taken from many pieces three times as slowly.
+        columns[name] = joined.select([name]).combine_chunks()[name].take(pa.array(places))
         # Both orders of all columns at once would double the memory.
         joined = joined.drop_columns([name])
     return pa.table(columns)

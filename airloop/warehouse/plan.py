@@ -22,6 +22,7 @@ from pyiceberg.table import Table
 from airloop.config import Config
 from airloop.errors import BadInput, DuplicateKeys
 from airloop.warehouse.ahead import ahead
+from airloop.warehouse.distinct import all_distinct
 from airloop.warehouse.files import DataFileWriter
 from airloop.warehouse.localio import local_path
 from airloop.warehouse.read import LiveFile, as_schema, execute, live_files, select, source
@@ -67,9 +68,7 @@ def refuse_duplicates(
     if not on or not staged.rows:
         return
     keys = ", ".join(f"c{schema.find_field(column).field_id}" for column in on)
-    # Equal keys have equal hashes, and numbers are grouped faster than keys.
-    hashes = f"SELECT hash({keys}) AS h FROM {source(staged.paths, schema)}"
-    if execute(connection, f"SELECT 1 FROM ({hashes}) GROUP BY h HAVING count(*) > 1 LIMIT 1").fetchone() is None:
+    if all_distinct(connection, f"hash({keys})", f"FROM {source(staged.paths, schema)}", staged.rows):
         return
     found = execute(
         connection,

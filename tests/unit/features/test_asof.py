@@ -145,7 +145,7 @@ def test_equals_brute_force_on_more_rows(connection: Any, lag: str, ttl: timedel
 @pytest.mark.parametrize("double", [False, True])
 def test_rows_are_compared_in_passes(connection: Any, monkeypatch: pytest.MonkeyPatch, double: bool) -> None:
     """Two rows of one key and time are found whichever pass they fall into."""
-    monkeypatch.setattr("airloop.features.asof.ROWS_PER_PASS", 7)
+    monkeypatch.setattr("airloop.warehouse.distinct.ROWS_PER_PASS", 7)
     values = [(key, 1.0, e, at(e), at(e + 1)) for key in "abc" for e in range(0, 40, 2)]
     values += [("b", 2.0, 8, at(8), at(9))] if double else []
     check(connection, [(n, "abc"[n % 3], at(n)) for n in range(45)], values)
