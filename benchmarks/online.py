@@ -124,7 +124,7 @@ def _rows(
         lines.append(
             row(f"read online from {where}, {name}", f"{entities} entities", ours, stock, peer="get_online_features",
                 target="faster than Feast", limit_s=stock.seconds,
-                note=f"the store's bare answer: {bare.seconds:.2g} s")
+                note=f"the store's bare answer: {bare.seconds * 1000:.3g} ms")
         )  # fmt: skip
     return lines
 
