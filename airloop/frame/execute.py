@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,28 +82,30 @@ def execute(
         "started_at": _now(),
     }
     error: AirloopError | None = None
-    try:
-        point("start")
-        with Announced(config, call) as announced:
+    # Upkeep knows of the attempt until its record lies there.
+    with ExitStack() as announcement:
+        try:
+            point("start")
+            announced = announcement.enter_context(Announced(config, call))
             receipt = _attempt(step, call, config, store, redact, clock, record, announced)
-    except BaseException as caught:
-        if isinstance(caught, KeyboardInterrupt | SystemExit):
-            raise
-        error = _as_airloop_error(caught, redact)
-        receipt = Receipt(call.attempt, status_of(error), key=record.get("key", ""))
-    record |= {"finished_at": _now(), "seconds": clock.seconds(), "resources": _resources()}
-    if error is not None:
-        kind, cause = type(error).__name__, type(error.__cause__ or error).__name__
-        record["error"] = {"class": kind, "type": cause, "message": str(error)}
-    try:
-        uri = publish_attempt(store, receipt, record, redact)
+        except BaseException as caught:
+            if isinstance(caught, KeyboardInterrupt | SystemExit):
+                raise
+            error = _as_airloop_error(caught, redact)
+            receipt = Receipt(call.attempt, status_of(error), key=record.get("key", ""))
+        record |= {"finished_at": _now(), "seconds": clock.seconds(), "resources": _resources()}
         if error is not None:
-            receipt = Receipt(receipt.attempt, receipt.status, receipt.key, uri)
-    except OSError as cause:
-        # The store is full or read-only: the step's own error says so already, or becomes this one.
-        log.error("the attempt's record cannot be written: %s", cause)
-        error = error or classify(cause) or AirloopError(f"the attempt's record cannot be written: {cause}")
-        receipt = Receipt(receipt.attempt, status_of(error), receipt.key)
+            kind, cause = type(error).__name__, type(error.__cause__ or error).__name__
+            record["error"] = {"class": kind, "type": cause, "message": str(error)}
+        try:
+            uri = publish_attempt(store, receipt, record, redact)
+            if error is not None:
+                receipt = Receipt(receipt.attempt, receipt.status, receipt.key, uri)
+        except OSError as cause:
+            # The store is full or read-only: the step's own error says so already, or becomes this one.
+            log.error("the attempt's record cannot be written: %s", cause)
+            error = error or classify(cause) or AirloopError(f"the attempt's record cannot be written: {cause}")
+            receipt = Receipt(receipt.attempt, status_of(error), receipt.key)
     return receipt, error
 
 
