@@ -8,6 +8,7 @@ of ``airflow.cfg`` to the payload as these same variables.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -56,6 +57,40 @@ class RedisAddress:
 
     def __str__(self) -> str:
         return without_password(self.url)
+
+
+@dataclass(frozen=True, slots=True)
+class S3Address:
+    """Where files are in a bucket of an S3-compatible store. Credentials are no part of it."""
+
+    bucket: str
+    prefix: str
+    """Without slashes at its ends; empty: the whole bucket."""
+
+    @classmethod
+    def parse(cls, value: str) -> Self | None:
+        """
+        The address, or None if the value is none: then it is a path.
+
+        :raises BadConfiguration: it is an address of another kind, or has more in it than bucket and prefix.
+        """
+        scheme, separator, rest = value.partition("://")
+        if not separator:
+            return None
+        bucket, _, prefix = rest.partition("/")
+        parts = prefix.strip("/").split("/") if prefix.strip("/") else []
+        if scheme != "s3" or not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
+            raise BadConfiguration(
+                f"{without_password(value)} is no address of files", "give a path or s3://bucket/prefix"
+            )
+        if any(part in ("", ".", "..") or re.search(r"[^\w.=+-]", part, re.ASCII) for part in parts):
+            raise BadConfiguration(
+                f"{value} has a prefix that is no plain path", "use letters, digits, and . _ = + - between slashes"
+            )
+        return cls(bucket, "/".join(parts))
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
