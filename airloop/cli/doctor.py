@@ -8,6 +8,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -16,8 +17,9 @@ from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from airloop.cli.output import Output
-from airloop.config import Config, RedisAddress, without_password
+from airloop.config import Config, RedisAddress, S3Address, without_password
 from airloop.errors import AirloopError
+from airloop.objects import open_objects
 
 LIBRARIES = ("pyarrow", "pyiceberg", "duckdb", "great-expectations", "feast", "mlflow", "scikit-learn", "skops")
 XGBOOST = ("xgboost-cpu", "xgboost")
@@ -91,6 +93,9 @@ def _version(name: str) -> str:
 
 def _home(config: Config) -> Iterator[Finding]:
     for name, folder in {"home": config.home, "warehouse": config.warehouse, "artifacts": config.artifacts}.items():
+        if isinstance(folder, S3Address):
+            yield _bucket(name, folder)
+            continue
         existing = next(p for p in (folder, *folder.parents) if p.exists())
         try:
             with tempfile.TemporaryFile(dir=existing):
@@ -104,6 +109,23 @@ def _home(config: Config) -> Iterator[Finding]:
             yield Finding(name, "bad", text, "free some space, or set AIRLOOP_HOME to a larger disk")
         else:
             yield Finding(name, "ok", text)
+
+
+def _bucket(name: str, address: S3Address) -> Finding:
+    """Try what manifests and records rely on: that of two puts on an absent file one is refused."""
+    objects, probe = open_objects(address), f"doctor/{uuid.uuid4().hex}"
+    try:
+        first, second = (objects.publish(probe, content, only_if_absent=True) for content in (b"first", b"second"))
+        kept = objects.read(probe)
+        objects.remove(probe)
+    except AirloopError as error:
+        return Finding(name, "bad", error.found, error.advice)
+    if (first, second, kept) == (True, False, b"first"):
+        return Finding(name, "ok", f"{address} can be read and written")
+    return Finding(
+        name, "bad", f"{address} ignores the conditions of a put: attempts would overwrite each other's records",
+        "use a release of the store that knows If-None-Match and If-Match",
+    )  # fmt: skip
 
 
 def _format(config: Config) -> Iterator[Finding]:
