@@ -5,9 +5,9 @@ Airflow's provider ``openlineage`` asks an operator for this when a task starts,
 It is imported by nobody else, so that DAG files do not pay for it.
 
 Datasets are named as OpenLineage's conventions say: an Iceberg table by the place of its files (namespace ``file``),
-with its name in the catalog as a symbolic link; a file by its path, or its key in a bucket; a registered model by its name (namespace
-``mlflow``). The version of a dataset is the snapshot, the SHA-256 or the model's version. Columns are given of what a
-step made; how columns come from columns is not, for no step knows it.
+with its name in the catalog as a symbolic link; a file by its path, or by its key in a bucket; a registered model by
+its name (namespace ``mlflow``). The version of a dataset is the snapshot, the SHA-256 or the model's version. Columns
+are given of what a step made; how columns come from columns is not, for no step knows it.
 """
 
 from __future__ import annotations
