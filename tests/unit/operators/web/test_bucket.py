@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,15 +21,16 @@ Client = Callable[..., "TestClient"]
 
 
 @pytest.fixture
-def there(config: Config, s3_bucket: S3Address) -> Iterator[World]:
+def there(config: Config, s3_bucket: S3Address) -> World:
     """The loops of the other tests of the pages, in a bucket."""
-    yield populate(replace(config, artifacts=s3_bucket))
+    return populate(replace(config, artifacts=s3_bucket))
 
 
 def test_the_pages_are_those_of_a_folder(client: Client, there: World, loops_config: Config) -> None:
     ours, folder = client("ann", there.config), client("ann", loops_config)
     for address in (
-        "api/loops", "api/loops/delays", "api/loops/secret", "loops/delays", "loops/delays/run?run_id=backfill__2013-03",
+        "api/loops", "api/loops/delays", "api/loops/secret", "loops/delays",
+        "loops/delays/run?run_id=backfill__2013-03",
     ):  # fmt: skip
         one, other = (c.get(f"/airloop/{address}") for c in (ours, folder))
         assert one.status_code == 200, one.text
