@@ -10,6 +10,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,6 +29,8 @@ LOW_DISK_BYTES = 2 << 30
 TIMEOUT_S = 3
 """How long a server may take to answer."""
 OLDEST_REDIS = 7
+PUTS = 8
+"""How many try at once to make the same file in a bucket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,19 +115,24 @@ def _home(config: Config) -> Iterator[Finding]:
 
 
 def _bucket(name: str, address: S3Address) -> Finding:
-    """Try what manifests and records rely on: that of two puts on an absent file one is refused."""
+    """Try what manifests and records rely on: of several puts at once on an absent file one succeeds."""
     objects, probe = open_objects(address), f"doctor/{uuid.uuid4().hex}"
+
+    def put(content: bytes) -> bool:
+        return objects.publish(probe, content, only_if_absent=True)
+
     try:
-        first, second = (objects.publish(probe, content, only_if_absent=True) for content in (b"first", b"second"))
-        kept = objects.read(probe)
+        with ThreadPoolExecutor(PUTS) as threads:
+            done = sum(threads.map(put, [f"{n}".encode() for n in range(PUTS)]))
+        done += put(b"after")
         objects.remove(probe)
     except AirloopError as error:
         return Finding(name, "bad", error.found, error.advice)
-    if (first, second, kept) == (True, False, b"first"):
+    if done == 1:
         return Finding(name, "ok", f"{address} can be read and written")
     return Finding(
-        name, "bad", f"{address} ignores the conditions of a put: attempts would overwrite each other's records",
-        "use a release of the store that knows If-None-Match and If-Match",
+        name, "bad", f"{address}: of {PUTS + 1} puts on an absent file {done} succeeded, not 1",
+        "attempts would overwrite each other's records: use a release of the store that holds If-None-Match",
     )  # fmt: skip
 
 

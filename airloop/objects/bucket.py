@@ -1,9 +1,9 @@
 """
 Files below a prefix of a bucket, of Amazon's S3 or of a store that speaks its language.
 
-It needs of the store what S3, MinIO, SeaweedFS and Ceph from release 20 on have: a put is visible at once, whole, and
-can be made to depend on the file's absence (``If-None-Match: *``) or on its version (``If-Match``).
-``airloop doctor`` tries it.
+A put has to be visible at once and whole, and to depend, where it is asked to, on the file's absence
+(``If-None-Match: *``) or version (``If-Match``), also if several come at once. Amazon's S3 promises that; of SeaweedFS
+4.48 was seen to hold it and 4.16 is known not to; ``airloop doctor`` tries any store.
 
 Address, region and credentials come from the environment, under the names that all of Amazon's tools use:
 ``AWS_ENDPOINT_URL_S3`` (not for Amazon's own), ``AWS_REGION``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``,
