@@ -7,7 +7,7 @@ takes scripts, forms, pop-ups and requests from every file: markup that slips in
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -40,7 +40,7 @@ SHOWN = {
 """Content type of files that a browser may show; any other is downloaded."""
 
 
-def locate(reader: Reader, name: str) -> PurePosixPath:
+def locate(reader: Reader, name: str) -> PurePath:
     """
     The file of a name; of a folder its ``index.html``.
 
@@ -110,7 +110,7 @@ def owner_of(reader: Reader, name: str) -> str:
         return ""
 
 
-def answer(reader: Reader, path: PurePosixPath) -> Response:
+def answer(reader: Reader, path: PurePath) -> Response:
     """The file that was located, with the headers that keep it from doing anything."""
     kind = SHOWN.get(path.suffix.lower())
     headers = {

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from airloop.config import Config
 from airloop.contract import Interval
 from airloop.errors import AirloopError, NotFound
 from airloop.frame import history
+from airloop.objects import Folder
 from airloop.report import words
 from airloop.report.decision import decision_of, outcome
 from airloop.warehouse.artifacts import ArtifactStore
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 LEDGER_KEPT_S = 5.0
 RUNS_KEPT = 2_000
 RUNS_SHOWN = 30
+AT_ONCE = 8
+"""Runs that are read at once from a bucket."""
 FAILED = ("rejected", "try_again", "failed")
 
 
@@ -212,7 +216,7 @@ class Reader:
         """
         folders = history.changed(self.store, dag_id)
         newest = sorted(folders, key=lambda run_id: folders[run_id].changed_at)[-last:]
-        read = [self._run(dag_id, run_id, folders[run_id].stamp) for run_id in newest]
+        read = self._read(dag_id, {run_id: folders[run_id].stamp for run_id in newest})
         runs = [r for r in read if r.tasks or r.problem]
         # The report knows in which zone a loop tells time; a run that has not come as far is told in the same.
         zone = next((r.zone for r in reversed(runs) if r.zone), "UTC")
@@ -276,6 +280,14 @@ class Reader:
     def _live(self, model: str) -> Promotion | None:
         moves = (p for p in self.promotions()[0] if p.model == model and p.alias == "champion" and p.moved)
         return next(moves, None)
+
+    def _read(self, dag_id: str, stamps: Mapping[str, str]) -> list[Run]:
+        """Runs with their stamps, in the same order."""
+        if isinstance(self.store.objects, Folder):
+            return [self._run(dag_id, run_id, stamp) for run_id, stamp in stamps.items()]
+        # Each of a run's files is an answer to wait for.
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            return list(threads.map(lambda run_id: self._run(dag_id, run_id, stamps[run_id]), stamps))
 
     def _run(self, dag_id: str, run_id: str, stamp: str) -> Run:
         place = (dag_id, run_id)
