@@ -26,7 +26,7 @@ from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from airloop.config import S3Address, without_password
 from airloop.errors import AirloopError, BadConfiguration, StoreBusy, StoreFull, StoreReadOnly, Unreachable
@@ -268,7 +268,7 @@ class Bucket:
             ) from cause
         except (exceptions.HTTPClientError, exceptions.ConnectionError, exceptions.IncompleteReadError) as cause:
             raise Unreachable(
-                f"{self.address} does not answer at {self._endpoint}: {type(cause).__name__}",
+                f"{self.address} does not answer at {self._endpoint}: {self._masked(cause)}",
                 f"start it or correct {ENDPOINT}; the task can be run again",
             ) from cause
         except exceptions.BotoCoreError as cause:
@@ -309,9 +309,9 @@ class Bucket:
 
     def _masked(self, text: object) -> str:
         shown = str(text)
-        for name, value in self._settings:
-            if name in SECRETS:
-                shown = shown.replace(value, "***")
+        address = urlsplit(_endpoint(dict(self._settings)) or "")
+        for secret in (*(value for name, value in self._settings if name in SECRETS), address.password):
+            shown = shown.replace(secret, "***") if secret else shown
         return shown
 
 
