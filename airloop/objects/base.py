@@ -31,8 +31,8 @@ class Listed:
 class Stream:
     """A file in pieces."""
 
-    bytes: int
-    """Of the whole file."""
+    length: int
+    """Bytes of the whole file."""
     pieces: Iterator[bytes]
 
 

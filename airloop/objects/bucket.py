@@ -135,12 +135,15 @@ class Bucket:
     def listed(self, prefix: str, pattern: str = ALL) -> Iterator[Listed]:
         within = f"{checked(prefix)}/"
         wanted = re.compile(".*" if pattern == ALL else "[^/]*".join(map(re.escape, pattern.split("*"))), re.DOTALL)
+        files = []
         for page in self._pages(prefix):
             for found in page.get("Contents", ()):
                 name = found["Key"][len(self._prefix) :]
                 # A name that ends so is no file, but what other tools make to show a folder.
                 if not name.endswith("/") and wanted.fullmatch(name, len(within)):
-                    yield Listed(name, found["Size"], _changed_at(found), _stamp(found))
+                    files.append(Listed(name, found["Size"], _changed_at(found), _stamp(found)))
+        # Amazon's S3 lists names in their order, others folder by folder.
+        yield from sorted(files, key=lambda file: file.name)
 
     def folders(self, prefix: str) -> list[str]:
         found = []
@@ -367,6 +370,9 @@ def _connected(process: int, settings: tuple[tuple[str, str], ...]) -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
+    missing = [name for name in SECRETS[:2] if name not in given]
+    if len(missing) == 1:
+        raise BadConfiguration(f"there are no credentials: {missing[0]} is not set", "give both, or none of them")
     session = Session(
         aws_access_key_id=given.get("AWS_ACCESS_KEY_ID"),
         aws_secret_access_key=given.get("AWS_SECRET_ACCESS_KEY"),

@@ -126,5 +126,5 @@ def answer(reader: Reader, path: PurePath) -> Response:
     if isinstance(path, Path):
         return FileResponse(path, headers=headers, media_type=kind)
     found = reader.store.stream(str(path))
-    headers["Content-Length"] = str(found.bytes)
+    headers["Content-Length"] = str(found.length)
     return StreamingResponse(found.pieces, headers=headers, media_type=kind)
