@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 KEY, SECRET = "airloop-tests", "of-the-tests-alone"
+ADMIN_KEY, ADMIN_SECRET = "airloop-admin", "of-the-fixture-alone"
 STARTS_S = 60
 GRPC = 10_000
 """What the server adds to a port for the one beside it."""
@@ -29,6 +30,8 @@ class S3Server:
     endpoint: str
     key: str
     secret: str
+    admin: tuple[str, str]
+    """Key and secret of who may make buckets."""
     command: list[str] = field(default_factory=list)
     """How it is started; empty for one that is not ours."""
     process: subprocess.Popen[bytes] | None = None
@@ -49,7 +52,7 @@ class S3Server:
 
         return boto3.client(
             "s3", endpoint_url=self.endpoint, region_name="us-east-1",
-            aws_access_key_id=self.key, aws_secret_access_key=self.secret,
+            aws_access_key_id=self.admin[0], aws_secret_access_key=self.admin[1],
         )  # fmt: skip
 
     def make_bucket(self, name: str) -> None:
@@ -74,20 +77,13 @@ class S3Server:
             self.process.kill()
             self.process.wait()
 
-    def stop(self) -> None:
-        """End it in order: it takes away the sockets that it made."""
-        if self.process is not None:
-            self.process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(10)
-            self.kill()
-
 
 def given(address: str) -> S3Server:
     """One that is there already: ``http://KEY:SECRET@host:port``, each part percent-encoded."""
     parts = urlsplit(address)
     endpoint = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    return S3Server(endpoint, unquote(parts.username or ""), unquote(parts.password or ""))
+    user = unquote(parts.username or ""), unquote(parts.password or "")
+    return S3Server(endpoint, *user, admin=user)
 
 
 def program() -> str | None:
@@ -100,16 +96,18 @@ def running(folder: Path) -> Iterator[S3Server]:
     """A SeaweedFS that keeps its files in a folder."""
     weed = program()
     assert weed is not None
-    rights = {"identities": [{
-        "name": "tests", "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-    }]}  # fmt: skip
+    # One who may make buckets makes them by putting something there.
+    users = {(KEY, SECRET): ["Read", "Write", "List", "Tagging"], (ADMIN_KEY, ADMIN_SECRET): ["Admin"]}
+    identities = [
+        {"name": key, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
+        for (key, secret), actions in users.items()
+    ]
     settings = folder / "s3.json"
-    settings.write_text(json.dumps(rights))
+    settings.write_text(json.dumps({"identities": identities}))
     (folder / "data").mkdir()
-    s3, master, volume, filer, admin = _ports(5)
+    ports = s3, master, volume, filer, admin = _ports(5)
     server = S3Server(
-        f"http://127.0.0.1:{s3}", KEY, SECRET,
+        f"http://127.0.0.1:{s3}", KEY, SECRET, (ADMIN_KEY, ADMIN_SECRET),
         [
             weed, "mini", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.port={s3}",
             f"-s3.config={settings}", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}",
@@ -121,7 +119,11 @@ def running(folder: Path) -> Iterator[S3Server]:
         server.start()
         yield server
     finally:
-        server.stop()
+        server.kill()
+        # It makes a socket there for each of its ports, wherever its folder is.
+        for number in (n for port in ports for n in (port, port + GRPC)):
+            for path in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
+                path.unlink(missing_ok=True)
 
 
 def _ports(count: int) -> list[int]:
