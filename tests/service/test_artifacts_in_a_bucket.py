@@ -13,7 +13,7 @@ import pytest
 from airloop.cli import main
 from airloop.config import Config, S3Address
 from airloop.contract import Call, RunInfo, attempt_record_path
-from airloop.errors import BadConfiguration, ProcessLost, RejectedRows, Unreachable
+from airloop.errors import BadConfiguration, ProcessLost, Rejected, RejectedRows, Unreachable
 from airloop.frame import history
 from airloop.objects import open_objects
 from airloop.records import run_record_path
@@ -138,11 +138,10 @@ def test_a_store_that_is_away_is_never_green(step: MakeStep) -> None:
 
 def test_a_payload_that_does_not_get_in_says_so_itself(step: MakeStep, store: ArtifactStore) -> None:
     request = step("count")
-    # An extra that only the payload sees: in its own process.
     other = replace(request, environment={**request.environment, "AIRLOOP_ARTIFACTS": "s3://no-such-bucket-here/x"})
     outcome = LocalRunner(warm=False).run(other)
-    assert isinstance(outcome.error, BadConfiguration)
-    assert "there is no bucket no-such-bucket-here" in str(outcome.error)
+    assert isinstance(outcome.error, Rejected)
+    assert "BadConfiguration: there is no bucket no-such-bucket-here" in str(outcome.error)
     assert outcome.exit_code == 65
     assert recorded(store, request)["recorded_by"] == "runner"
 
