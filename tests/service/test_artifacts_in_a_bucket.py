@@ -176,6 +176,9 @@ def test_the_command_line_reads_it(
     code, lineage = ask("lineage", key)
     assert code == 0
     assert key in json.dumps(lineage)
+    # The code that it ran comes from the bucket, too.
+    _, replayed = ask("replay", "loop/three", "--task", "t")
+    assert [(t["task_id"], t["failed"], t["verdict"]) for t in replayed["tasks"]] == [("t", "", "not compared")]
 
 
 @pytest.mark.parametrize(
