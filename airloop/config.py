@@ -8,6 +8,7 @@ of ``airflow.cfg`` to the payload as these same variables.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -58,6 +59,40 @@ class RedisAddress:
         return without_password(self.url)
 
 
+@dataclass(frozen=True, slots=True)
+class S3Address:
+    """Where files are in a bucket of an S3-compatible store. Credentials are no part of it."""
+
+    bucket: str
+    prefix: str
+    """Without slashes at its ends; empty: the whole bucket."""
+
+    @classmethod
+    def parse(cls, value: str) -> Self | None:
+        """
+        The address, or None if the value is none: then it is a path.
+
+        :raises BadConfiguration: it is an address of another kind, or has more in it than bucket and prefix.
+        """
+        scheme, separator, rest = value.partition("://")
+        if not separator:
+            return None
+        bucket, _, prefix = rest.partition("/")
+        parts = prefix.strip("/").split("/") if prefix.strip("/") else []
+        if scheme != "s3" or not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
+            raise BadConfiguration(
+                f"{without_password(value)} is no address of files", "give a path or s3://bucket/prefix"
+            )
+        if any(part in ("", ".", "..") or re.search(r"[^\w.=+-]", part, re.ASCII) for part in parts):
+            raise BadConfiguration(
+                f"{value} has a prefix that is no plain path", "use letters, digits, and . _ = + - between slashes"
+            )
+        return cls(bucket, "/".join(parts))
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Where state lives and how much of the machine a step may use."""
@@ -68,8 +103,9 @@ class Config:
     """``AIRLOOP_WAREHOUSE``: folder of the Iceberg tables' files."""
     catalog: str = field(repr=False)
     """``AIRLOOP_CATALOG``: SQLAlchemy address of the Iceberg catalog; may hold a password."""
-    artifacts: Path
-    """``AIRLOOP_ARTIFACTS``: folder of manifests, attempts' records, reports and step artifacts."""
+    artifacts: Path | S3Address
+    """``AIRLOOP_ARTIFACTS``: folder of manifests, attempts' records, reports and step artifacts, or
+    ``s3://bucket/prefix``; credentials and address of the store: :mod:`airloop.objects.bucket`."""
     mlflow: str = field(repr=False)
     """``AIRLOOP_MLFLOW``: MLflow tracking and registry address; may hold a password."""
     mlflow_artifacts: str
@@ -116,7 +152,7 @@ class Config:
             home=root,
             warehouse=path("WAREHOUSE", root / "warehouse"),
             catalog=environment.get("AIRLOOP_CATALOG") or f"sqlite:///{root / 'catalog.db'}",
-            artifacts=path("ARTIFACTS", root / "artifacts"),
+            artifacts=place_of(environment.get("AIRLOOP_ARTIFACTS", "")) or root / "artifacts",
             mlflow=environment.get("AIRLOOP_MLFLOW") or f"sqlite:///{root / 'mlflow.db'}",
             mlflow_artifacts=environment.get("AIRLOOP_MLFLOW_ARTIFACTS") or str(root / "mlflow"),
             feature_repo=path("FEATURE_REPO", beside if (beside / "feature_store.yaml").is_file() else None),
@@ -134,6 +170,29 @@ class Config:
     def describe(self) -> dict[str, str]:
         """The fields for people: addresses without their passwords."""
         return {f.name: without_password(str(getattr(self, f.name))) for f in fields(self)}
+
+
+def place_of(value: str) -> Path | S3Address | None:
+    """
+    What a setting says of where files are: a folder, or a place in a bucket; None if it is empty.
+
+    :raises BadConfiguration: it is an address of another kind.
+    """
+    return (S3Address.parse(value) or Path(value).expanduser().resolve()) if value else None
+
+
+def local_folder(place: Path | S3Address, what: str) -> Path:
+    """
+    The folder of a place.
+
+    :param what: what needs one, for the error: "airloop gc".
+    :raises BadConfiguration: the place is in a bucket.
+    """
+    if isinstance(place, Path):
+        return place
+    raise BadConfiguration(
+        f"{what} works on local folders only, and this state is in {place}", "use the means of the object store"
+    )
 
 
 def without_password(address: str) -> str:

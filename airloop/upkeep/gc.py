@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airloop.config import Config
+from airloop.config import Config, local_folder
 from airloop.errors import StoreBusy
 from airloop.faults import point
 from airloop.frame import running
@@ -96,9 +96,11 @@ def collect(
     :param own_attempt: the attempt that calls, if it is a step: it reads no table.
     :raises StoreBusy: another gc or a backup runs.
     :raises ContractBroken: a manifest cannot be read, so that nobody knows what it needs.
+    :raises BadConfiguration: the artifacts are in a bucket.
     """
     from airloop.warehouse.catalog import Warehouse
 
+    local_folder(config.artifacts, "airloop gc")
     policy = policy or Policy()
     warehouse = Warehouse.open(config)
     found = Collected()

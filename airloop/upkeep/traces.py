@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from airloop import atomic
-from airloop.config import Config
+from airloop.config import Config, local_folder
 from airloop.upkeep.redaction import Redaction, Values
 
 TEXTS = frozenset({".json", ".jsonl", ".html", ".htm", ".txt", ".log", ".csv", ".md", ".yaml", ".yml", ".svg", ""})
@@ -89,7 +89,7 @@ def _holds(path: Path, pattern: re.Pattern[bytes]) -> bool:
 
 def _files(config: Config) -> Iterator[Path]:
     artifacts = urlsplit(config.mlflow_artifacts)
-    roots = [config.home, config.artifacts]
+    roots = [config.home, local_folder(config.artifacts, "airloop erase")]
     if artifacts.scheme in ("", "file"):
         roots.append(Path(artifacts.path))
     tables = config.warehouse.resolve()
@@ -124,5 +124,5 @@ def _redacted(redaction: Redaction, config: Config, path: Path, content: str) ->
 
 def _inside(config: Config, path: Path) -> tuple[str, ...]:
     """Parts of a path within the artifacts; none if it is elsewhere."""
-    artifacts = config.artifacts.resolve()
+    artifacts = local_folder(config.artifacts, "airloop erase").resolve()
     return path.relative_to(artifacts).parts if path.is_relative_to(artifacts) else ()
