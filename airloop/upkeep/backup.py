@@ -18,7 +18,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from airloop.config import Config
+from airloop.config import Config, local_folder
 from airloop.errors import BadConfiguration, StoreBusy
 from airloop.faults import point as fault_point
 from airloop.upkeep.gc import alone
@@ -35,7 +35,8 @@ def backup(config: Config, target: Path) -> tuple[Point, Vault]:
     """
     Make a point of a home in ``target``, a folder of backups that is made if need be.
 
-    :raises BadConfiguration: the catalog or MLflow is not a local SQLite file, or the target is inside the home.
+    :raises BadConfiguration: the catalog or MLflow is not a local SQLite file, files are in a bucket, or the target is
+        inside the home.
     :raises StoreBusy: a gc or another backup runs, or files kept vanishing.
     """
     databases = _databases(config)
@@ -92,7 +93,12 @@ def roots_of(config: Config) -> dict[str, Path]:
     mlflow = config.mlflow_artifacts.removeprefix("file://")
     if "://" in mlflow:
         raise BadConfiguration(f"MLflow's files are at {mlflow}, which is no local folder", _OWN_TOOLS)
-    return {"home": config.home, "artifacts": config.artifacts, "warehouse": config.warehouse, "mlflow": Path(mlflow)}
+    return {
+        "home": config.home,
+        "artifacts": config.artifacts,
+        "warehouse": local_folder(config.warehouse, "airloop backup"),
+        "mlflow": Path(mlflow),
+    }
 
 
 _OWN_TOOLS = "back up databases and object stores by their own means, the catalog last"

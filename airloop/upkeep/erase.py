@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airloop.config import Config
+from airloop.config import Config, local_folder
 from airloop.errors import BadArgument, StoreBusy
 from airloop.faults import point
 from airloop.frame import running
@@ -97,9 +97,11 @@ def erase(config: Config, request: Request, *, dry_run: bool = False) -> Erased:
 
     :raises StoreBusy: a step runs, or gc or a backup.
     :raises BadArgument: the request cannot be understood.
+    :raises BadConfiguration: the tables' files are in a bucket.
     """
     if not request.reason.strip() or not request.asked_by.strip():
         raise BadArgument("an erasure needs a reason and who asked for it", "give --reason and --by")
+    local_folder(config.warehouse, "airloop erase")
     warehouse = Warehouse.open(config)
     with ExitStack() as held:
         held.enter_context(alone(config))
@@ -227,7 +229,7 @@ class _Work:
 
     def _conclude(self, subject: Subject, journal: _Journal) -> None:
         """What went in this and in interrupted attempts, and what is still there."""
-        remove_empty_folders(self.config.warehouse)
+        remove_empty_folders(local_folder(self.config.warehouse, "airloop erase"))
         self.done.tables = journal.tables()
         self._mark()
         redacted = self._search(subject, redact=True)

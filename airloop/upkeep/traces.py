@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from airloop import atomic
-from airloop.config import Config
+from airloop.config import Config, local_folder
 from airloop.upkeep.redaction import Redaction, Values
 
 TEXTS = frozenset({".json", ".jsonl", ".html", ".htm", ".txt", ".log", ".csv", ".md", ".yaml", ".yml", ".svg", ""})
@@ -92,7 +92,7 @@ def _files(config: Config) -> Iterator[Path]:
     roots = [config.home, config.artifacts]
     if artifacts.scheme in ("", "file"):
         roots.append(Path(artifacts.path))
-    tables = config.warehouse.resolve()
+    tables = local_folder(config.warehouse, "airloop erase").resolve()
     seen: set[Path] = set()
     for root in roots:
         for folder, folders, names in os.walk(root):
