@@ -104,8 +104,9 @@ class Config:
     the store: :mod:`airloop.warehouse.s3`."""
     catalog: str = field(repr=False)
     """``AIRLOOP_CATALOG``: SQLAlchemy address of the Iceberg catalog; may hold a password."""
-    artifacts: Path
-    """``AIRLOOP_ARTIFACTS``: folder of manifests, attempts' records, reports and step artifacts."""
+    artifacts: Path | S3Address
+    """``AIRLOOP_ARTIFACTS``: folder of manifests, attempts' records, reports and step artifacts, or
+    ``s3://bucket/prefix``; credentials and address of the store: :mod:`airloop.objects.bucket`."""
     mlflow: str = field(repr=False)
     """``AIRLOOP_MLFLOW``: MLflow tracking and registry address; may hold a password."""
     mlflow_artifacts: str
@@ -152,7 +153,7 @@ class Config:
             home=root,
             warehouse=place_of(environment.get("AIRLOOP_WAREHOUSE", "")) or root / "warehouse",
             catalog=environment.get("AIRLOOP_CATALOG") or f"sqlite:///{root / 'catalog.db'}",
-            artifacts=path("ARTIFACTS", root / "artifacts"),
+            artifacts=place_of(environment.get("AIRLOOP_ARTIFACTS", "")) or root / "artifacts",
             mlflow=environment.get("AIRLOOP_MLFLOW") or f"sqlite:///{root / 'mlflow.db'}",
             mlflow_artifacts=environment.get("AIRLOOP_MLFLOW_ARTIFACTS") or str(root / "mlflow"),
             feature_repo=path("FEATURE_REPO", beside if (beside / "feature_store.yaml").is_file() else None),

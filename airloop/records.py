@@ -8,20 +8,16 @@ A payload records its own end; an attempt that was ended from outside is recorde
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from airloop import atomic
 from airloop.contract import Call, Exit, Receipt, RunInfo, attempt_record_path
 from airloop.errors import AirloopError, StepSkipped
+from airloop.objects import Objects
 
 RECORD_FORMAT = 1
 """Of manifests and records."""
@@ -51,54 +47,57 @@ def status_of(error: AirloopError) -> str:
     return {int(Exit.REJECTED): "rejected", int(Exit.TRY_AGAIN): "try_again"}.get(error.exit_code, "failed")
 
 
-def publish(root: Path, document: Mapping[str, Any], content: bytes) -> Path:
+def publish(objects: Objects, document: Mapping[str, Any], content: bytes) -> str:
     """
     Publish how an attempt ended, as its own process tells it.
 
-    :param root: of the artifact store.
     :param content: the document's bytes, without secrets.
-    :returns: the attempt's record.
+    :returns: address of the attempt's record.
     """
     run = RunInfo(**document["run"])
     if run.dag_id:
-        with _alone(root / run_record_path(run)) as path:
-            atomic.publish(path, content)
+        objects.change(run_record_path(run), lambda there: None if _is_overtaken(_parsed(there), document) else content)
     # It comes last: a runner that finds it asks for nothing more.
-    path = root / attempt_record_path(document["attempt"])
-    atomic.publish(path, content)
-    return path
+    name = attempt_record_path(document["attempt"])
+    objects.publish(name, content)
+    return objects.uri(name)
 
 
-def publish_for(root: Path, document: Mapping[str, Any]) -> None:
+def publish_for(objects: Objects, document: Mapping[str, Any]) -> str:
     """
     Publish how an attempt ended that could not tell itself, unless it did, or a newer attempt at the task has.
 
     :param document: without secrets.
+    :returns: address of the attempt's record.
     """
     content = json.dumps(document, indent=1).encode() + b"\n"
     run = RunInfo(**document["run"])
+
+    def unless_it_is_told(before: bytes | None) -> bytes | None:
+        there = _parsed(before)
+        if there is not None and (there.get("attempt") == document["attempt"] or _is_newer(there, document)):
+            return None
+        return content
+
     if run.dag_id:
-        with _alone(root / run_record_path(run)) as path:
-            there = _read(path)
-            if there is None or not (there.get("attempt") == document["attempt"] or _is_newer(there, document)):
-                atomic.publish(path, content)
-    atomic.publish(root / attempt_record_path(document["attempt"]), content, only_if_absent=True)
+        objects.change(run_record_path(run), unless_it_is_told)
+    name = attempt_record_path(document["attempt"])
+    objects.publish(name, content, only_if_absent=True)
+    return objects.uri(name)
 
 
-def read(root: Path, call: Call) -> bytes | None:
+def read(objects: Objects, call: Call) -> bytes | None:
     """The record of a call's attempt; None if there is none."""
-    path = root / attempt_record_path(call.attempt)
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    newest = root / run_record_path(call.run)
-    if not call.run.dag_id or (_read(newest) or {}).get("attempt") != call.attempt:
+    name = attempt_record_path(call.attempt)
+    own = objects.read(name)
+    if own is not None:
+        return own
+    newest = objects.read(run_record_path(call.run)) if call.run.dag_id else None
+    if newest is None or (_parsed(newest) or {}).get("attempt") != call.attempt:
         return None
     # Its process was killed between the two: what is left to do is done here.
-    content = newest.read_bytes()
-    atomic.publish(path, content, only_if_absent=True)
-    return content
+    objects.publish(name, newest, only_if_absent=True)
+    return newest
 
 
 def run_record_path(run: RunInfo) -> str:
@@ -135,25 +134,28 @@ def _file_name(text: str, suffix: str = "") -> str:
     return kept + end
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[Path]:
-    """Nobody else writes a record of this run meanwhile. The lock is the folder's: it leaves no file behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield path
-    finally:
-        os.close(descriptor)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
+def _parsed(content: bytes | None) -> dict[str, Any] | None:
     """A record; None if there is none that can be read."""
     try:
-        found = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        found = json.loads(content or b"")
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None
+
+
+def _is_overtaken(there: Mapping[str, Any] | None, document: Mapping[str, Any]) -> bool:
+    """
+    Whether a later try of the task has told its end already: the one of the document is a straggler.
+
+    Clocks of two machines differ, and a run that was deleted and made anew counts its tries anew: it takes both.
+    """
+    if there is None or there.get("attempt") == document["attempt"]:
+        return False
+    try:
+        later = there["run"]["try_number"] > document["run"]["try_number"]
+    except (KeyError, TypeError):
+        return False
+    return bool(later and _is_newer(there, document))
 
 
 def _is_newer(there: Mapping[str, Any], document: Mapping[str, Any]) -> bool:

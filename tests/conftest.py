@@ -42,6 +42,7 @@ from airloop.contract import Call, Interval, RunInfo
 from airloop.frame import Step, StepContext
 from airloop.frame.execute import execute
 from airloop.frame.logs import Redactor
+from airloop.objects import Objects, open_objects
 from airloop.warehouse.artifacts import ArtifactStore
 from tests import s3_server as s3_servers
 from tests.s3_server import S3Server
@@ -132,8 +133,7 @@ def run_step(config: Config) -> Callable[..., dict[str, Any]]:
         if error is not None:
             raise error
         store = ArtifactStore(config.artifacts)
-        name = receipt.manifest.removeprefix(store.root.as_uri() + "/")
-        manifest: dict[str, Any] = json.loads(store.read_bytes(name))
+        manifest: dict[str, Any] = json.loads(store.read_bytes(store.name_of(receipt.manifest)))
         return {**manifest, "status": receipt.status}
 
     return run
@@ -215,6 +215,12 @@ def s3_bucket(s3_server: S3Server, s3_bucket_of_tests: str, monkeypatch: pytest.
     for name, value in {**s3_server.environment, **others, "AWS_EC2_METADATA_DISABLED": "true"}.items():
         monkeypatch.setenv(name, value)
     return S3Address(s3_bucket_of_tests, f"tests/{uuid.uuid4().hex}")
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
+    """An empty place of files, of either kind."""
+    return open_objects(tmp_path / "store" if request.param == "folder" else request.getfixturevalue("s3_bucket"))
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 from airloop.cli.output import Output
 from airloop.config import Config, RedisAddress, S3Address, without_password
 from airloop.errors import AirloopError
+from airloop.objects import open_objects
 
 LIBRARIES = ("pyarrow", "pyiceberg", "duckdb", "great-expectations", "feast", "mlflow", "scikit-learn", "skops")
 XGBOOST = ("xgboost-cpu", "xgboost")
@@ -27,6 +29,8 @@ LOW_DISK_BYTES = 2 << 30
 TIMEOUT_S = 3
 """How long a server may take to answer."""
 OLDEST_REDIS = 7
+PUTS = 8
+"""How many try at once to make the same file in a bucket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,7 @@ def _version(name: str) -> str:
 def _home(config: Config) -> Iterator[Finding]:
     for name, folder in {"home": config.home, "warehouse": config.warehouse, "artifacts": config.artifacts}.items():
         if isinstance(folder, S3Address):
+            yield _bucket(name, folder)
             continue
         existing = next(p for p in (folder, *folder.parents) if p.exists())
         try:
@@ -107,6 +112,28 @@ def _home(config: Config) -> Iterator[Finding]:
             yield Finding(name, "bad", text, "free some space, or set AIRLOOP_HOME to a larger disk")
         else:
             yield Finding(name, "ok", text)
+
+
+def _bucket(name: str, address: S3Address) -> Finding:
+    """Try what manifests and records rely on: of several puts at once on an absent file one succeeds."""
+    objects, probe = open_objects(address), f"doctor/{uuid.uuid4().hex}"
+
+    def put(content: bytes) -> bool:
+        return objects.publish(probe, content, only_if_absent=True)
+
+    try:
+        with ThreadPoolExecutor(PUTS) as threads:
+            done = sum(threads.map(put, [f"{n}".encode() for n in range(PUTS)]))
+        done += put(b"after")
+        objects.remove(probe)
+    except AirloopError as error:
+        return Finding(name, "bad", error.found, error.advice)
+    if done == 1:
+        return Finding(name, "ok", f"{address} can be read and written")
+    return Finding(
+        name, "bad", f"{address}: of {PUTS + 1} puts on an absent file {done} succeeded, not 1",
+        "attempts would overwrite each other's records: use a release of the store that holds If-None-Match",
+    )  # fmt: skip
 
 
 def _format(config: Config) -> Iterator[Finding]:

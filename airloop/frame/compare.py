@@ -120,12 +120,9 @@ def earlier_attempt(store: ArtifactStore, run: RunInfo, interval: Mapping[str, A
         return own
     if interval is None:
         return None
-    folder = store.path(run_folder(run.dag_id))
-    if not folder.is_dir():
-        return None
-    runs = sorted((p for p in folder.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime, reverse=True)
-    for path in runs[:RUNS_SEARCHED]:
-        record = _read(store, f"{run_folder(run.dag_id)}/{path.name}/{name.rpartition('/')[2]}")
+    runs = sorted(store.changed(run_folder(run.dag_id)).values(), key=lambda r: r.changed_at, reverse=True)
+    for other in runs[:RUNS_SEARCHED]:
+        record = _read(store, f"{other.name}/{name.rpartition('/')[2]}")
         if record is not None and record.get("key") and record.get("interval") == interval:
             return record
     return None

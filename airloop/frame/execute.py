@@ -99,8 +99,8 @@ def execute(
         uri = publish_attempt(store, receipt, record, redact)
         if error is not None:
             receipt = Receipt(receipt.attempt, receipt.status, receipt.key, uri)
-    except OSError as cause:
-        # The store is full or read-only: the step's own error says so already, or becomes this one.
+    except (OSError, AirloopError) as cause:
+        # The store is full, read-only or away: the step's own error says so already, or becomes this one.
         log.error("the attempt's record cannot be written: %s", cause)
         error = error or classify(cause) or AirloopError(f"the attempt's record cannot be written: {cause}")
         receipt = Receipt(receipt.attempt, status_of(error), receipt.key)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from airloop.contract import Interval
 from airloop.frame.manifest import manifest_at
+from airloop.objects import Listed
 from airloop.records import SHORTENED, run_folder
 from airloop.warehouse.artifacts import ArtifactStore
 
@@ -64,6 +64,14 @@ def run_ids(store: ArtifactStore, dag_id: str) -> list[str]:
     return _children(store, run_folder(dag_id), "run_id")
 
 
+def changed(store: ArtifactStore, dag_id: str) -> dict[str, Listed]:
+    """When the records of each run of a loop last changed, by run id."""
+    found = store.changed(run_folder(dag_id))
+    folders = {run_id: run_folder(dag_id, run_id).rpartition("/")[2] for run_id in run_ids(store, dag_id)}
+    # A run that came since it was listed is told the next time.
+    return {run_id: found[folder] for run_id, folder in folders.items() if folder in found}
+
+
 def run(store: ArtifactStore, dag_id: str, run_id: str) -> RunRecord:
     """One run; without tasks if nothing of it has ended yet."""
     found = []
@@ -97,15 +105,13 @@ def manifest_of(store: ArtifactStore, task: TaskRecord) -> dict[str, Any] | None
 
 
 def _children(store: ArtifactStore, folder: str, what: str) -> list[str]:
-    path = store.path(folder)
-    children = [p for p in path.iterdir() if p.is_dir()] if path.is_dir() else []
-    return sorted(filter(None, (_full_name(store, p, what) for p in children)))
+    return sorted(filter(None, (_full_name(store, folder, child, what) for child in store.folders(folder))))
 
 
-def _full_name(store: ArtifactStore, folder: Path, what: str) -> str:
+def _full_name(store: ArtifactStore, folder: str, child: str, what: str) -> str:
     """The id that a folder stands for; empty if nobody can tell."""
-    if SHORTENED not in folder.name:
-        return unquote(folder.name)
-    for name in store.names(folder.relative_to(store.root).as_posix()):
+    if SHORTENED not in child:
+        return unquote(child)
+    for name in store.names(f"{folder}/{child}"):
         return str(json.loads(store.read_bytes(name))["run"][what])
     return ""

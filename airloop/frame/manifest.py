@@ -55,10 +55,10 @@ def manifest_at(store: ArtifactStore, record: Mapping[str, Any]) -> dict[str, An
     if record["status"] not in ("done", "reused"):
         return None
     address = str(record["manifest"])
-    root = store.root.as_uri() + "/"
-    if not address.startswith(root):
-        raise BadArgument(f"manifest {address} is not in {store.root}")
-    manifest: dict[str, Any] = json.loads(store.read_bytes(address.removeprefix(root)))
+    name = store.name_of(address)
+    if not name:
+        raise BadArgument(f"manifest {address} is not in {store}")
+    manifest: dict[str, Any] = json.loads(store.read_bytes(name))
     return manifest
 
 
@@ -75,7 +75,7 @@ def publish_manifest(
 def publish_attempt(store: ArtifactStore, receipt: Receipt, record: Mapping[str, Any], redact: Redactor) -> str:
     """Publish how one attempt ended; returns the record's address."""
     document = records.attempt_record(receipt, record)
-    return records.publish(store.root, document, encode(document, redact)).as_uri()
+    return records.publish(store.objects, document, encode(document, redact))
 
 
 STRUCTURE = frozenset(

@@ -260,7 +260,7 @@ class Graph:
         """Id of a node that a step was given: a manifest stands for its step."""
         if given.kind != "manifest":
             return given.reference
-        record = self.index.record(given.reference.removeprefix(self.store.root.as_uri() + "/"))
+        record = self.index.record(self.store.name_of(given.reference))
         return record.node if record else given.reference
 
     def _step(self, node: str) -> Record | None:

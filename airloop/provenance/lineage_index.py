@@ -198,7 +198,10 @@ class Index:
         for path, stamp in found.items():
             if known.get(path) == stamp:
                 continue
-            record = _record(path, json.dumps(_slim(path, self._store.path(path).read_bytes())))
+            content = self._store.objects.read(path)
+            if content is None:
+                continue  # removed since it was listed
+            record = _record(path, json.dumps(_slim(path, content)))
             connection.execute(
                 "INSERT INTO manifests VALUES (?, ?, ?, ?, ?)",
                 (path, stamp, record.step, record.key, json.dumps(record.slim)),
@@ -231,13 +234,8 @@ def _connect(file: Path | None) -> sqlite3.Connection:
 
 def _stamps(store: ArtifactStore) -> Iterator[tuple[str, str]]:
     """Every manifest's name, and what changes when it is written again."""
-    root = store.path("steps")
-    for manifest in root.glob("*/*/*/manifest.json"):
-        try:
-            stat = manifest.stat()
-        except FileNotFoundError:
-            continue  # removed since it was listed
-        yield manifest.relative_to(store.root).as_posix(), f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ino}"
+    for manifest in store.objects.listed("steps", "*/*/*/manifest.json"):
+        yield manifest.name, manifest.stamp
 
 
 def _slim(path: str, content: bytes) -> dict[str, Any]:

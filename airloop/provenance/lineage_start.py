@@ -66,7 +66,7 @@ def _exact(graph: Graph, text: str) -> str | None:
         known = graph.index.makers(text) or graph.index.readers(text) or graph.index.by_key(text.rpartition("/")[2])
         if known:
             return text
-    path = text.removeprefix(graph.store.root.as_uri() + "/").removeprefix(f"{graph.store.root}/")
+    path = graph.store.name_of(text) or text.removeprefix(f"{graph.store}/")
     record = graph.index.record(path)
     if record is not None:
         return record.node

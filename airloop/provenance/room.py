@@ -122,9 +122,13 @@ class Room:
         """
         address = str(manifest["links"].get("bundle", ""))
         # The store may have moved since; what is below its root has not.
-        path = ArtifactStore(config.artifacts).path("steps" + unquote(urlsplit(address).path).rpartition("/steps")[2])
-        if not address or not path.is_dir():
-            raise NotFound(f"the model of step {manifest['step']} is gone from {path}", "restore it from a backup")
+        name = "steps" + unquote(urlsplit(address).path).rpartition("/steps")[2]
+        store = ArtifactStore(config.artifacts)
+        path = store.objects.local(name, self.folder / "bundles" / str(manifest["key"])) if address else None
+        if path is None or not path.is_dir():
+            raise NotFound(
+                f"the model of step {manifest['step']} is gone from {store}/{name}", "restore it from a backup"
+            )
         return path
 
     def _environment(self, task: Task) -> dict[str, str]:

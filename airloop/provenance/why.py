@@ -194,8 +194,10 @@ def _maker(config: Config, store: ArtifactStore, reference: Any) -> str:
     key = next((s.key for s in warehouse.history(ref.name) if s.id == ref.snapshot), None)
     if not key:
         return ""
-    for path in store.path("steps").glob(f"*/{key[:2]}/{key}/manifest.json"):
-        return _who(json.loads(path.read_bytes())["run"])
+    for step in store.folders("steps"):
+        content = store.objects.read(f"steps/{step}/{key[:2]}/{key}/manifest.json")
+        if content is not None:
+            return _who(json.loads(content)["run"])
     return ""
 
 

@@ -29,10 +29,10 @@ class ManifestRef(Reference):
 
     def resolve(self, scope: Scope) -> Self:
         store = ArtifactStore(scope.config.artifacts)
-        root = store.root.as_uri() + "/"
-        if not self.address.startswith(root):
-            raise NotFound(f"manifest {self.address} is not in the artifact store {store.root}")
-        return type(self)(self.address, json.loads(store.read_bytes(self.address.removeprefix(root))))
+        name = store.name_of(self.address)
+        if not name:
+            raise NotFound(f"manifest {self.address} is not in the artifact store {store}")
+        return type(self)(self.address, json.loads(store.read_bytes(name)))
 
     @property
     def content(self) -> dict[str, Any]:

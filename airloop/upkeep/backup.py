@@ -95,7 +95,7 @@ def roots_of(config: Config) -> dict[str, Path]:
         raise BadConfiguration(f"MLflow's files are at {mlflow}, which is no local folder", _OWN_TOOLS)
     return {
         "home": config.home,
-        "artifacts": config.artifacts,
+        "artifacts": local_folder(config.artifacts, "airloop backup"),
         "warehouse": local_folder(config.warehouse, "airloop backup"),
         "mlflow": Path(mlflow),
     }
@@ -118,7 +118,7 @@ def _databases(config: Config) -> dict[str, Path]:
 
 def _artifacts(config: Config) -> Iterator[list[Path]]:
     """Records, which name manifests; manifests, which name artifacts; artifacts."""
-    root = config.artifacts
+    root = local_folder(config.artifacts, "airloop backup")
     yield [p for name in ("runs", "attempts") for p in folders_below(root / name) if ".part-" not in str(p)]
     yield list((root / "steps").glob(f"*/*/*/{MANIFEST}"))
     # A manifest that came since may name what is not copied.

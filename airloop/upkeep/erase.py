@@ -97,8 +97,9 @@ def erase(config: Config, request: Request, *, dry_run: bool = False) -> Erased:
 
     :raises StoreBusy: a step runs, or gc or a backup.
     :raises BadArgument: the request cannot be understood.
-    :raises BadConfiguration: the tables' files are in a bucket.
+    :raises BadConfiguration: artifacts or the tables' files are in a bucket.
     """
+    local_folder(config.artifacts, "airloop erase")
     if not request.reason.strip() or not request.asked_by.strip():
         raise BadArgument("an erasure needs a reason and who asked for it", "give --reason and --by")
     local_folder(config.warehouse, "airloop erase")

@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from airloop.config import Config
@@ -27,6 +26,7 @@ from airloop.faults import point
 from airloop.frame.key import code_of
 from airloop.frame.step import Step
 from airloop.upkeep.gc import alone
+from airloop.warehouse.artifacts import ArtifactStore
 from airloop.warehouse.home import HOME_FORMAT, check_home, home_format, write_format
 
 
@@ -98,10 +98,11 @@ def key_changes(config: Config, load: Callable[[str], Step]) -> list[KeyChange]:
     :param load: gives the step of a name.
     """
     changes = []
-    for folder in sorted((config.artifacts / "steps").glob("*")):
-        manifests = list(folder.glob("*/*/manifest.json"))
+    store = ArtifactStore(config.artifacts)
+    for step in store.folders("steps"):
+        manifests = list(store.objects.listed(f"steps/{step}", "*/*/manifest.json"))
         if manifests:
-            newest = json.loads(max(manifests, key=_written).read_bytes())
+            newest = json.loads(store.read_bytes(max(manifests, key=lambda m: m.changed_at).name))
             change = _change(newest, len(manifests), load)
             if change is not None:
                 changes.append(change)
@@ -123,10 +124,6 @@ def _change(manifest: dict[str, Any], count: int, load: Callable[[str], Step]) -
         if code.libraries.get(n) != was["libraries"].get(n)
     ]
     return KeyChange(name, count, modules, libraries, "" if modules or libraries else "the step's version")
-
-
-def _written(path: Path) -> float:
-    return path.stat().st_mtime
 
 
 def _summary(migration: Callable[..., Any]) -> str:

@@ -97,9 +97,11 @@ def collect(
     :raises BadConfiguration: the tables' files are in a bucket.
     :raises StoreBusy: another gc or a backup runs.
     :raises ContractBroken: a manifest cannot be read, so that nobody knows what it needs.
+    :raises BadConfiguration: the artifacts are in a bucket.
     """
     from airloop.warehouse.catalog import Warehouse
 
+    local_folder(config.artifacts, "airloop gc")
     policy = policy or Policy()
     local_folder(config.warehouse, "airloop gc")
     warehouse = Warehouse.open(config)

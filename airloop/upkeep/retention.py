@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from airloop.config import Config
+from airloop.config import Config, local_folder
 from airloop.errors import BadConfiguration
 from airloop.upkeep.records import read_record, unreadable
 
@@ -157,7 +157,7 @@ def _closure(manifests: list[Made], keys: set[str], outputs: set[str]) -> list[M
 
 def _manifests(config: Config) -> Iterator[Made]:
     used = dict(_last_used(config))
-    for path in sorted((config.artifacts / "steps").glob("*/*/*/manifest.json")):
+    for path in sorted((local_folder(config.artifacts, "airloop gc") / "steps").glob("*/*/*/manifest.json")):
         manifest = read_record(path)
         try:
             run = manifest["run"]
@@ -178,7 +178,7 @@ def _manifests(config: Config) -> Iterator[Made]:
 def _last_used(config: Config) -> Iterator[tuple[str, datetime]]:
     """When each key was last made or reused by a task."""
     newest: dict[str, datetime] = {}
-    for path in (config.artifacts / "runs").glob("*/*/*.json"):
+    for path in (local_folder(config.artifacts, "airloop gc") / "runs").glob("*/*/*.json"):
         record = read_record(path)
         try:
             if record["key"]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from airloop.config import Config
+from airloop.config import Config, local_folder
 from airloop.upkeep.records import read_record
 
 
@@ -42,7 +42,7 @@ def leftovers(config: Config, cutoff: float, *, keep_s: float, busy: bool) -> It
 
 def _parts(config: Config, cutoff: float) -> Iterator[tuple[str, Path]]:
     """Files and folders that a killed process was publishing."""
-    for path in list(config.artifacts.rglob(".part-*")):
+    for path in list(_artifacts(config).rglob(".part-*")):
         if _older(path, cutoff):
             yield "unfinished artifacts", path
 
@@ -58,7 +58,7 @@ def _work(config: Config, cutoff: float) -> Iterator[tuple[str, Path]]:
 
 def _unfinished(config: Config, cutoff: float) -> Iterator[tuple[str, Path]]:
     """Artifacts of steps that never published a manifest."""
-    for path in list((config.artifacts / "steps").glob("*/*/*")):
+    for path in list((_artifacts(config) / "steps").glob("*/*/*")):
         if path.is_dir() and not (path / "manifest.json").exists() and _older(path, cutoff):
             yield "unfinished artifacts", path
 
@@ -66,21 +66,21 @@ def _unfinished(config: Config, cutoff: float) -> Iterator[tuple[str, Path]]:
 def _attempts(config: Config, cutoff: float) -> Iterator[tuple[str, Path]]:
     """Records of attempts that are not the newest of their task in their run."""
     newest = set()
-    for path in (config.artifacts / "runs").glob("*/*/*.json"):
+    for path in (_artifacts(config) / "runs").glob("*/*/*.json"):
         newest.add(read_record(path)["attempt"])
-    for path in list((config.artifacts / "attempts").glob("*/*.json")):
+    for path in list((_artifacts(config) / "attempts").glob("*/*.json")):
         if path.stem not in newest and _older(path, cutoff):
             yield "attempts' records", path
 
 
 def _code(config: Config, cutoff: float) -> Iterator[tuple[str, Path]]:
     """Archived code that no manifest names."""
-    folder = config.artifacts / "code"
+    folder = _artifacts(config) / "code"
     trees = list((folder / "trees").glob("*.json"))
     if not trees:
         return
     named = set()
-    for path in (config.artifacts / "steps").glob("*/*/*/manifest.json"):
+    for path in (_artifacts(config) / "steps").glob("*/*/*/manifest.json"):
         named.add(read_record(path).get("code", {}).get("tree", ""))
     packs = set()
     for tree in trees:
@@ -109,6 +109,10 @@ def _locks(config: Config, cutoff: float) -> Iterator[tuple[str, Path]]:
                 yield "locks", path
             finally:
                 os.close(descriptor)
+
+
+def _artifacts(config: Config) -> Path:
+    return local_folder(config.artifacts, "airloop gc")
 
 
 def _older(path: Path, cutoff: float) -> bool:

@@ -89,7 +89,7 @@ def _holds(path: Path, pattern: re.Pattern[bytes]) -> bool:
 
 def _files(config: Config) -> Iterator[Path]:
     artifacts = urlsplit(config.mlflow_artifacts)
-    roots = [config.home, config.artifacts]
+    roots = [config.home, local_folder(config.artifacts, "airloop erase")]
     if artifacts.scheme in ("", "file"):
         roots.append(Path(artifacts.path))
     tables = local_folder(config.warehouse, "airloop erase").resolve()
@@ -124,5 +124,5 @@ def _redacted(redaction: Redaction, config: Config, path: Path, content: str) ->
 
 def _inside(config: Config, path: Path) -> tuple[str, ...]:
     """Parts of a path within the artifacts; none if it is elsewhere."""
-    artifacts = config.artifacts.resolve()
+    artifacts = local_folder(config.artifacts, "airloop erase").resolve()
     return path.relative_to(artifacts).parts if path.is_relative_to(artifacts) else ()

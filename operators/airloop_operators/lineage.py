@@ -5,9 +5,9 @@ Airflow's provider ``openlineage`` asks an operator for this when a task starts,
 It is imported by nobody else, so that DAG files do not pay for it.
 
 Datasets are named as OpenLineage's conventions say: an Iceberg table by the place of its files (namespace ``file``),
-with its name in the catalog as a symbolic link; a file by its path; a registered model by its name (namespace
-``mlflow``). The version of a dataset is the snapshot, the SHA-256 or the model's version. Columns are given of what a
-step made; how columns come from columns is not, for no step knows it.
+with its name in the catalog as a symbolic link; a file by its path, or by its key in a bucket; a registered model by
+its name (namespace ``mlflow``). The version of a dataset is the snapshot, the SHA-256 or the model's version. Columns
+are given of what a step made; how columns come from columns is not, for no step knows it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote, urlsplit
 
 from airflow.providers.openlineage.extractors import OperatorLineage
 from openlineage.client.event_v2 import InputDataset, OutputDataset
@@ -35,6 +36,8 @@ from openlineage.client.facet_v2 import (
     sql_job,
     symlinks_dataset,
 )
+
+from airloop.objects import open_objects
 
 if TYPE_CHECKING:
     from airloop_operators.base import StepOperator
@@ -184,7 +187,7 @@ def _named(settings: Settings, text: str) -> tuple[str, str, dict[str, DatasetFa
         return "mlflow", f"runs/{version}" if kind == "run" else kind, _facets(version, "MODEL")
     if text.startswith("decision:"):
         path, _, digest = text.removeprefix("decision:").partition("#")
-        return "file", str(settings.artifacts / path), _facets(digest, "FILE")
+        return *_dataset(open_objects(settings.artifacts).uri(path)), _facets(digest, "FILE")
     if not _TABLE.fullmatch(text):
         return "feast", name, _facets(exact, "FEATURE_SERVICE")
     namespace, root = _warehouse(settings)
@@ -244,7 +247,14 @@ def _place(name: str, patterns: Sequence[str]) -> tuple[str, str]:
 
 
 def _artifact(address: str) -> OutputDataset:
-    return OutputDataset("file", address.removeprefix("file://"), facets=_facets("", "FILE"))
+    return OutputDataset(*_dataset(address), facets=_facets("", "FILE"))
+
+
+def _dataset(address: str) -> tuple[str, str]:
+    """Namespace and name of a file: a path, or a key in a bucket."""
+    parts = urlsplit(address)
+    place = unquote(parts.path)
+    return ("file", place) if parts.scheme == "file" else (f"{parts.scheme}://{parts.netloc}", place.lstrip("/"))
 
 
 # -------------------------------------------------------------------- facets

@@ -15,7 +15,12 @@ OPTIONS: dict[str, tuple[str, str, str | None, str | None]] = {
         "s3://lake/airloop",
     ),
     "catalog": ("string", "SQLAlchemy address of the Iceberg catalog.", None, "sqlite:////srv/airloop/catalog.db"),
-    "artifacts": ("string", "Folder of manifests, attempts' records and reports, if not below home.", None, None),
+    "artifacts": (
+        "string",
+        "Folder of manifests, attempts' records and reports, if not below home; or a place in a bucket.",
+        None,
+        "s3://bucket/prefix",
+    ),
     "mlflow": ("string", "MLflow tracking and registry address.", None, "http://127.0.0.1:5000"),
     "mlflow_ui": ("string", "Address of the MLflow UI for links in the Airflow UI.", None, "http://127.0.0.1:5000"),
     "feature_repo": ("string", "Folder of the Feast definitions.", None, "/srv/loops/feature_repo"),

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from airloop.objects import open_objects
+
 if TYPE_CHECKING:
     from airloop_operators.runners.base import RunOutcome
     from airloop_operators.settings import Settings
@@ -38,7 +40,7 @@ def links_of(outcome: RunOutcome, settings: Settings) -> dict[str, str]:
     """Address by the name of an extra link; only those that there are."""
     # What follows the root in a file's address is percent-encoded already.
     links: dict[str, str] = {}
-    root = settings.artifacts.as_uri() + "/"
+    root = f"{open_objects(settings.artifacts).address}/"
     if outcome.receipt is not None and outcome.receipt.manifest.startswith(root):
         links["Manifest"] = _page(
             f"manifest?path={outcome.receipt.manifest.removeprefix(root)}&attempt={outcome.receipt.attempt}"

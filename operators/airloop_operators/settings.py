@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from airloop.config import S3Address, place_of
+
 PASSED_ON = ("home", "warehouse", "catalog", "artifacts", "mlflow", "feature_repo")
 """Options that the payload reads as ``AIRLOOP_*`` environment variables."""
 
@@ -19,8 +21,8 @@ class Settings:
     """Name of the default runner."""
     environment: dict[str, str] = field(repr=False)
     """``AIRLOOP_*`` variables for the payload; may hold passwords."""
-    artifacts: Path
-    """The artifact store, where attempts' records and manifests are read."""
+    artifacts: Path | S3Address
+    """Where attempts' records and manifests are read and, for attempts that could not, written."""
     mlflow_ui: str
     """Address of the MLflow UI, without a slash at its end; empty if there is none."""
     memory_mb: int
@@ -42,12 +44,11 @@ class Settings:
         }
         # Payloads must not each guess a home from their own working directory.
         home = Path(environment.setdefault("AIRLOOP_HOME", str(Path.home() / ".airloop"))).expanduser().resolve()
-        artifacts = environment.get("AIRLOOP_ARTIFACTS")
         preload = conf.get("airloop", "preload", fallback=None)
         return cls(
             runner=conf.get("airloop", "runner", fallback="local"),
             environment=environment,
-            artifacts=Path(artifacts).expanduser().resolve() if artifacts else home / "artifacts",
+            artifacts=place_of(environment.get("AIRLOOP_ARTIFACTS", "")) or home / "artifacts",
             mlflow_ui=(conf.get("airloop", "mlflow_ui", fallback=None) or "").rstrip("/"),
             memory_mb=conf.getint("airloop", "memory_mb", fallback=0),
             warm=conf.getboolean("airloop", "warm", fallback=True),

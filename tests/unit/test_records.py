@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from pathlib import Path
+import multiprocessing
+from dataclasses import asdict, replace
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -12,6 +12,7 @@ import pytest
 
 from airloop.contract import Call, Receipt, RunInfo, attempt_record_path
 from airloop.frame import history
+from airloop.objects import Objects
 from airloop.records import attempt_record, publish, publish_for, read, run_folder, run_record_path
 from airloop.warehouse.artifacts import ArtifactStore
 
@@ -24,14 +25,14 @@ def record(attempt: str = OURS, status: str = "failed", hour: int = 12, run: Run
     return attempt_record(Receipt(attempt, status), facts)
 
 
-def say(root: Path, document: dict[str, Any]) -> None:
-    publish(root, document, json.dumps(document).encode())
+def say(objects: Objects, document: dict[str, Any]) -> None:
+    publish(objects, document, json.dumps(document).encode())
 
 
-def statuses(root: Path) -> tuple[str | None, str]:
+def statuses(objects: Objects) -> tuple[str | None, str]:
     """In the attempt's record and in the task's."""
-    own = read(root, Call("s", {}, OURS, RUN))
-    newest = json.loads((root / run_record_path(RUN)).read_bytes())
+    own = read(objects, Call("s", {}, OURS, RUN))
+    newest = json.loads(objects.read(run_record_path(RUN)) or b"")
     return own and json.loads(own)["status"], newest["status"]
 
 
@@ -64,12 +65,12 @@ def test_names_of_all_scripts_can_be_read_back(name: str) -> None:
 
 
 @pytest.mark.parametrize("character", ["日", "x", "/", "😀", "."])
-def test_names_that_are_too_long_are_shortened_and_stay_apart(tmp_path: Path, character: str) -> None:
+def test_names_that_are_too_long_are_shortened_and_stay_apart(objects: Objects, character: str) -> None:
     runs = [RunInfo(*([character * 250 + end] * 3), 12345) for end in "ab"]
     assert len({run_record_path(run) for run in runs}) == 2
     for run, attempt in zip(runs, (OURS, OTHER), strict=True):
-        say(tmp_path, record(attempt, run=run))
-    store = ArtifactStore(tmp_path)
+        say(objects, record(attempt, run=run))
+    store = ArtifactStore(objects)
     names = [run.dag_id for run in runs]
     assert history.loops(store) == names
     for name in names:
@@ -77,43 +78,73 @@ def test_names_that_are_too_long_are_shortened_and_stay_apart(tmp_path: Path, ch
         assert list(history.run(store, name, name).tasks) == [f"{name}[12345]"]
 
 
-def test_an_attempt_speaks_for_itself_if_it_can(tmp_path: Path) -> None:
-    say(tmp_path, record(status="done"))
-    publish_for(tmp_path, record(status="try_again"))
-    assert statuses(tmp_path) == ("done", "done")
+def test_an_attempt_speaks_for_itself_if_it_can(objects: Objects) -> None:
+    say(objects, record(status="done"))
+    publish_for(objects, record(status="try_again"))
+    assert statuses(objects) == ("done", "done")
 
 
-def test_one_that_was_ended_from_outside_is_recorded_in_place_of_those_before(tmp_path: Path) -> None:
-    say(tmp_path, record(OTHER, "done", hour=11))
-    publish_for(tmp_path, record(status="try_again"))
-    assert statuses(tmp_path) == ("try_again", "try_again")
+def test_one_that_was_ended_from_outside_is_recorded_in_place_of_those_before(objects: Objects) -> None:
+    say(objects, record(OTHER, "done", hour=11))
+    publish_for(objects, record(status="try_again"))
+    assert statuses(objects) == ("try_again", "try_again")
 
 
-def test_a_newer_attempt_stays_the_newest(tmp_path: Path) -> None:
-    say(tmp_path, record(OTHER, "done", hour=13))
-    publish_for(tmp_path, record(status="try_again"))
-    assert statuses(tmp_path) == ("try_again", "done")
+def test_a_newer_attempt_stays_the_newest(objects: Objects) -> None:
+    say(objects, record(OTHER, "done", hour=13))
+    publish_for(objects, record(status="try_again"))
+    assert statuses(objects) == ("try_again", "done")
 
 
-def test_a_damaged_record_is_in_nobodys_way(tmp_path: Path) -> None:
-    path = tmp_path / run_record_path(RUN)
-    path.parent.mkdir(parents=True)
-    path.write_text("{")
-    assert read(tmp_path, Call("s", {}, OURS, RUN)) is None
-    publish_for(tmp_path, record(status="try_again"))
-    assert statuses(tmp_path) == ("try_again", "try_again")
+def test_a_damaged_record_is_in_nobodys_way(objects: Objects) -> None:
+    objects.publish(run_record_path(RUN), b"{")
+    assert read(objects, Call("s", {}, OURS, RUN)) is None
+    publish_for(objects, record(status="try_again"))
+    assert statuses(objects) == ("try_again", "try_again")
 
 
-def test_an_attempt_that_was_killed_between_its_two_records_has_both(tmp_path: Path) -> None:
-    say(tmp_path, record(status="done"))
-    path = tmp_path / attempt_record_path(OURS)
-    content = path.read_bytes()
-    path.unlink()
-    assert read(tmp_path, Call("s", {}, OTHER, RUN)) is None
-    assert read(tmp_path, Call("s", {}, OURS, RUN)) == content
-    assert path.read_bytes() == content
+def test_an_attempt_that_was_killed_between_its_two_records_has_both(objects: Objects) -> None:
+    say(objects, record(status="done"))
+    name = attempt_record_path(OURS)
+    content = objects.read(name)
+    objects.remove(name)
+    assert read(objects, Call("s", {}, OTHER, RUN)) is None
+    assert read(objects, Call("s", {}, OURS, RUN)) == content
+    assert objects.read(name) == content
 
 
-def test_a_call_of_no_run_has_a_record_of_its_own_alone(tmp_path: Path) -> None:
-    say(tmp_path, record(run=RunInfo()))
-    assert [p.name for p in tmp_path.rglob("*.json")] == [f"{OURS}.json"]
+def test_a_call_of_no_run_has_a_record_of_its_own_alone(objects: Objects) -> None:
+    say(objects, record(run=RunInfo()))
+    assert list(objects.listed("runs")) == []
+    assert [f.name for f in objects.listed("attempts")] == [attempt_record_path(OURS)]
+
+
+@pytest.mark.parametrize(
+    ("tries", "hour", "newest"),
+    [
+        ((1, 2), 13, "done"),  # a straggler of the first try
+        ((2, 1), 13, "failed"),  # the clock of the machine that ran the first try was ahead
+        ((1, 2), 11, "failed"),  # the run was deleted and made anew
+    ],
+)
+def test_a_straggler_does_not_take_the_place_of_a_later_try(
+    objects: Objects, tries: tuple[int, int], hour: int, newest: str
+) -> None:
+    say(objects, record(OTHER, "done", hour=hour, run=replace(RUN, try_number=tries[1])))
+    say(objects, record(run=replace(RUN, try_number=tries[0])))
+    assert statuses(objects) == ("failed", newest)
+
+
+def test_of_many_that_tell_at_once_the_newest_stays(objects: Objects) -> None:
+    def tell(hour: int) -> None:
+        publish_for(objects, record(f"{hour:08}", "try_again", hour))
+
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=tell, args=(hour,)) for hour in (14, 10, 17, 12, 16, 11)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [p.exitcode for p in processes] == [0] * 6
+    assert json.loads(objects.read(run_record_path(RUN)) or b"")["attempt"] == "00000017"
+    assert len(list(objects.listed("attempts"))) == 6

@@ -7,8 +7,10 @@ where; without one, the attempt's record does. Everything else is an error whose
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 import airloop.errors as errors
 from airloop import records
+from airloop.config import S3Address
 from airloop.contract import Call, Exit, Receipt
 from airloop.errors import (
     AirloopError,
@@ -34,6 +37,7 @@ from airloop.errors import (
     TryAgain,
 )
 from airloop.minder.wire import NO_ROOM, NOT_STARTED
+from airloop.objects import Objects, open_objects
 from airloop.redact import Redactor
 from airloop_operators.runners.records import record_end
 
@@ -45,8 +49,8 @@ class RunRequest:
     """One attempt at one step, and what it may use."""
 
     call: Call
-    artifacts: Path
-    """Root of the artifact store, where the attempt's record and manifest are looked up."""
+    artifacts: Path | S3Address
+    """The artifact store, where the attempt's record and manifest are looked up."""
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Environment variables beside those that the payload inherits."""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -61,6 +65,11 @@ class RunRequest:
     """Interpreter of another virtual environment that has airloop installed."""
     cwd: Path | None = None
     """Working directory of the payload; default: this process's."""
+
+    @property
+    def objects(self) -> Objects:
+        """The artifact store, with the credentials that the payload is given."""
+        return open_objects(self.artifacts, {**os.environ, **self.environment, **self.secrets})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +144,7 @@ class Runner(Protocol):
 
 def read_record(request: RunRequest) -> bytes | None:
     """The attempt's record as it lies in the store; None if there is none."""
-    return records.read(request.artifacts, request.call)
+    return records.read(request.objects, request.call)
 
 
 def conclude(
@@ -173,7 +182,7 @@ def conclude(
         used["start_s"] = round(datetime.fromisoformat(record["started_at"]).timestamp() - started_at, 3)
     if error is not None and record is None:
         redact = Redactor(request.secrets.values(), request.environment)
-        told = record_end(request.artifacts, request.call, error, redact, started_at=started_at, resources=used)
+        told = record_end(request.objects, request.call, error, redact, started_at=started_at, resources=used)
         receipt = receipt or told
     return RunOutcome(
         receipt=receipt,
@@ -218,8 +227,10 @@ def _manifest(receipt: Receipt, request: RunRequest) -> tuple[Mapping[str, Any] 
     if not receipt.manifest:
         return None, "it published no manifest"
     try:
-        content = _local(receipt.manifest, request.artifacts).read_bytes()
+        content = _content(receipt.manifest, request.objects)
     except OSError as cause:
+        if isinstance(cause, AirloopError):
+            raise
         return None, f"its manifest {receipt.manifest} cannot be read: {cause.strerror or cause}"
     if hashlib.sha256(content).hexdigest() != receipt.digest:
         return None, f"its manifest {receipt.manifest} is not the one that it promised"
@@ -231,11 +242,19 @@ def _manifest(receipt: Receipt, request: RunRequest) -> tuple[Mapping[str, Any] 
     return manifest, ""
 
 
-def _local(uri: str, root: Path) -> Path:
+def _content(uri: str, objects: Objects) -> bytes:
+    """What is at an address. :raises OSError: nothing is."""
+    name = objects.name_of(uri)
+    if name:
+        content = objects.read(name)
+        if content is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return content
+    # A task may have a home of its own: what its payload says of it counts.
     parts = urlsplit(uri)
     if parts.scheme not in ("", "file"):
-        raise BadConfiguration(f"manifest {uri} is not a local file", f"the artifact store is {root}")
-    return Path(unquote(parts.path))
+        raise BadConfiguration(f"manifest {uri} is not in {objects}", "see [airloop] artifacts")
+    return Path(unquote(parts.path)).read_bytes()
 
 
 def _error(request: RunRequest, ending: Ending, record: Mapping[str, Any] | None, doubt: str) -> AirloopError:

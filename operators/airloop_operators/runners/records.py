@@ -11,18 +11,18 @@ import socket
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from airloop import records
-from airloop.contract import Call, Receipt, attempt_record_path
+from airloop.contract import Call, Receipt
 from airloop.errors import AirloopError, ProcessLost
+from airloop.objects import Objects
 from airloop.redact import Redactor
 
 log = logging.getLogger("airloop.runner")
 
 
 def record_end(
-    artifacts: Path,
+    objects: Objects,
     call: Call,
     cause: BaseException,
     redact: Redactor,
@@ -33,6 +33,7 @@ def record_end(
     """
     Publish how an attempt ended, unless it did so itself. A store that cannot be written to is a warning in the log.
 
+    :param objects: the artifact store, where the attempt would have published it.
     :param cause: the error; anything but ours is what broke off the wait for the attempt, and so the attempt.
     :param started_at: Unix time at which the payload was asked for.
     :returns: what the payload would have handed back; None if nothing could be written.
@@ -61,8 +62,7 @@ def record_end(
         },
     )
     try:
-        records.publish_for(artifacts, document)
-    except OSError as unwritten:
+        return replace(receipt, manifest=records.publish_for(objects, document))
+    except (OSError, AirloopError) as unwritten:
         log.warning("how the attempt at step %s ended cannot be recorded: %s", call.step, unwritten)
         return None
-    return replace(receipt, manifest=(artifacts / attempt_record_path(call.attempt)).absolute().as_uri())

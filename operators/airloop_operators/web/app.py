@@ -107,7 +107,7 @@ def create_app(config: Config | None = None) -> FastAPI:
             return RedirectResponse(
                 f"{request.scope['root_path']}/artifacts/{quote(path.rstrip('/'))}/{file.name}", 302
             )
-        return artifacts.answer(file)
+        return artifacts.answer(reader, file)
 
     @app.get("/api/loops")
     def loops_json(user: User) -> Response:

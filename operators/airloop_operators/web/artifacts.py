@@ -7,13 +7,14 @@ takes scripts, forms, pop-ups and requests from every file: markup that slips in
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 from urllib.parse import quote, unquote
 
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from airloop.errors import AirloopError, BadArgument, NotFound
+from airloop.objects import Folder, checked
 from airloop_operators.web.access import NotPermitted, readable, reads_all
 from airloop_operators.web.data import Reader, too_long
 
@@ -39,22 +40,33 @@ SHOWN = {
 """Content type of files that a browser may show; any other is downloaded."""
 
 
-def locate(reader: Reader, name: str) -> Path:
+def locate(reader: Reader, name: str) -> PurePath:
     """
-    The regular file of a name; of a folder its ``index.html``.
+    The file of a name; of a folder its ``index.html``.
 
+    :returns: the regular file, a :class:`pathlib.Path`; its name, if the store is in a bucket.
     :raises BadArgument: the name leaves the store, by its text or over a symbolic link.
     :raises NotFound: there is no such file.
     """
-    path = reader.store.path(name)
-    if any(part.startswith(".") for part in PurePosixPath(name).parts):
+    inside = checked(name)
+    if any(part.startswith(".") for part in inside.parts):
         raise NotFound(f"nothing is published as {name}")  # being written
+    if isinstance(reader.store.objects, Folder):
+        return _regular(reader, name)
+    for found in (inside, inside / "index.html"):
+        if reader.store.exists(str(found)):
+            return found
+    raise NotFound(f"nothing is published as {name}")
+
+
+def _regular(reader: Reader, name: str) -> Path:
+    path = reader.store.path(name)
     try:
         root, real = reader.store.root.resolve(strict=True), path.resolve(strict=True)
         if not real.is_relative_to(root):
             raise BadArgument(f"{name} leads out of the artifact store")
         if real.is_dir():
-            return locate(reader, f"{name.rstrip('/')}/index.html")
+            return _regular(reader, f"{name.rstrip('/')}/index.html")
         if not real.is_file():
             raise NotFound(f"{name} is not a file")
     except (FileNotFoundError, NotADirectoryError, RuntimeError) as cause:
@@ -98,8 +110,8 @@ def owner_of(reader: Reader, name: str) -> str:
         return ""
 
 
-def answer(path: Path) -> Response:
-    """The file, with the headers that keep it from doing anything."""
+def answer(reader: Reader, path: PurePath) -> Response:
+    """The file that was located, with the headers that keep it from doing anything."""
     kind = SHOWN.get(path.suffix.lower())
     headers = {
         "Content-Security-Policy": POLICY,
@@ -111,4 +123,8 @@ def answer(path: Path) -> Response:
     if kind is None:
         kind = "application/octet-stream"
         headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(path.name)}"
-    return FileResponse(path, headers=headers, media_type=kind)
+    if isinstance(path, Path):
+        return FileResponse(path, headers=headers, media_type=kind)
+    found = reader.store.stream(str(path))
+    headers["Content-Length"] = str(found.length)
+    return StreamingResponse(found.pieces, headers=headers, media_type=kind)

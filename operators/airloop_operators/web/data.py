@@ -14,16 +14,17 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from airloop.config import Config
 from airloop.contract import Interval
 from airloop.errors import AirloopError, NotFound
 from airloop.frame import history
-from airloop.frame.manifest import run_folder
+from airloop.objects import Folder
 from airloop.report import words
 from airloop.report.decision import decision_of, outcome
 from airloop.warehouse.artifacts import ArtifactStore
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 LEDGER_KEPT_S = 5.0
 RUNS_KEPT = 2_000
 RUNS_SHOWN = 30
+AT_ONCE = 8
+"""Runs that are read at once from a bucket."""
 FAILED = ("rejected", "try_again", "failed")
 
 
@@ -197,7 +200,7 @@ class Reader:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.store = ArtifactStore(config.artifacts)
-        self._runs: OrderedDict[tuple[str, str], tuple[int, Run]] = OrderedDict()
+        self._runs: OrderedDict[tuple[str, str], tuple[str, Run]] = OrderedDict()
         self._lock = threading.Lock()
         self._ledger: tuple[float, list[Promotion], str] = (0.0, [], "")
 
@@ -211,9 +214,9 @@ class Reader:
 
         :param last: runs that are read, those in which something happened last.
         """
-        folders = self._folders(dag_id)
-        newest = sorted(folders, key=lambda run_id: folders[run_id])[-last:]
-        read = [self._run(dag_id, run_id, folders[run_id]) for run_id in newest]
+        folders = history.changed(self.store, dag_id)
+        newest = sorted(folders, key=lambda run_id: folders[run_id].changed_at)[-last:]
+        read = self._read(dag_id, {run_id: folders[run_id].stamp for run_id in newest})
         runs = [r for r in read if r.tasks or r.problem]
         # The report knows in which zone a loop tells time; a run that has not come as far is told in the same.
         zone = next((r.zone for r in reversed(runs) if r.zone), "UTC")
@@ -234,8 +237,8 @@ class Reader:
         known = next((r for r in loop.runs if r.run_id == run_id), None)
         if known is not None or not loop.more_runs:
             return known
-        changed = self._folders(dag_id).get(run_id)
-        return None if changed is None else _retold(self._run(dag_id, run_id, changed), loop.zone)
+        changed = history.changed(self.store, dag_id).get(run_id)
+        return None if changed is None else _retold(self._run(dag_id, run_id, changed.stamp), loop.zone)
 
     def promotions(self) -> tuple[list[Promotion], str]:
         """Closed entries of the ledger, the newest first; and why it cannot be read, empty if it can."""
@@ -272,28 +275,25 @@ class Reader:
 
     def name_of(self, address: str) -> str:
         """Artifact's name of an address in this store; empty for any other."""
-        root = self.store.root.as_uri() + "/"
-        return unquote(address.removeprefix(root)) if address.startswith(root) else ""
+        return self.store.name_of(address)
 
     def _live(self, model: str) -> Promotion | None:
         moves = (p for p in self.promotions()[0] if p.model == model and p.alias == "champion" and p.moved)
         return next(moves, None)
 
-    def _folders(self, dag_id: str) -> dict[str, int]:
-        """When the records of each run last changed."""
-        found = {}
-        for run_id in history.run_ids(self.store, dag_id):
-            try:
-                found[run_id] = self.store.path(run_folder(dag_id, run_id)).stat().st_mtime_ns
-            except FileNotFoundError:
-                continue  # removed since it was listed
-        return found
+    def _read(self, dag_id: str, stamps: Mapping[str, str]) -> list[Run]:
+        """Runs with their stamps, in the same order."""
+        if isinstance(self.store.objects, Folder):
+            return [self._run(dag_id, run_id, stamp) for run_id, stamp in stamps.items()]
+        # Each of a run's files is an answer to wait for.
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            return list(threads.map(lambda run_id: self._run(dag_id, run_id, stamps[run_id]), stamps))
 
-    def _run(self, dag_id: str, run_id: str, changed: int) -> Run:
+    def _run(self, dag_id: str, run_id: str, stamp: str) -> Run:
         place = (dag_id, run_id)
         with self._lock:
             known = self._runs.get(place)
-        if known is not None and known[0] == changed:
+        if known is not None and known[0] == stamp:
             return known[1]
         try:
             made = _describe(self, history.run(self.store, dag_id, run_id))
@@ -301,7 +301,7 @@ class Reader:
             log.warning("records of run %s of %s cannot be read: %s", run_id, dag_id, cause)
             made = Run(dag_id, run_id, run_id, None, "", "", 0.0, problem=f"Its records cannot be read: {cause}")
         with self._lock:
-            self._runs[place] = (changed, made)
+            self._runs[place] = (stamp, made)
             self._runs.move_to_end(place)
             while len(self._runs) > RUNS_KEPT:
                 self._runs.popitem(last=False)

@@ -24,6 +24,7 @@ from airloop.frame.logs import Redactor
 from airloop.frame.manifest import encode
 from airloop.frame.running import Announced
 from airloop.frame.step import Step
+from airloop.objects import open_objects
 from airloop.records import attempt_record, publish_for, run_record_path
 from airloop.warehouse.artifacts import ArtifactStore
 
@@ -166,7 +167,7 @@ def test_what_an_attempt_that_was_killed_was_given_is_not_compared(
 ) -> None:
     run = RunInfo("d", "r", "t")
     facts = {"step": "count", "run": asdict(run), "interval": None, "started_at": "2013-01-01T00:00:00.000+00:00"}
-    publish_for(config.artifacts, attempt_record(Receipt("aabbccdd", "try_again"), facts))
+    publish_for(open_objects(config.artifacts), attempt_record(Receipt("aabbccdd", "try_again"), facts))
     with caplog.at_level(logging.INFO, "airloop.step"):
         assert run_step(steps.count, rows=4, run=run)["status"] == "done"
     assert "Not reused" not in caplog.text

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from airloop.config import S3Address
 from airloop.contract import RESERVED_ROLES, Receipt
 from airloop_operators.links import ManifestLink, MlflowRunLink, ReportLink
 from airloop_operators.results import links_of, result_of
@@ -36,6 +38,17 @@ def test_links_are_set_for_what_a_step_made(settings: Settings) -> None:
         "Manifest": "/plugin/airloop/airloop/manifest?path=steps/s/manifest.json&attempt=ab12",
         "Report": "/plugin/airloop/airloop/view/reports/a%20loop/x.html",
         "MLflow run": "/airloop/mlflow/7/r",
+    }
+
+
+def test_links_lead_into_a_bucket_too(settings: Settings) -> None:
+    there = replace(settings, artifacts=S3Address("bucket", "a"))
+    receipt = Receipt("ab12", "done", "k", "s3://bucket/a/steps/s/manifest.json")
+    made = {"links": {"report": "s3://bucket/a/reports/a%20loop/x.html", "docs": "s3://bucket/other/x.html"}}
+    outcome = RunOutcome(receipt=receipt, exit_code=0, error=None, manifest=made)
+    assert links_of(outcome, there) == {
+        "Manifest": "/plugin/airloop/airloop/manifest?path=steps/s/manifest.json&attempt=ab12",
+        "Report": "/plugin/airloop/airloop/view/reports/a%20loop/x.html",
     }
 
 

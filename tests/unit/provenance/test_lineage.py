@@ -14,6 +14,7 @@ import pytest
 
 from airloop.config import Config
 from airloop.errors import BadArgument, ContractBroken, NotFound
+from airloop.objects import Folder
 from airloop.provenance import lineage_index
 from airloop.provenance.lineage import BUILDS_ON, CHECKED_BY, COMPARED, Graph, Lineage
 from airloop.provenance.lineage_index import Index
@@ -149,14 +150,13 @@ def test_the_report_sums_it_up(graph: Graph, world: LineageWorld) -> None:
 
 def test_the_index_reads_only_what_is_new(world: LineageWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    original = ArtifactStore.path
+    original = Folder.read
 
-    def counting(self: ArtifactStore, name: str) -> Path:
-        if name.endswith("/manifest.json"):
-            read.append(name)
+    def counting(self: Folder, name: str) -> bytes | None:
+        read.append(name)
         return original(self, name)
 
-    monkeypatch.setattr(ArtifactStore, "path", counting)
+    monkeypatch.setattr(Folder, "read", counting)
     every = Index(world.store, tmp_path / "index.db").all()
     assert len(read) == len(every) == manifests(world)
     read.clear()
