@@ -33,6 +33,8 @@ from airloop.warehouse import commit as committing
 from airloop.warehouse import s3
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.read import connect
+from airloop.warehouse.recall import files, recall
+from airloop.warehouse.references import References
 from airloop.warehouse.refs import TableRef
 from airloop.warehouse.s3 import Access
 from tests.places import IN_A_BUCKET, data_files, objects
@@ -142,6 +144,16 @@ class TestBucket:
         assert write(config, 2).changed
         assert ids(warehouse) == [1, 2]
         assert not write(config, 2).changed
+
+    def test_what_a_table_needs_is_known_by_its_addresses(self, config: Config) -> None:
+        write(config, 1, key="k0")
+        write(config, 2)
+        table = Warehouse.open(config).table(NAME)
+        assert {path.removeprefix("s3://") for path in References(table).all()} == objects(config)
+        snapshot = table.current_snapshot()
+        assert snapshot is not None
+        assert files(snapshot, table.io) == References(table).of([snapshot.snapshot_id])
+        assert recall(table) == {}
 
     def test_old_metadata_goes(self, config: Config) -> None:
         warehouse = Warehouse.open(config)
