@@ -191,6 +191,12 @@ def test_boto_is_not_imported_before_a_bucket_is_used() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_without_the_library_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    with pytest.raises(BadConfiguration, match=r"s3://bucket is in a bucket, and boto3 .*pip install 'airloop\[s3\]'"):
+        Bucket(S3Address("bucket", "")).read("f")
+
+
 def test_a_setting_is_a_folder_or_a_place_in_a_bucket(tmp_path: Path) -> None:
     assert place_of("s3://bucket/a/b/") == S3Address("bucket", "a/b")
     assert place_of(str(tmp_path)) == tmp_path
