@@ -99,8 +99,9 @@ class Config:
 
     home: Path
     """``AIRLOOP_HOME``: folder of everything that follows, unless said otherwise. A local file system."""
-    warehouse: Path
-    """``AIRLOOP_WAREHOUSE``: folder of the Iceberg tables' files."""
+    warehouse: Path | S3Address
+    """``AIRLOOP_WAREHOUSE``: folder of the Iceberg tables' files, or ``s3://bucket/prefix``; credentials and address of
+    the store: :mod:`airloop.warehouse.s3`."""
     catalog: str = field(repr=False)
     """``AIRLOOP_CATALOG``: SQLAlchemy address of the Iceberg catalog; may hold a password."""
     artifacts: Path | S3Address
@@ -150,7 +151,7 @@ class Config:
         online = RedisAddress.parse(environment.get("AIRLOOP_ONLINE_STORE", ""))
         return cls(
             home=root,
-            warehouse=path("WAREHOUSE", root / "warehouse"),
+            warehouse=place_of(environment.get("AIRLOOP_WAREHOUSE", "")) or root / "warehouse",
             catalog=environment.get("AIRLOOP_CATALOG") or f"sqlite:///{root / 'catalog.db'}",
             artifacts=place_of(environment.get("AIRLOOP_ARTIFACTS", "")) or root / "artifacts",
             mlflow=environment.get("AIRLOOP_MLFLOW") or f"sqlite:///{root / 'mlflow.db'}",

@@ -36,6 +36,7 @@ Errors of Airloop. Each says what was found, what was expected and what to do; i
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import sqlite3
 from typing import ClassVar
@@ -173,8 +174,8 @@ def classify(error: BaseException) -> AirloopError | None:
     """
     The Airloop error that stands for a foreign one, or None if it has no known meaning.
 
-    Only faults of the surroundings are classified: a full or read-only disk, a locked SQLite, a service that does not
-    answer, memory. A bug stays an unclassified error with its traceback.
+    Only faults of the surroundings are classified: a full or read-only disk or bucket, a locked SQLite, a service that
+    does not answer, memory. A bug stays an unclassified error with its traceback.
 
     What was merely being handled when an error came is looked at only for faults that may pass: whatever the error
     itself is, another try may do without both. It never says that a retry is in vain.
@@ -208,10 +209,63 @@ def _of_surroundings(error: BaseException) -> AirloopError | None:
         return StoreReadOnly(f"no access: {text}", "give the worker's user access to it")
     if isinstance(error, sqlite3.OperationalError):
         return _of_sqlite(error)
+    if (found := _of_bucket(error, text)) is not None:
+        return found
     if isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
         return Unreachable(f"a service does not answer: {text}", "see `airloop doctor`")
     if isinstance(error, MemoryError):
         return OutOfMemory(f"out of memory: {text}", "raise the task's memory or lower rows_per_chunk")
+    return None
+
+
+_OF_BUCKET: tuple[tuple[str, type[AirloopError], str, str], ...] = (
+    ("NO_SUCH_BUCKET|NoSuchBucket", BadConfiguration, "there is no such bucket", "make it, or correct the address"),
+    (
+        "INVALID_ACCESS_KEY_ID|InvalidAccessKeyId|SIGNATURE_DOES_NOT_MATCH|SignatureDoesNotMatch|ExpiredToken|InvalidToken"
+        "|RequestTimeTooSkewed|REQUEST_EXPIRED",
+        BadConfiguration,
+        "the store does not accept the credentials",
+        "correct AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION, or this machine's clock",
+    ),
+    (
+        "QuotaExceeded|StorageFull|InsufficientStorage|HTTP (status )?507",
+        StoreFull,
+        "the store is full",
+        "free space or raise the quota, then run the task again",
+    ),
+    (
+        "ACCESS_DENIED|HTTP (status )?40[13]",
+        StoreReadOnly,
+        "no access",
+        "see that the credentials are right, and that their user may list, get, put and delete below the prefix",
+    ),
+    (
+        "NETWORK_CONNECTION|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|REQUEST_TIMEOUT"
+        "|HTTP (status )?(408|429|5[0-9][0-9])|error for HTTP ",
+        Unreachable,
+        "the store does not answer",
+        "start it or correct AWS_ENDPOINT_URL_S3; the task can be run again",
+    ),
+    (
+        "Path does not exist|HTTP 404",
+        NotFound,
+        "a file of a table is not there",
+        "was it removed by age, or is AWS_ENDPOINT_URL_S3 another store's?",
+    ),
+)
+"""What Arrow or DuckDB says of a request to a bucket, and what it means; the first that is found counts."""
+
+
+def _of_bucket(error: BaseException, text: str) -> AirloopError | None:
+    # They give words only, and what DuckDB says may come through Arrow. No credentials are in it.
+    said_so = any(word in text for word in ("AWS Error ", "Path does not exist", "HTTP Error: ", "error for HTTP "))
+    duckdb = "duckdb" in type(error).__module__ and type(error).__name__ in ("HTTPException", "IOException")
+    if not (duckdb or (isinstance(error, OSError) and said_so)):
+        return None
+    said = " ".join(text.partition("Authentication Failure")[0].split())
+    for pattern, kind, found, advice in _OF_BUCKET:
+        if re.search(pattern, said):
+            return kind(f"{found}: {said}", advice)
     return None
 
 

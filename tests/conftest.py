@@ -77,9 +77,12 @@ def databases_closed() -> Iterator[None]:
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
-    """All state below the test's own folder."""
-    return Config.from_environment({"AIRLOOP_HOME": str(tmp_path / "home"), "AIRLOOP_MEMORY_MB": "512"})
+def config(request: pytest.FixtureRequest, tmp_path: Path) -> Config:
+    """All state below the test's own folder; its tables' files may be in a bucket: see :mod:`tests.places`."""
+    environment = {"AIRLOOP_HOME": str(tmp_path / "home"), "AIRLOOP_MEMORY_MB": "512"}
+    if getattr(request, "param", "folder") == "bucket":
+        environment["AIRLOOP_WAREHOUSE"] = f"{request.getfixturevalue('s3_bucket')}/lake"
+    return Config.from_environment(environment)
 
 
 @pytest.fixture

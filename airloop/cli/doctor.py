@@ -149,7 +149,7 @@ def _format(config: Config) -> Iterator[Finding]:
     except AirloopError as error:
         yield Finding("format", "bad", error.found, error.advice)
         return
-    if found < HOME_FORMAT and config.warehouse.exists():
+    if found < HOME_FORMAT and (isinstance(config.warehouse, S3Address) or config.warehouse.exists()):
         yield Finding("format", "note", f"{found}, this airloop's is {HOME_FORMAT}", "run `airloop upgrade`")
     changed = [change.step for change in key_changes(config, load)]
     if changed:
@@ -228,6 +228,34 @@ def _redis(name: str, address: RedisAddress) -> Finding:
     return Finding(name, "ok", f"{shown} answers")
 
 
+def _bucket_of_tables(config: Config) -> Iterator[Finding]:
+    """Whether a file can be written, read by DuckDB as tables are, and removed."""
+    if not isinstance(config.warehouse, S3Address):
+        return
+    import duckdb
+
+    from airloop.warehouse import s3, s3io
+    from airloop.warehouse.store import storing
+
+    name, address = "tables' files", config.warehouse
+    probe = s3io.S3File(f"{address}/doctor-{uuid.uuid4()}")
+    try:
+        with storing(str(address)), duckdb.connect(config={"autoinstall_known_extensions": False}) as connection:
+            s3.attach(connection, address)
+            with probe.create() as stream:
+                stream.write(b"written by airloop doctor")
+            try:
+                connection.execute("SELECT content FROM read_blob(?)", [probe.location]).fetchall()
+            finally:
+                s3io.remove(probe.location)
+    except AirloopError as error:
+        yield Finding(name, "bad", error.found, error.advice)
+    except (OSError, duckdb.Error) as error:
+        yield Finding(name, "bad", f"{address}: {error}", "see AWS_ENDPOINT_URL_S3, and the store's own log")
+    else:
+        yield Finding(name, "ok", f"{address} can be written, and read by DuckDB {duckdb.__version__}")
+
+
 def _warehouse(config: Config) -> Iterator[Finding]:
     if not config.home.exists():
         yield Finding("tables", "note", "none yet", "`make demo` or a first run makes some")
@@ -263,6 +291,7 @@ CHECKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     _format,
     _sqlite,
     _online_store,
+    _bucket_of_tables,
     _warehouse,
     _features,
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
-from airloop.config import Config
+from airloop.config import Config, local_folder
 from airloop.contract import ENV_CALL, ENV_LOG_FORMAT, ENV_RECEIPT, Call, Interval, Receipt, RunInfo
 from airloop.errors import ContractBroken, NotFound
 from airloop.frame.archive import FEATURES, PYTHON, unpack
@@ -33,7 +33,12 @@ class Room:
     """The scratch state of one replay."""
 
     def __init__(self, config: Config, folder: Path) -> None:
-        """:param folder: empty; everything that is made comes there."""
+        """
+        :param folder: empty; everything that is made comes there.
+        :raises BadConfiguration: the tables' files are in a bucket.
+        """
+        # Its tables are forks in folders that read the originals' files in place.
+        local_folder(config.warehouse, "airloop replay")
         self.config = config
         self.folder = folder
         self.tolerance = 0.0

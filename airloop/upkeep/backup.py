@@ -35,7 +35,8 @@ def backup(config: Config, target: Path) -> tuple[Point, Vault]:
     """
     Make a point of a home in ``target``, a folder of backups that is made if need be.
 
-    :raises BadConfiguration: the catalog or MLflow is not a local SQLite file, or the target is inside the home.
+    :raises BadConfiguration: the catalog or MLflow is not a local SQLite file, files are in a bucket, or the target is
+        inside the home.
     :raises StoreBusy: a gc or another backup runs, or files kept vanishing.
     """
     databases = _databases(config)
@@ -95,7 +96,7 @@ def roots_of(config: Config) -> dict[str, Path]:
     return {
         "home": config.home,
         "artifacts": local_folder(config.artifacts, "airloop backup"),
-        "warehouse": config.warehouse,
+        "warehouse": local_folder(config.warehouse, "airloop backup"),
         "mlflow": Path(mlflow),
     }
 

@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from airloop.config import local_folder
 from airloop.faults import point
 from airloop.upkeep.forget import Found, is_broken, remove_files
 from airloop.upkeep.subject import Subject, holding
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 def dropped(warehouse: Warehouse) -> dict[str, Path]:
     """Folders with files, by the name of a table that this home has written and that the catalog has no more."""
     config = warehouse.config
+    root = local_folder(config.warehouse, "airloop gc")
     with closing(open_catalog(config)) as catalog:
         namespaces = {".".join(namespace) for namespace in catalog.list_namespaces()}
     names = warehouse.tables()
@@ -39,7 +41,7 @@ def dropped(warehouse: Warehouse) -> dict[str, Path]:
     for lock in sorted((config.home / "locks" / "tables").glob("*.lock")):
         name = lock.name.removesuffix(".lock")
         namespace, _, table = name.partition(".")
-        place = config.warehouse / namespace / table
+        place = root / namespace / table
         real = place.resolve()
         if name in names or not valid_name(name) or namespace not in namespaces:
             continue
@@ -53,7 +55,8 @@ def dropped(warehouse: Warehouse) -> dict[str, Path]:
 def strays(warehouse: Warehouse) -> list[Path]:
     """Data files below the warehouse's folder that are in no folder of a table, be it dropped."""
     places = _places(warehouse) | {place.resolve() for place in dropped(warehouse).values()}
-    files = sorted(p for p in folders_below(warehouse.config.warehouse.resolve()) if p.suffix == ".parquet")
+    root = local_folder(warehouse.config.warehouse, "airloop erase").resolve()
+    files = sorted(p for p in folders_below(root) if p.suffix == ".parquet")
     return [path for path in files if not places.intersection(path.parents)]
 
 

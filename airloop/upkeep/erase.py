@@ -97,11 +97,12 @@ def erase(config: Config, request: Request, *, dry_run: bool = False) -> Erased:
 
     :raises StoreBusy: a step runs, or gc or a backup.
     :raises BadArgument: the request cannot be understood.
-    :raises BadConfiguration: the artifacts are in a bucket.
+    :raises BadConfiguration: artifacts or the tables' files are in a bucket.
     """
     local_folder(config.artifacts, "airloop erase")
     if not request.reason.strip() or not request.asked_by.strip():
         raise BadArgument("an erasure needs a reason and who asked for it", "give --reason and --by")
+    local_folder(config.warehouse, "airloop erase")
     warehouse = Warehouse.open(config)
     with ExitStack() as held:
         held.enter_context(alone(config))
@@ -229,7 +230,7 @@ class _Work:
 
     def _conclude(self, subject: Subject, journal: _Journal) -> None:
         """What went in this and in interrupted attempts, and what is still there."""
-        remove_empty_folders(self.config.warehouse)
+        remove_empty_folders(local_folder(self.config.warehouse, "airloop erase"))
         self.done.tables = journal.tables()
         self._mark()
         redacted = self._search(subject, redact=True)

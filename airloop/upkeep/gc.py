@@ -94,6 +94,7 @@ def collect(
     :param grace_s: seconds that a file must be old, and a snapshot no branch's head, to go.
     :param dry_run: only say what would go.
     :param own_attempt: the attempt that calls, if it is a step: it reads no table.
+    :raises BadConfiguration: the tables' files are in a bucket.
     :raises StoreBusy: another gc or a backup runs.
     :raises ContractBroken: a manifest cannot be read, so that nobody knows what it needs.
     :raises BadConfiguration: the artifacts are in a bucket.
@@ -102,6 +103,7 @@ def collect(
 
     local_folder(config.artifacts, "airloop gc")
     policy = policy or Policy()
+    local_folder(config.warehouse, "airloop gc")
     warehouse = Warehouse.open(config)
     found = Collected()
     with alone(config), running.deciding(config):
@@ -188,7 +190,7 @@ def _remove_files(warehouse: Warehouse, reasons: Reasons, cutoff: float, found: 
     from airloop.warehouse.references import References, folder
 
     places = {folder(warehouse.table(name)) for name in warehouse.tables()}
-    root = warehouse.config.warehouse.resolve()
+    root = local_folder(warehouse.config.warehouse, "airloop gc").resolve()
     seen = [
         path
         for place in sorted(places)

@@ -92,7 +92,7 @@ def _files(config: Config) -> Iterator[Path]:
     roots = [config.home, local_folder(config.artifacts, "airloop erase")]
     if artifacts.scheme in ("", "file"):
         roots.append(Path(artifacts.path))
-    tables = config.warehouse.resolve()
+    tables = local_folder(config.warehouse, "airloop erase").resolve()
     seen: set[Path] = set()
     for root in roots:
         for folder, folders, names in os.walk(root):

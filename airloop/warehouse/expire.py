@@ -14,7 +14,7 @@ from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.update import AssertTableUUID, RemoveSnapshotsUpdate, SetPropertiesUpdate, TableUpdate
 
-from airloop.errors import CommitConflict
+from airloop.errors import BadConfiguration, CommitConflict
 from airloop.faults import point
 from airloop.warehouse.commit import KEY, TRIES, send
 from airloop.warehouse.expired import PROPERTY, remembering
@@ -45,6 +45,7 @@ def expire(name: str, load: Callable[[], Table], choose: Callable[[Table], set[i
     gives those who read them as long as the files that were never committed.
 
     :returns: ids of the snapshots that went.
+    :raises BadConfiguration: the table's files are in a bucket, whose files have no time that could be set.
     :raises CommitConflict: other writers kept winning.
     """
     for attempt in range(TRIES):
@@ -54,6 +55,8 @@ def expire(name: str, load: Callable[[], Table], choose: Callable[[Table], set[i
         going = (choose(table) & there) - heads
         if not going:
             return []
+        if table.location().startswith("s3://"):
+            raise BadConfiguration(f"{name} is in a bucket, where snapshots cannot be expired yet", "keep them")
         references = References(table)
         for path in references.of(going) - references.of(there - going):
             with suppress(FileNotFoundError):

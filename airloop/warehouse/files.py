@@ -27,7 +27,7 @@ from pyiceberg.transforms import DayTransform, HourTransform, IdentityTransform,
 from pyiceberg.typedef import Record
 from pyiceberg.utils.truncate import truncate_upper_bound_binary_string, truncate_upper_bound_text_string
 
-from airloop.errors import BadArgument
+from airloop.errors import BadArgument, Unreachable, classify
 from airloop.warehouse.schema import to_arrow
 
 ROWS_PER_GROUP = 262_144
@@ -35,7 +35,7 @@ ROWS_PER_GROUP = 262_144
 BYTES_PER_GROUP = 64 << 20
 """Bytes in memory at which a row group ends early, for wide rows."""
 OPEN_FILES = 32
-"""Partitions written at once; the file of the one longest unused is closed."""
+"""Partitions written at once; the file of the one longest unused is closed. In a bucket each holds up to 10 MB."""
 BOUND_LENGTH = 16
 """Characters or bytes of a text's bounds in the statistics."""
 
@@ -113,7 +113,7 @@ class DataFileWriter:
                     self._done.append(self._open.pop(values).close())
 
     def close(self) -> list[DataFile]:
-        """Finish all files; they are on disk."""
+        """Finish all files; they are on disk, or in the bucket."""
         while self._open:
             self._done.append(self._open.popitem(last=False)[1].close())
         self._done.sort(key=lambda f: f.file_path.rpartition("/")[2])
@@ -154,7 +154,6 @@ class _OpenFile:
         self._schema = schema
         self._spec_id = spec_id
         self._key = key
-        self._io = io
         self._stream = io.new_output(location).create()
         self._writer = pq.ParquetWriter(
             self._stream, arrow, compression="zstd", store_decimal_as_integer=True, write_page_index=True
@@ -166,13 +165,14 @@ class _OpenFile:
 
     def close(self) -> DataFile:
         self._writer.close()
+        size = self._stream.tell()
         self._stream.close()
         return DataFile.from_args(
             content=DataFileContent.DATA,
             file_path=self._location,
             file_format=FileFormat.PARQUET,
             partition=self._key.partition if self._key else Record(),
-            file_size_in_bytes=len(self._io.new_input(self._location)),
+            file_size_in_bytes=size,
             sort_order_id=None,
             spec_id=self._spec_id,
             equality_ids=None,
@@ -191,8 +191,11 @@ class _OpenFile:
 def remove(io: FileIO, locations: Iterable[str]) -> None:
     """Remove files that no snapshot names; one that is not there is fine, one that cannot be removed stays."""
     for location in locations:
-        with suppress(OSError):
+        try:
             io.delete(location)
+        except OSError as error:
+            if isinstance(classify(error), Unreachable):
+                break  # each of the others would be waited for too
 
 
 def _with_ids(column: pa.ChunkedArray, type_: pa.DataType) -> pa.ChunkedArray:

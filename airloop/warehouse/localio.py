@@ -17,7 +17,11 @@ from pyiceberg.io import FileIO, InputFile, InputStream, OutputFile, OutputStrea
 
 
 def local_path(location: str) -> str:
-    """Path of a location, which is a path or ``file://`` and a path; nothing in it is escaped."""
+    """
+    Path of a location, which is a path or ``file://`` and a path; nothing in it is escaped.
+
+    A location in a bucket, ``s3://…``, is its own path: Arrow and DuckDB open it by that.
+    """
     return location.removeprefix("file://")
 
 

@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import duckdb
 import pyarrow as pa
@@ -22,13 +21,13 @@ from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.types import PrimitiveType
 
+from airloop.config import Config, S3Address
 from airloop.errors import BadArgument, BadInput, NotFound
+from airloop.warehouse import s3
 from airloop.warehouse.localio import local_path
 from airloop.warehouse.refs import SAME_ROWS
 from airloop.warehouse.schema import duckdb_type, quoted, to_arrow
-
-if TYPE_CHECKING:
-    from airloop.config import Config
+from airloop.warehouse.store import storing
 
 _connections = itertools.count()
 
@@ -38,7 +37,7 @@ class LiveFile:
     """A data file of a snapshot."""
 
     path: str
-    """Local path."""
+    """Local path, or address in a bucket."""
     data_file: DataFile
     sequence: int
     """Number of the commit that brought it."""
@@ -186,7 +185,11 @@ def select(files: Sequence[LiveFile] | Sequence[str], schema: Schema, *, extra: 
 
 
 def connect(config: Config, workdir: Path | None = None) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection in memory, in UTC, within the configured memory and threads; it spills to disk."""
+    """
+    A DuckDB connection in memory, in UTC, within the configured memory and threads; it spills to disk.
+
+    :raises BadConfiguration: the tables' files are in a bucket that DuckDB cannot be let into.
+    """
     # A folder of one's own: DuckDB's spill files have the same names in every process.
     parent = workdir or config.home / "spill"
     parent.mkdir(parents=True, exist_ok=True)
@@ -198,11 +201,18 @@ def connect(config: Config, workdir: Path | None = None) -> duckdb.DuckDBPyConne
             "memory_limit": f"{config.memory_mb}MiB",
             "temp_directory": str(folder),
             "autoinstall_known_extensions": False,
+            "allow_persistent_secrets": False,
         },
     )
-    connection.execute("SET TimeZone='UTC'")
-    # The views below have no row counts: DuckDB takes a million rows for a few, and an ASOF JOIN for a nested loop.
-    connection.execute("SET asof_loop_join_threshold=0")
+    try:
+        connection.execute("SET TimeZone='UTC'")
+        # The views below have no row counts: DuckDB takes a million rows for a few, and an ASOF JOIN for a nested loop.
+        connection.execute("SET asof_loop_join_threshold=0")
+        if isinstance(config.warehouse, S3Address):
+            s3.attach(connection, config.warehouse)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -251,7 +261,7 @@ def scan(
         raise
 
     def rows() -> Iterator[pa.RecordBatch]:
-        with connection:
+        with connection, storing(f"reading {'.'.join(table.name())}"):
             for batch in batches:
                 yield as_schema(batch, wanted)
 

@@ -8,7 +8,6 @@ metadata loses nothing: the table's earlier metadata files still say what the sn
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 
 from pyiceberg.io import FileIO
 from pyiceberg.manifest import ManifestEntryStatus
@@ -27,24 +26,26 @@ def recall(table: Table, wanted: Collection[int] | None = None) -> dict[int, Sna
     for entry in reversed(table.metadata.metadata_log):
         if missing is not None and missing <= set(found):
             break
-        path = Path(local_path(entry.metadata_file))
-        if path.is_file():
-            for snapshot in TableMetadataUtil.parse_raw(path.read_text()).snapshots:
+        file = table.io.new_input(entry.metadata_file)
+        if file.exists():
+            with file.open() as stream:
+                metadata = TableMetadataUtil.parse_raw(stream.read().decode())
+            for snapshot in metadata.snapshots:
                 if snapshot.snapshot_id not in there and (missing is None or snapshot.snapshot_id in missing):
                     found[snapshot.snapshot_id] = snapshot
-    return {snapshot_id: s for snapshot_id, s in found.items() if all(Path(p).is_file() for p in files(s, table.io))}
+    return {i: s for i, s in found.items() if all(table.io.new_input(p).exists() for p in files(s, table.io))}
 
 
 def files(snapshot: Snapshot, io: FileIO) -> set[str]:
-    """Local paths of all that a snapshot needs; the manifest list alone if that is gone."""
+    """Paths, or addresses in a bucket, of all that a snapshot needs; the manifest list alone if that is gone."""
     listed = local_path(snapshot.manifest_list)
     found = {listed}
-    if not Path(listed).is_file():
+    if not io.new_input(listed).exists():
         return found
     for manifest in snapshot.manifests(io):
         path = local_path(manifest.manifest_path)
         found.add(path)
-        if Path(path).is_file():
+        if io.new_input(path).exists():
             entries = manifest.fetch_manifest_entry(io, discard_deleted=True)
             found |= {local_path(e.data_file.file_path) for e in entries if e.status != ManifestEntryStatus.DELETED}
     return found

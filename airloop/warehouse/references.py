@@ -20,7 +20,7 @@ class References:
         self._files: dict[str, frozenset[str]] = {}
 
     def of(self, snapshots: Iterable[int]) -> set[str]:
-        """Local paths of manifest lists, manifests and data files of these snapshots."""
+        """Paths, or addresses in a bucket, of manifest lists, manifests and data files of these snapshots."""
         found: set[str] = set()
         for snapshot in snapshots:
             listed = self._table.metadata.snapshot_by_id(snapshot)
@@ -35,7 +35,7 @@ class References:
         return found
 
     def all(self) -> set[str]:
-        """Local paths of all that the table's metadata names, itself and its older versions included."""
+        """Paths, or addresses in a bucket, of all that the metadata names, itself and its older versions included."""
         metadata = self._table.metadata
         found = self.of(s.snapshot_id for s in metadata.snapshots)
         found.add(local_path(self._table.metadata_location))

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airloop.config import Config
+from airloop.config import Config, S3Address
 from airloop.errors import AirloopError, BadConfiguration, OutOfMemory, StoreFull, StoreReadOnly, classify
 from airloop.warehouse.home import check_home, write_format
 from airloop.warehouse.mounts import refuse_network
@@ -36,11 +36,16 @@ def open_catalog(config: Config) -> SqlCatalog:
 
     :raises BadConfiguration: SQLite on a network file system, or an address that cannot be used.
     :raises StoreReadOnly: the folders cannot be made or written.
+
+    A bucket is not asked for: that comes with the first file.
     """
     file = sqlite_path(config.catalog)
     address = config.catalog
     with storing("opening the catalog"):
-        for folder in (config.warehouse, config.home / "spill", config.home / "locks" / "tables"):
+        folders = [config.home / "spill", config.home / "locks" / "tables"]
+        if isinstance(config.warehouse, Path):
+            folders.insert(0, config.warehouse)
+        for folder in folders:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError) as cause:
@@ -101,14 +106,11 @@ def sweep_spill(folder: Path, *, older_than_s: float = 86_400) -> None:
 def _catalog(config: Config, address: str) -> SqlCatalog:
     from airloop.warehouse.iceberg import Catalog
 
-    return Catalog(
-        "airloop",
-        **{
-            "uri": address,
-            "warehouse": f"file://{config.warehouse}",
-            "py-io-impl": "airloop.warehouse.localio.LocalFileIO",
-        },
-    )
+    if isinstance(config.warehouse, S3Address):
+        place, files = str(config.warehouse), "airloop.warehouse.s3io.BucketFileIO"
+    else:
+        place, files = f"file://{config.warehouse}", "airloop.warehouse.localio.LocalFileIO"
+    return Catalog("airloop", **{"uri": address, "warehouse": place, "py-io-impl": files})
 
 
 def _is_ready(file: Path) -> bool:

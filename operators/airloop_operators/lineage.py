@@ -190,20 +190,27 @@ def _named(settings: Settings, text: str) -> tuple[str, str, dict[str, DatasetFa
         return *_dataset(open_objects(settings.artifacts).uri(path)), _facets(digest, "FILE")
     if not _TABLE.fullmatch(text):
         return "feast", name, _facets(exact, "FEATURE_SERVICE")
-    warehouse = Path(
-        settings.environment.get("AIRLOOP_WAREHOUSE") or Path(settings.environment["AIRLOOP_HOME"], "warehouse")
-    )
-    root = warehouse.expanduser().resolve()
+    namespace, root = _warehouse(settings)
+    address = f"{namespace}/{root}".rstrip("/") if namespace else Path(root).as_uri()
     facets = _facets(exact, "TABLE") | {
-        "dataSource": datasource_dataset.DatasourceDatasetFacet(name="iceberg", uri=root.as_uri()),
+        "dataSource": datasource_dataset.DatasourceDatasetFacet(name="iceberg", uri=address),
         "catalog": catalog_dataset.CatalogDatasetFacet(
-            framework="iceberg", type="sql", name="airloop", warehouseUri=root.as_uri()
+            framework="iceberg", type="sql", name="airloop", warehouseUri=address
         ),
         "symlinks": symlinks_dataset.SymlinksDatasetFacet(
-            identifiers=[symlinks_dataset.Identifier(namespace=root.as_uri(), name=name, type="TABLE")]
+            identifiers=[symlinks_dataset.Identifier(namespace=address, name=name, type="TABLE")]
         ),
     }
-    return "file", str(root.joinpath(*name.split("."))), facets
+    return namespace or "file", "/".join(part for part in (root, *name.split(".")) if part), facets
+
+
+def _warehouse(settings: Settings) -> tuple[str, str]:
+    """``s3://bucket`` and the prefix there; or nothing and the folder."""
+    place = settings.environment.get("AIRLOOP_WAREHOUSE") or f"{settings.environment['AIRLOOP_HOME']}/warehouse"
+    if place.startswith("s3://"):
+        bucket, _, prefix = place.removeprefix("s3://").partition("/")
+        return f"s3://{bucket}", prefix.strip("/")
+    return "", str(Path(place).expanduser().resolve())
 
 
 def _facets(version: str, kind: str) -> dict[str, DatasetFacet]:

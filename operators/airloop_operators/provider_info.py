@@ -8,7 +8,12 @@ from typing import Any
 OPTIONS: dict[str, tuple[str, str, str | None, str | None]] = {
     "runner": ("string", "Where steps run unless a task says otherwise. `local`: a subprocess.", "local", None),
     "home": ("string", "Folder of all state; a local file system. Default: AIRLOOP_HOME.", None, "/srv/airloop"),
-    "warehouse": ("string", "Folder of the Iceberg tables' files, if not below home.", None, None),
+    "warehouse": (
+        "string",
+        "Folder of the Iceberg tables' files, if not below home; or s3://bucket/prefix.",
+        None,
+        "s3://lake/airloop",
+    ),
     "catalog": ("string", "SQLAlchemy address of the Iceberg catalog.", None, "sqlite:////srv/airloop/catalog.db"),
     "artifacts": (
         "string",

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +20,7 @@ from airloop.warehouse import commit as committing
 from airloop.warehouse.catalog import Commit, Warehouse
 from airloop.warehouse.read import live_files
 from airloop.warehouse.refs import TableRef
+from tests.places import EVERYWHERE, data_files
 
 SCHEMA = pa.schema(
     [
@@ -54,14 +54,11 @@ def content(warehouse: Warehouse, ref: TableRef | None = None) -> dict[Any, tupl
     return {r["id"]: (r["x"], r["_batch"]) for r in found}
 
 
-def data_files(config: Config) -> set[str]:
-    return {str(p) for p in Path(config.warehouse).rglob("*.parquet")}
-
-
 def counts(commit: Commit) -> tuple[bool, int, int, int]:
     return commit.changed, commit.added, commit.updated, commit.deleted
 
 
+@EVERYWHERE
 def test_append(warehouse: Warehouse, table: str) -> None:
     done = warehouse.commit(table, rows([1, 2, 3]), key="k1", properties={"run": "r1"})
     assert counts(done) == (True, 3, 0, 0)
@@ -73,6 +70,7 @@ def test_append(warehouse: Warehouse, table: str) -> None:
     assert abs((datetime.now(UTC) - info.committed_at).total_seconds()) < 60
 
 
+@EVERYWHERE
 def test_the_same_key_commits_once(warehouse: Warehouse, table: str) -> None:
     done = warehouse.commit(table, rows([1, 2, 3]), key="k1")
 
@@ -87,6 +85,7 @@ def test_the_same_key_commits_once(warehouse: Warehouse, table: str) -> None:
     assert warehouse.find_key(table, "k2") is None
 
 
+@EVERYWHERE
 def test_a_key_on_another_branch_is_adopted(warehouse: Warehouse, table: str) -> None:
     warehouse.commit(table, rows([1]), key="k1")
     audit = warehouse.commit(table, rows([2]), key="k2", branch="audit")
@@ -97,6 +96,7 @@ def test_a_key_on_another_branch_is_adopted(warehouse: Warehouse, table: str) ->
     assert sorted(content(warehouse, again.ref)) == [1, 2]
 
 
+@EVERYWHERE
 def test_upsert(warehouse: Warehouse, config: Config, table: str) -> None:
     warehouse.commit(table, rows([1, 2, 3]), key="k1")
     changed = pa.concat_tables([rows([3, 4], 1.0, "b2"), rows([2], 9.0, "b2")])
@@ -112,6 +112,7 @@ def test_upsert(warehouse: Warehouse, config: Config, table: str) -> None:
     assert data_files(config) == before, "files of a commit that was none are left"
 
 
+@EVERYWHERE
 def test_upsert_rewrites_only_files_with_changed_rows(config: Config) -> None:
     warehouse = Warehouse.open(replace(config, rows_per_chunk=10))
     warehouse.ensure(NAME, SCHEMA, key=["id"])
@@ -125,6 +126,7 @@ def test_upsert_rewrites_only_files_with_changed_rows(config: Config) -> None:
     assert {x for x, _ in content(warehouse, first.ref).values()} == {1.0}
 
 
+@EVERYWHERE
 def test_null_and_nan_are_values(warehouse: Warehouse, table: str) -> None:
     warehouse.commit(table, pa.concat_tables([rows([None], math.nan), rows([1], None)]), key="k1")
     same = warehouse.commit(table, rows([None], math.nan, "b2"), key="k2", mode="upsert")
@@ -158,6 +160,7 @@ def test_upsert_mends_a_key_that_the_table_holds_twice(warehouse: Warehouse, tab
     assert content(warehouse) == {1: (1.0, "b3"), 2: (1.0, "b1"), 3: (1.0, "b1")}
 
 
+@EVERYWHERE
 def test_upsert_moves_a_row_to_another_partition(warehouse: Warehouse, table: str) -> None:
     warehouse.commit(table, rows([1, 2]), key="k1")
     moved = pa.Table.from_pylist([{"id": 1, "at": datetime(2014, 5, 1, tzinfo=UTC), "x": 1.0, "_batch": "b2"}], SCHEMA)
@@ -185,6 +188,7 @@ def test_upsert_needs_a_key(warehouse: Warehouse) -> None:
         warehouse.commit("raw.k", rows([1]), key="1", mode="upsert", on=["nope"])
 
 
+@EVERYWHERE
 def test_replace_all(warehouse: Warehouse, table: str) -> None:
     warehouse.commit(table, rows([1, 2, 3]), key="k1")
     done = warehouse.commit(table, rows([3, 4], 2.0), key="k2", mode="replace")
@@ -197,6 +201,7 @@ def test_replace_all(warehouse: Warehouse, table: str) -> None:
     assert not warehouse.commit(table, [], key="k4", mode="replace").changed
 
 
+@EVERYWHERE
 def test_replace_where(warehouse: Warehouse, table: str) -> None:
     warehouse.commit(table, rows(list(range(9))), key="k1")
     done = warehouse.commit(table, rows([5, 11], 2.0), key="k2", mode="replace", replace_where="id >= 5")
@@ -214,6 +219,7 @@ def test_replace_where_refuses_rows_outside(warehouse: Warehouse, config: Config
         warehouse.commit(table, rows([1]), key="k2", replace_where="id < 5")
 
 
+@EVERYWHERE
 def test_replace_by_the_same_rows_changes_nothing(warehouse: Warehouse, config: Config, table: str) -> None:
     first = warehouse.commit(table, rows([1, 2, 3], math.nan), key="k1")
     before = data_files(config)
@@ -227,6 +233,7 @@ def test_replace_by_the_same_rows_changes_nothing(warehouse: Warehouse, config: 
     assert warehouse.commit(table, rows([3, 1, 1], math.nan), key="k4", mode="replace").changed
 
 
+@EVERYWHERE
 def test_delete(warehouse: Warehouse, config: Config, table: str) -> None:
     assert not warehouse.delete(table, "id > 3", key="k0").changed
     warehouse.commit(table, rows([*range(6), None]), key="k1")
@@ -241,6 +248,7 @@ def test_delete(warehouse: Warehouse, config: Config, table: str) -> None:
     assert counts(warehouse.delete(table, "true", key="k5"))[3] == 5
 
 
+@EVERYWHERE
 def test_nothing_to_append(warehouse: Warehouse, table: str) -> None:
     done = warehouse.commit(table, [], key="k1")
     assert counts(done) == (False, 0, 0, 0)
@@ -249,6 +257,7 @@ def test_nothing_to_append(warehouse: Warehouse, table: str) -> None:
     assert content(warehouse, done.ref) == {}
 
 
+@EVERYWHERE
 def test_rows_that_fail_half_way(warehouse: Warehouse, config: Config, table: str) -> None:
     def half() -> Iterator[pa.RecordBatch]:
         yield from rows(list(range(1000))).to_batches()
@@ -260,6 +269,7 @@ def test_rows_that_fail_half_way(warehouse: Warehouse, config: Config, table: st
     assert data_files(config) == set()
 
 
+@EVERYWHERE
 @pytest.mark.parametrize("fault", ["raise@commit:before", "full@commit:before"])
 def test_a_failure_before_the_commit_leaves_nothing(
     warehouse: Warehouse, config: Config, table: str, fault: str, monkeypatch: pytest.MonkeyPatch
@@ -315,6 +325,7 @@ class Rival:
         return Plan(add=writer.close(), added=1)
 
 
+@EVERYWHERE
 @pytest.mark.parametrize("mode", ["append", "upsert", "replace"])
 def test_conflicts_are_worked_out_again(
     warehouse: Warehouse, table: str, mode: Any, monkeypatch: pytest.MonkeyPatch
@@ -339,6 +350,7 @@ def test_giving_up(warehouse: Warehouse, config: Config, table: str, monkeypatch
     assert len(data_files(config)) == 3, "only the rivals' files are left"
 
 
+@EVERYWHERE
 def test_rows_come_in_the_same_order_every_time(warehouse: Warehouse) -> None:
     found = []
     for name in (f"raw.t{n}" for n in range(5)):
@@ -351,6 +363,7 @@ def test_rows_come_in_the_same_order_every_time(warehouse: Warehouse) -> None:
     assert found == [[9, 4, 0, 5, 1, 3, 6]] * 5
 
 
+@EVERYWHERE
 def test_pyiceberg_reads_what_we_write(warehouse: Warehouse, table: str) -> None:
     warehouse.commit(table, rows(list(range(6))), key="k1")
     warehouse.commit(table, rows([2, 3, 7], 2.0), key="k2", mode="upsert")

@@ -17,6 +17,7 @@ from airloop.warehouse import compact as compaction
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.read import files_since, live_files
 from airloop.warehouse.refs import TableRef
+from tests.places import EVERYWHERE
 
 TABLE = "shop.orders"
 START = datetime(2013, 1, 1, tzinfo=UTC)
@@ -60,6 +61,7 @@ def content(warehouse: Warehouse, snapshot: int | None = None) -> list[dict[str,
     return sorted(found, key=lambda row: row["id"])
 
 
+@EVERYWHERE
 def test_the_same_rows_in_fewer_files(warehouse: Warehouse, days: list[int]) -> None:
     before = content(warehouse)
     done = warehouse.compact(TABLE)
@@ -74,6 +76,7 @@ def test_the_same_rows_in_fewer_files(warehouse: Warehouse, days: list[int]) -> 
     assert not warehouse.compact(TABLE).changed
 
 
+@EVERYWHERE
 def test_no_key_changes(config: Config, warehouse: Warehouse, days: list[int]) -> None:
     done = warehouse.compact(TABLE)
     assert warehouse.head(TABLE) == done.snapshot
@@ -83,6 +86,7 @@ def test_no_key_changes(config: Config, warehouse: Warehouse, days: list[int]) -
     assert warehouse.commit(TABLE, rows(0), key="day-3", mode="upsert").snapshot == days[3]
 
 
+@EVERYWHERE
 def test_writers_go_on_from_it(warehouse: Warehouse, days: list[int]) -> None:
     done = warehouse.compact(TABLE)
     made = warehouse.commit(TABLE, rows(58, 4, amount=2.0), key="more", mode="upsert")
@@ -107,6 +111,7 @@ def test_it_is_no_new_row(warehouse: Warehouse, days: list[int]) -> None:
     assert {f.path for f in files_since(warehouse.table(TABLE), made, again.snapshot)} == set()
 
 
+@EVERYWHERE
 def test_a_commit_meanwhile_is_not_lost(warehouse: Warehouse, days: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """An append leaves the files as they are; a correction takes one of them away, and the compaction begins again."""
     real, meanwhile = compaction._rewritten, itertools.count()

