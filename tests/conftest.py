@@ -41,6 +41,7 @@ from airloop.frame import Step, StepContext
 from airloop.frame.execute import execute
 from airloop.frame.logs import Redactor
 from airloop.warehouse.artifacts import ArtifactStore
+from tests.postgres_server import OwnServer, PostgresServer, programs
 
 if TYPE_CHECKING:
     from airloop.warehouse.catalog import Warehouse
@@ -164,6 +165,32 @@ def redis_url(redis_server: str) -> str:
         client.config_set("maxmemory", 0)
         client.flushall()
     return redis_server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL: that of ``AIRLOOP_TEST_POSTGRES_URL``, whose user may create databases, else one started here."""
+    given = os.environ.get("AIRLOOP_TEST_POSTGRES_URL")
+    if given:
+        yield PostgresServer(given)
+        return
+    found = programs()
+    if found is None:
+        assert not os.environ.get("CI"), "the tests need PostgreSQL's programs, or AIRLOOP_TEST_POSTGRES_URL"
+        pytest.skip("no PostgreSQL is installed")
+    server = OwnServer(found)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """A PostgreSQL database that is empty."""
+    with postgres_server.database() as address:
+        yield address
 
 
 @pytest.fixture(scope="session")
