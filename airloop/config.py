@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
+from airloop import postgres
 from airloop.errors import BadConfiguration
 
 
@@ -103,7 +104,8 @@ class Config:
     """``AIRLOOP_WAREHOUSE``: folder of the Iceberg tables' files, or ``s3://bucket/prefix``; credentials and address of
     the store: :mod:`airloop.warehouse.s3`."""
     catalog: str = field(repr=False)
-    """``AIRLOOP_CATALOG``: SQLAlchemy address of the Iceberg catalog; may hold a password."""
+    """``AIRLOOP_CATALOG``: SQLAlchemy address of the Iceberg catalog, ``sqlite:///path`` or, for processes on several
+    machines, ``postgresql+psycopg://user:password@host:port/database``. Locks between processes are there too."""
     artifacts: Path | S3Address
     """``AIRLOOP_ARTIFACTS``: folder of manifests, attempts' records, reports and step artifacts, or
     ``s3://bucket/prefix``; credentials and address of the store: :mod:`airloop.objects.bucket`."""
@@ -117,8 +119,9 @@ class Config:
     online_store: Path | RedisAddress
     """``AIRLOOP_ONLINE_STORE``: SQLite file of the online features, or the address of a Redis or Valkey (7 or newer):
     ``redis://[[user]:password@]host[:port][/database]``, ``rediss://…`` with TLS, ``unix://…/socket[?db=…]``."""
-    feast_registry: Path
-    """``AIRLOOP_FEAST_REGISTRY``: file of the Feast registry."""
+    feast_registry: Path | str = field(repr=False)
+    """``AIRLOOP_FEAST_REGISTRY``: file of the Feast registry, or the address of a PostgreSQL that holds it:
+    ``postgresql+psycopg://user:password@host:port/database``."""
     rows_per_chunk: int = 1_000_000
     """``AIRLOOP_ROWS_PER_CHUNK``: rows held in memory at a time when files and tables are streamed."""
     threads: int = 0
@@ -148,6 +151,7 @@ class Config:
                 raise BadConfiguration(f"AIRLOOP_{name}={value!r}", f"give a whole number of at least {least}")
             return int(value)
 
+        registry = environment.get("AIRLOOP_FEAST_REGISTRY", "")
         online = RedisAddress.parse(environment.get("AIRLOOP_ONLINE_STORE", ""))
         return cls(
             home=root,
@@ -158,7 +162,9 @@ class Config:
             mlflow_artifacts=environment.get("AIRLOOP_MLFLOW_ARTIFACTS") or str(root / "mlflow"),
             feature_repo=path("FEATURE_REPO", beside if (beside / "feature_store.yaml").is_file() else None),
             online_store=online or path("ONLINE_STORE", root / "online.db"),
-            feast_registry=path("FEAST_REGISTRY", root / "feast-registry.db"),
+            feast_registry=postgres.checked(registry, "AIRLOOP_FEAST_REGISTRY")
+            if "://" in registry
+            else path("FEAST_REGISTRY", root / "feast-registry.db"),
             rows_per_chunk=number("ROWS_PER_CHUNK", 1_000_000, 1),
             threads=number("THREADS", 0, 0),
             memory_mb=number("MEMORY_MB", 2048, 64),
@@ -197,9 +203,14 @@ def local_folder(place: Path | S3Address, what: str) -> Path:
 
 
 def without_password(address: str) -> str:
-    """The same address with its password, if it has one, replaced by ``***``."""
-    parts = urlsplit(address)
-    if not parts.password:
+    """The same address with its passwords, if it has any, replaced by ``***``; also one that cannot be read."""
+    scheme, separator, rest = address.partition("://")
+    if not separator:
         return address
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username}:***@{host}"))
+    # Up to the last @: a password may hold one, or a slash, that should have been escaped.
+    known, at, place = rest.rpartition("@")
+    user, colon, _ = known.partition(":")
+    if at and colon and "/" not in user:
+        rest = f"{user}:***@{place}"
+    rest = re.sub(r"(?i)([?&]pass(?:word|wd)?=)[^&#]*", r"\1***", rest)
+    return f"{scheme}://{rest}"

@@ -211,6 +211,8 @@ def _of_surroundings(error: BaseException) -> AirloopError | None:
         return _of_sqlite(error)
     if (found := _of_bucket(error, text)) is not None:
         return found
+    if type(error).__module__.partition(".")[0] in ("psycopg", "psycopg2"):
+        return _of_postgres(error)
     if isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
         return Unreachable(f"a service does not answer: {text}", "see `airloop doctor`")
     if isinstance(error, MemoryError):
@@ -278,4 +280,28 @@ def _of_sqlite(error: sqlite3.OperationalError) -> AirloopError | None:
     # The index of its write-ahead log is mapped memory: a full disk shows there as an I/O error.
     if "full" in text or getattr(error, "sqlite_errorname", "").startswith("SQLITE_IOERR_SHM"):
         return StoreFull(f"no space left: SQLite: {text}", "free space, then run the task again")
+    return None
+
+
+_REFUSED = ("authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry", "certificate")
+"""In what PostgreSQL says when it refuses a connection for good. It gives no code for that."""
+
+
+def _of_postgres(error: BaseException) -> AirloopError | None:
+    # Told by their codes, so that nobody has to import the driver. Their texts hold no password.
+    code = str(getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or "")
+    text = f"PostgreSQL: {' '.join(str(error).split())}"
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if code[:2] == "28" or (not code and "OperationalError" in names and any(word in text for word in _REFUSED)):
+        return BadConfiguration(text, "correct the address, its user and its password; see `airloop doctor`")
+    if (code[:2] in ("08", "57") and code != "57014") or code == "53300" or (not code and "OperationalError" in names):
+        return Unreachable(text, "start it, or wait until it is there again; see `airloop doctor`")
+    if "InterfaceError" in names and "closed" in text:
+        return Unreachable(text, "the connection was lost; the task can be run again")
+    if code in ("40001", "40P01", "55P03", "57014"):
+        return StoreBusy(text, "others were at it at the same time; the task can be run again")
+    if code in ("53100", "53200", "53400"):
+        return StoreFull(text, "free space or raise the server's limit, then run the task again")
+    if code in ("25006", "42501"):
+        return StoreReadOnly(text, "name the primary, with a user who may write to the database")
     return None

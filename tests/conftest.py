@@ -45,6 +45,7 @@ from airloop.frame.logs import Redactor
 from airloop.objects import Objects, open_objects
 from airloop.warehouse.artifacts import ArtifactStore
 from tests import s3_server as s3_servers
+from tests.postgres_server import OwnServer, PostgresServer, programs
 from tests.s3_server import S3Server
 
 if TYPE_CHECKING:
@@ -221,6 +222,32 @@ def s3_bucket(s3_server: S3Server, s3_bucket_of_tests: str, monkeypatch: pytest.
 def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
     """An empty place of files, of either kind."""
     return open_objects(tmp_path / "store" if request.param == "folder" else request.getfixturevalue("s3_bucket"))
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL: that of ``AIRLOOP_TEST_POSTGRES_URL``, whose user may create databases, else one started here."""
+    given = os.environ.get("AIRLOOP_TEST_POSTGRES_URL")
+    if given:
+        yield PostgresServer(given)
+        return
+    found = programs()
+    if found is None:
+        assert not os.environ.get("CI"), "the tests need PostgreSQL's programs, or AIRLOOP_TEST_POSTGRES_URL"
+        pytest.skip("no PostgreSQL is installed")
+    server = OwnServer(found)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """A PostgreSQL database that is empty."""
+    with postgres_server.database() as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,14 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
+from airloop import postgres
 from airloop.cli.output import Output
 from airloop.config import Config, RedisAddress, S3Address, without_password
 from airloop.errors import AirloopError
@@ -160,8 +162,32 @@ def _sqlite(config: Config) -> Iterator[Finding]:
     for name, address in {"catalog": config.catalog, "MLflow store": config.mlflow}.items():
         if address.startswith("sqlite:///"):
             yield _sqlite_file(name, Path(address.removeprefix("sqlite:///")), "use PostgreSQL")
+        elif name == "catalog" and postgres.is_address(address):
+            yield _postgres(name, address, "AIRLOOP_CATALOG")
         else:
             yield _reachable(name, address)
+    if isinstance(config.feast_registry, str):
+        yield _postgres("Feast registry", config.feast_registry, "AIRLOOP_FEAST_REGISTRY")
+
+
+def _postgres(name: str, address: str, setting: str) -> Finding:
+    """Ask a PostgreSQL; what it or its client says has no password in it."""
+    try:
+        with closing(postgres.connect(address, setting, connect_timeout=str(TIMEOUT_S))) as connection:
+            version, replica, used, most = connection.execute(
+                "SELECT current_setting('server_version'), pg_is_in_recovery(),"
+                " (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'),"
+                " current_setting('max_connections')::int"
+            ).fetchone() or ("", False, 0, 0)
+    except AirloopError as error:
+        return Finding(name, "bad", error.found, error.advice)
+    shown = f"PostgreSQL {version.split()[0]} at {postgres.where(address)}"
+    if replica:
+        return Finding(name, "bad", f"{shown} is a replica", "name the primary")
+    if used >= 0.8 * most:
+        mend = "raise max_connections: each task that runs takes up to six"
+        return Finding(name, "note", f"{shown} has {used} of {most} connections in use", mend)
+    return Finding(name, "ok", f"{shown} answers, {used} of {most} connections in use")
 
 
 def _sqlite_file(name: str, path: Path, instead: str) -> Finding:

@@ -10,26 +10,33 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 import os
 import re
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from airloop import postgres
 from airloop.config import Config, RedisAddress
 from airloop.errors import BadConfiguration, TryAgain
 from airloop.features.definitions import Field, RepoDefinition, ServiceDefinition, ViewDefinition
 from airloop.features.refs import FeatureServiceRef, definition_files, digest_of, repository
+from airloop.features.registry import FileRegistry, PostgresRegistry, Registry, feast_section
+from airloop.redact import Redactor
+from airloop.warehouse.store import storing
 
 if TYPE_CHECKING:
     from feast import FeatureService, FeatureStore, FeatureView, RepoConfig
+    from feast.infra.registry.sql import SqlRegistry
 
+DEFINITIONS, APPLIED = "definitions", "applied"
+"""What is kept beside the registry: the definitions as plain data, and what they were applied to."""
 FORMAT = 1
 """Version of the kept definitions; raising it makes them all new."""
 
@@ -55,12 +62,14 @@ def describe(config: Config) -> RepoDefinition:
     """
     folder = repository(config)
     digest = _full_digest(folder)
-    kept = _beside(config, "definitions.json")
-    found = _read_json(kept)
+    registry = _registry(config, folder)
+    found = registry.read(DEFINITIONS)
     if found.get("digest") == digest:
         return RepoDefinition.from_json(found["definitions"])
-    with _locked(config):
-        return _keep(kept, digest, _define(folder, _settings(config, folder), objects_of(folder)))
+    with registry.locked():
+        defined = _define(folder, _settings(config, folder), objects_of(folder))
+        registry.write(DEFINITIONS, {"digest": digest, "definitions": defined.to_json()})
+        return defined
 
 
 def service_of(config: Config, reference: FeatureServiceRef) -> ServiceDefinition:
@@ -86,28 +95,26 @@ def apply(config: Config) -> RepoDefinition:
     Safe to call from several processes at once; the first one does the work.
     """
     folder = repository(config)
-    note = _beside(config, "applied.json")
-    with _locked(config):
+    registry = _registry(config, folder)
+    with registry.locked():
         wanted = {"digest": _full_digest(folder), "online_store": str(config.online_store)}
         online = config.online_store
-        there = config.feast_registry.is_file() and (not isinstance(online, Path) or online.is_file())
-        if not there or _read_json(note) != wanted:
+        there = registry.exists() and (not isinstance(online, Path) or online.is_file())
+        if not there or registry.read(APPLIED) != wanted:
             objects = objects_of(folder)
             # First what we can make of the definitions: an error there leaves the registry as it was.
             defined = _define(folder, _settings(config, folder), objects)
             _apply(_repo_config(config, folder), folder, objects)
-            _keep(_beside(config, "definitions.json"), wanted["digest"], defined)
-            _write_json(note, wanted)
+            registry.write(DEFINITIONS, {"digest": wanted["digest"], "definitions": defined.to_json()})
+            registry.write(APPLIED, wanted)
     return describe(config)
 
 
 def open_store(config: Config) -> FeatureStore:
     """A Feast store on this configuration's warehouse, online store and registry; definitions are applied first."""
     apply(config)
-    from feast import FeatureStore
-
     folder = repository(config)
-    return FeatureStore(repo_path=str(folder), config=_repo_config(config, folder))
+    return _store(_repo_config(config, folder), folder)
 
 
 def objects_of(folder: Path) -> list[Any]:
@@ -149,17 +156,18 @@ def _own_modules(folder: Path) -> Iterator[Callable[[str], Any]]:
 
 
 def _apply(repo_config: RepoConfig, folder: Path, objects: list[Any]) -> None:
-    from feast import Entity, FeatureService, FeatureStore, FeatureView, OnDemandFeatureView
+    from feast import Entity, FeatureService, FeatureView, OnDemandFeatureView
     from feast.data_source import DataSource
     from feast.feature_view import DUMMY_ENTITY
     from feast.project import Project
     from feast.repo_contents import RepoContents
     from feast.repo_operations import extract_objects_for_apply_delete
 
-    Path(repo_config.registry.path).parent.mkdir(parents=True, exist_ok=True)
+    if repo_config.registry.registry_type != "sql":
+        Path(repo_config.registry.path).parent.mkdir(parents=True, exist_ok=True)
     if repo_config.online_store.type == "sqlite":
         Path(repo_config.online_store.path).parent.mkdir(parents=True, exist_ok=True)
-    store = FeatureStore(repo_path=str(folder), config=repo_config)
+    store = _store(repo_config, folder)
 
     def of(kind: type) -> list[Any]:
         return [value for value in objects if isinstance(value, kind)]
@@ -177,11 +185,12 @@ def _apply(repo_config: RepoConfig, folder: Path, objects: list[Any]) -> None:
     )
     for source in {id(v.batch_source): v.batch_source for v in of(FeatureView)}.values():
         source.validate(repo_config)
-    compared = extract_objects_for_apply_delete(  # type: ignore[no-untyped-call]
-        repo_config.project, store.registry, contents
-    )
-    changed, gone = compared[:2]
-    store.apply(changed, objects_to_delete=gone, partial=False)
+    with storing("applying the feature definitions"):
+        compared = extract_objects_for_apply_delete(  # type: ignore[no-untyped-call]
+            repo_config.project, store.registry, contents
+        )
+        changed, gone = compared[:2]
+        store.apply(changed, objects_to_delete=gone, partial=False)
 
 
 def _define(folder: Path, settings: dict[str, Any], objects: list[Any]) -> RepoDefinition:
@@ -276,6 +285,8 @@ def _settings(config: Config, folder: Path) -> dict[str, Any]:
         if name == "AIRLOOP_ONLINE_STORE" and isinstance(config.online_store, RedisAddress):
             # Its section is replaced below; a file without quotes could hold no address.
             return "redis"
+        if name == "AIRLOOP_FEAST_REGISTRY" and isinstance(config.feast_registry, str):
+            return "sql"
         if value is None:
             raise BadConfiguration(f"{path} uses ${{{name}}}, which is not set", f"set the variable {name}")
         return value
@@ -289,12 +300,16 @@ def _settings(config: Config, folder: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or not document.get("project"):
         raise BadConfiguration(f"{path} names no project", "see Feast's documentation of the file")
     if isinstance(config.online_store, RedisAddress):
-        from airloop.features.online_redis import feast_section
+        from airloop.features.online_redis import feast_section as redis_section
 
         # The file names SQLite, or a Redis with options of its own: where it is, the configuration says.
         section = document.get("online_store")
         kept = section if isinstance(section, dict) and section.get("type") == "redis" else {}
-        document["online_store"] = {**kept, **feast_section(config.online_store)}
+        document["online_store"] = {**kept, **redis_section(config.online_store)}
+    if isinstance(config.feast_registry, str):
+        section = document.get("registry")
+        kept = section if isinstance(section, dict) and section.get("registry_type") == "sql" else {}
+        document["registry"] = {**kept, **feast_section(config.feast_registry)}
     offline = document.get("offline_store")
     offline = {"type": offline} if isinstance(offline, str) else dict(offline or {})
     if offline.get("type") == "airloop.features.store.IcebergOfflineStore":
@@ -310,8 +325,13 @@ def _repo_config(config: Config, folder: Path) -> RepoConfig:
     try:
         made = RepoConfig(**settings)
     except ValueError as cause:
+        # It may quote what it was given, addresses with passwords among it.
+        redact = Redactor(
+            (), {"registry": str(config.feast_registry), "online": getattr(config.online_store, "url", "")}
+        )
         raise BadConfiguration(
-            f"{folder / 'feature_store.yaml'} cannot be used: {cause}", "see Feast's documentation of the file"
+            f"{folder / 'feature_store.yaml'} cannot be used: {redact(str(cause))}",
+            "see Feast's documentation of the file",
         ) from cause
     made.repo_path = folder
     return made
@@ -323,32 +343,20 @@ def _full_digest(folder: Path) -> str:
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
 
-def _keep(path: Path, digest: str, defined: RepoDefinition) -> RepoDefinition:
-    _write_json(path, {"digest": digest, "definitions": defined.to_json()})
-    return defined
+def _registry(config: Config, folder: Path) -> Registry:
+    if isinstance(config.feast_registry, Path):
+        return FileRegistry(config.feast_registry)
+    return PostgresRegistry(config.feast_registry, str(_settings(config, folder)["project"]))
 
 
-def _beside(config: Config, what: str) -> Path:
-    return config.feast_registry.with_name(f"{config.feast_registry.stem}.{what}")
+def _store(made: RepoConfig, folder: Path) -> FeatureStore:
+    from feast import FeatureStore
 
-
-def _locked(config: Config) -> Any:
-    from filelock import FileLock
-
-    config.feast_registry.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(_beside(config, "lock"))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The document, or an empty one if there is none that can be read: it can always be made again."""
-    try:
-        document = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(document, sort_keys=True))
-    part.replace(path)
+    store = FeatureStore(repo_path=str(folder), config=made)
+    if made.registry.registry_type == "sql":
+        with storing("opening Feast's registry"):
+            engine = cast("SqlRegistry", store.registry).write_engine
+        postgres.own_after_fork(engine)
+        # Feast closes nothing itself.
+        weakref.finalize(store, engine.dispose)
+    return store

@@ -52,6 +52,7 @@ from airloop.frame.manifest import (
 from airloop.frame.running import Announced
 from airloop.frame.step import Step, StepContext, StepResult, resolve
 from airloop.frame.tables import describe_tables, replaced_output
+from airloop.locks import locks_of
 from airloop.records import status_of
 from airloop.reference import Reference, Scope
 from airloop.warehouse.artifacts import ArtifactStore
@@ -379,26 +380,14 @@ def _with_attempt(call: Call) -> Call:
 @contextmanager
 def _locked(config: Config, key: str) -> Iterator[None]:
     """One attempt at a key at a time; says what it waits for. The task's own time limit ends the wait."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(_folder(config.home / "locks" / "steps") / f"{key[:16]}.lock")
-    patience_s = 2.0
-    while True:
-        try:
-            lock.acquire(timeout=patience_s)
-            break
-        except Timeout:
-            log.info("waiting for another run of the same step (key %s)", key[:12])
-            patience_s = 30.0
+    locks, patience_s = locks_of(config), 2.0
+    while (held := locks.take(f"steps/{key[:16]}", timeout_s=patience_s)) is None:
+        log.info("waiting for another run of the same step (key %s)", key[:12])
+        patience_s = 30.0
     try:
         yield
     finally:
-        lock.release()
-
-
-def _folder(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+        held.release()
 
 
 def _empty(path: Path) -> None:

@@ -16,8 +16,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airloop.config import Config
-from airloop.errors import BadArgument, NotFound, StaleRun, StoreBusy
+from airloop.errors import BadArgument, NotFound, StaleRun
 from airloop.faults import point
+from airloop.locks import Held, locks_of
 from airloop.registry.ledger import TABLE, Entry, Ledger
 from airloop.registry.lookup import all_versions
 from airloop.registry.refs import CHAMPION, ModelRef, valid_model_name
@@ -50,6 +51,7 @@ class Registry:
     def __init__(self, config: Config, warehouse: Warehouse) -> None:
         self.config = config
         self.ledger = Ledger(warehouse)
+        self._held: Held
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
@@ -59,24 +61,13 @@ class Registry:
         :raises StoreBusy: another writer held it too long.
         :raises Unreachable: MLflow does not answer.
         """
-        from filelock import FileLock, Timeout
-
         if not valid_model_name(name):
             raise BadArgument(f"{name!r} is not the name of a model", "letters, digits, _ . -, and not 'run'")
-        folder = self.config.home / "locks" / "models"
-        folder.mkdir(parents=True, exist_ok=True)
         # Connecting may take long; nobody has to wait for that.
         self._client()
-        lock = FileLock(folder / f"{name}.lock", timeout=LOCK_TIMEOUT_S)
-        try:
-            lock.acquire()
-        except Timeout as cause:
-            raise StoreBusy(f"model {name} was locked for {LOCK_TIMEOUT_S:.0f} s", "run the task again") from cause
-        try:
+        with locks_of(self.config).hold(f"models/{name}", timeout_s=LOCK_TIMEOUT_S, what=f"model {name}") as self._held:
             self._recover(name)
             yield
-        finally:
-            lock.release()
 
     def register(
         self, name: str, model: ModelRef, *, tags: Mapping[str, str] | None = None, description: str = ""
@@ -111,6 +102,7 @@ class Registry:
         with tracking.guarded(self.config):
             self._ensure_model(client, name)
             point("register:before")
+            self._held.check()
             with tracking.sent_once():
                 made = client.create_model_version(
                     name,
@@ -192,6 +184,7 @@ class Registry:
     def _point_alias(self, entry: Entry) -> None:
         from airloop.training import tracking
 
+        self._held.check()
         with tracking.guarded(self.config):
             client = self._client()
             # Older MLflow stores accept an alias on a version that is not there.

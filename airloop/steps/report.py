@@ -10,6 +10,7 @@ from typing import Any
 from airloop.contract import Interval
 from airloop.errors import BadArgument, NotFound
 from airloop.frame import StepContext, StepResult, step
+from airloop.locks import locks_of
 from airloop.report.refs import ManifestRef
 
 
@@ -46,8 +47,6 @@ def report(
     """
     from zoneinfo import ZoneInfo
 
-    from filelock import FileLock
-
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", loop):
         raise BadArgument(f"loop {loop!r} is not a name", "use letters, digits, '_', '-' and '.', no '.' at the start")
     try:
@@ -67,10 +66,8 @@ def report(
     folder = f"reports/{loop}"
     made = {"page": f"{folder}/{name}.html", "index": f"{folder}/index.html", "entry": f"{folder}/entries/{name}.json"}
     html = pages.render(page).encode()
-    lock = ctx.config.home / "locks" / f"report-{loop}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
     # Two runs that end together must both be in the index: it is made of all entries, one report at a time.
-    with FileLock(lock):
+    with locks_of(ctx.config).hold(f"report-{loop}"):
         ctx.artifacts.publish_bytes(made["page"], html)
         entry = {**pages.entry(page, manifests, interval), "file": f"{name}.html", "key": ctx.key}
         ctx.artifacts.publish_bytes(made["entry"], json.dumps(entry, indent=1).encode())

@@ -25,6 +25,7 @@ from airloop.config import Config, local_folder
 from airloop.errors import StoreBusy
 from airloop.faults import point
 from airloop.frame import running
+from airloop.locks import locks_of
 from airloop.upkeep.retention import NAMED, Policy, Reasons, protected
 from airloop.upkeep.sweep import folders_below, leftovers
 
@@ -71,9 +72,7 @@ class Collected:
 @contextmanager
 def alone(config: Config, *, timeout_s: float = 5.0) -> Iterator[None]:
     """Be the only one that takes away, or that copies all there is. :raises StoreBusy: another one is at it."""
-    from airloop.warehouse.store import file_lock
-
-    with file_lock(config.home / "locks" / "upkeep.lock", timeout_s=timeout_s) as held:
+    with locks_of(config).turn("upkeep", timeout_s=timeout_s) as held:
         if not held:
             raise StoreBusy("another gc, backup or upgrade works on this home", "wait for its end, then run it again")
         yield

@@ -20,6 +20,7 @@ from pyiceberg.table import Table
 
 from airloop.config import Config
 from airloop.errors import BadArgument, CommitConflict, NotFound
+from airloop.locks import locks_of
 from airloop.warehouse import branches, commit, evolve, read
 from airloop.warehouse import compact as compaction
 from airloop.warehouse.ahead import ahead
@@ -72,6 +73,7 @@ class Warehouse:
     def __init__(self, config: Config, catalog: SqlCatalog) -> None:
         self.config = config
         self._catalog = catalog
+        self._locks = locks_of(config)
 
     @classmethod
     def open(cls, config: Config) -> Warehouse:
@@ -381,7 +383,7 @@ class Warehouse:
         return commit.commit(
             name,
             lambda: self.table(name),
-            self.config.home / "locks" / "tables",
+            self._locks,
             key=key,
             branch=branch,
             properties=properties or {},
@@ -396,9 +398,7 @@ class Warehouse:
         :raises CommitConflict: other writers kept rewriting the same files.
         """
         with storing(f"compacting {name}"):
-            return compaction.compact(
-                self.config, name, lambda: self.table(name), self.config.home / "locks" / "tables"
-            )
+            return compaction.compact(self.config, name, lambda: self.table(name), self._locks)
 
     # --- reading
 

@@ -13,7 +13,6 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pyiceberg.exceptions import CommitFailedException, ValidationException
@@ -30,12 +29,12 @@ from pyiceberg.table.update import (
 
 from airloop.errors import CommitConflict
 from airloop.faults import point
+from airloop.locks import Locks
 from airloop.warehouse import expired
 from airloop.warehouse.iceberg import Transaction
 from airloop.warehouse.merging import MergingOverwrite
 from airloop.warehouse.plan import Plan
 from airloop.warehouse.refs import MAIN, SAME_ROWS, TableRef
-from airloop.warehouse.store import file_lock
 
 KEY = "airloop.key"
 """Snapshot property: the key of the step that made the snapshot."""
@@ -132,7 +131,7 @@ def made_before(name: str, table: Table, key: str, *, adds: bool) -> Commit | No
 def commit(
     name: str,
     load: Callable[[], Table],
-    locks: Path,
+    locks: Locks,
     *,
     key: str,
     branch: str,
@@ -144,13 +143,13 @@ def commit(
     Commit what ``plan`` works out, once.
 
     :param load: gives the table with metadata fresh from the catalog.
-    :param locks: folder of the lock files by which writers on one machine take turns.
+    :param locks: those by which writers take turns.
     :param adds: see :func:`made_before`.
     :param plan: works out the change against a table and a snapshot; called again after every conflict.
     :raises CommitConflict: other writers kept winning.
     """
     for attempt in range(TRIES):
-        with file_lock(locks / f"{name}.lock", timeout_s=LOCK_WAIT_S):
+        with locks.turn(f"tables/{name}", timeout_s=LOCK_WAIT_S):
             table = load()
             done = made_before(name, table, key, adds=adds)
             if done is not None:

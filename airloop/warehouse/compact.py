@@ -14,7 +14,6 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -28,6 +27,7 @@ from pyiceberg.table.snapshots import Operation, Summary
 from airloop.config import Config
 from airloop.errors import AirloopError, CommitConflict
 from airloop.faults import point
+from airloop.locks import Locks
 from airloop.warehouse.commit import (
     ADDED,
     DELETED,
@@ -48,7 +48,6 @@ from airloop.warehouse.plan import ROWS_PER_READ
 from airloop.warehouse.read import LiveFile, as_schema, connect, execute, live_files, select
 from airloop.warehouse.refs import MAIN, SAME_ROWS
 from airloop.warehouse.schema import quoted, to_arrow
-from airloop.warehouse.store import file_lock
 
 SMALL_FILES = 4
 """Small files of a partition at which they are worth rewriting."""
@@ -73,7 +72,7 @@ class Compacted:
         return (self.files_before, self.manifests_before) != (self.files_after, self.manifests_after)
 
 
-def compact(config: Config, name: str, load: Callable[[], Table], locks: Path) -> Compacted:
+def compact(config: Config, name: str, load: Callable[[], Table], locks: Locks) -> Compacted:
     """
     Rewrite the small files and manifests of ``main``; nothing happens if there are few.
 
@@ -94,7 +93,7 @@ def compact(config: Config, name: str, load: Callable[[], Table], locks: Path) -
         try:
             written = _rewritten(config, table, small, writer)
             point("compact:written")
-            with file_lock(locks / f"{name}.lock", timeout_s=LOCK_WAIT_S):
+            with locks.turn(f"tables/{name}", timeout_s=LOCK_WAIT_S):
                 current = load()
                 if _still_live(current, table, small):
                     sent = True

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from airloop import postgres
 from airloop.config import Config, S3Address
 from airloop.errors import AirloopError, BadConfiguration, OutOfMemory, StoreFull, StoreReadOnly, classify
+from airloop.locks import locks_of
 from airloop.warehouse.home import check_home, write_format
 from airloop.warehouse.mounts import refuse_network
 
@@ -34,10 +35,11 @@ def open_catalog(config: Config) -> SqlCatalog:
     """
     The Iceberg catalog that a configuration names; its folders and tables are created at first use.
 
+    A bucket is not asked for: that comes with the first file.
+
     :raises BadConfiguration: SQLite on a network file system, or an address that cannot be used.
     :raises StoreReadOnly: the folders cannot be made or written.
-
-    A bucket is not asked for: that comes with the first file.
+    :raises Unreachable: a PostgreSQL does not answer.
     """
     file = sqlite_path(config.catalog)
     address = config.catalog
@@ -64,6 +66,8 @@ def open_catalog(config: Config) -> SqlCatalog:
                         f"the catalog's {place} cannot be written",
                         "give the worker's user write access to AIRLOOP_HOME",
                     )
+        if postgres.is_address(config.catalog):
+            return _on_postgres(config)
         from sqlalchemy import URL
         from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
@@ -76,7 +80,7 @@ def open_catalog(config: Config) -> SqlCatalog:
             if file is None or _is_ready(file):
                 return _catalog(config, address)
             # The first processes come at once: only one of them creates.
-            with file_lock(config.home / "locks" / "catalog.lock"):
+            with locks_of(config).turn("catalog", timeout_s=BUSY_S):
                 if not file.exists():
                     write_format(config.home)
                 _prepare(file)
@@ -103,14 +107,32 @@ def sweep_spill(folder: Path, *, older_than_s: float = 86_400) -> None:
                 shutil.rmtree(left)
 
 
-def _catalog(config: Config, address: str) -> SqlCatalog:
+def _on_postgres(config: Config) -> SqlCatalog:
+    setting = "AIRLOOP_CATALOG"
+    address = postgres.for_sqlalchemy(config.catalog, setting)
+    with closing(postgres.connect(config.catalog, setting)) as connection:
+        found = connection.execute(
+            "SELECT to_regclass('iceberg_tables'), to_regclass('iceberg_namespace_properties')"
+        ).fetchone()
+    ready = found is not None and None not in found
+    # The first processes come at once: only one of them creates.
+    with nullcontext() if ready else locks_of(config).hold("catalog", timeout_s=BUSY_S):
+        if not ready:
+            write_format(config.home)
+        # A connection that the server has closed since its last use is replaced by a new one.
+        catalog = _catalog(config, address, pool_pre_ping="true")
+    postgres.own_after_fork(catalog.engine)
+    return catalog
+
+
+def _catalog(config: Config, address: str, **options: str) -> SqlCatalog:
     from airloop.warehouse.iceberg import Catalog
 
     if isinstance(config.warehouse, S3Address):
         place, files = str(config.warehouse), "airloop.warehouse.s3io.BucketFileIO"
     else:
         place, files = f"file://{config.warehouse}", "airloop.warehouse.localio.LocalFileIO"
-    return Catalog("airloop", **{"uri": address, "warehouse": place, "py-io-impl": files})
+    return Catalog("airloop", **{"uri": address, "warehouse": place, "py-io-impl": files, **options})
 
 
 def _is_ready(file: Path) -> bool:
@@ -139,32 +161,6 @@ def _quoted(file: Path) -> str:
     from urllib.parse import quote
 
     return quote(str(file))
-
-
-@contextmanager
-def file_lock(path: Path, *, timeout_s: float = BUSY_S) -> Iterator[bool]:
-    """
-    Hold a lock between processes of this machine while the block runs; the kernel frees it if we die.
-
-    :returns: False if it was not had in time: the block runs all the same, for what it guards must be right without
-        the lock and only waits less with it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    until = time.monotonic() + timeout_s
-    held = False
-    try:
-        while not held:
-            with suppress(BlockingIOError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = True
-            if not held:
-                if time.monotonic() > until:
-                    break
-                time.sleep(0.01)
-        yield held
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -22,8 +22,10 @@ from tests.conftest import REPOSITORY
 from tests.offline_world import FILES, at
 
 
-@pytest.fixture
-def config(config: Config, tmp_path: Path) -> Config:
+@pytest.fixture(params=["file", "postgres"])
+def config(config: Config, tmp_path: Path, request: pytest.FixtureRequest) -> Config:
+    if request.param == "postgres":
+        config = replace(config, feast_registry=request.getfixturevalue("postgres_url"))
     return world.with_repo(config, world.write_repo(tmp_path / "feature_repo"))
 
 
@@ -48,7 +50,11 @@ def test_describes_views_and_services(config: Config) -> None:
 
 def test_second_look_does_not_import_feast(config: Config) -> None:
     first = repo.describe(config)
-    environment = {"AIRLOOP_HOME": str(config.home), "AIRLOOP_FEATURE_REPO": str(folder_of(config))}
+    environment = {
+        "AIRLOOP_HOME": str(config.home),
+        "AIRLOOP_FEATURE_REPO": str(folder_of(config)),
+        "AIRLOOP_FEAST_REGISTRY": str(config.feast_registry),
+    }
     code = f"""
 import sys
 from pathlib import Path

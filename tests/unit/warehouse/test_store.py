@@ -1,4 +1,4 @@
-"""Opening the catalog, locks between processes, and the names of the surroundings' errors."""
+"""Opening the catalog, and the names of the surroundings' errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from airloop.config import Config
 from airloop.errors import BadArgument, BadConfiguration, OutOfMemory, StoreBusy, StoreFull, StoreReadOnly
 from airloop.warehouse import store
 from airloop.warehouse.catalog import Warehouse
-from airloop.warehouse.store import file_lock, sqlite_path, storing
+from airloop.warehouse.store import sqlite_path, storing
 
 
 def test_opened_once_in_a_process(config: Config) -> None:
@@ -93,33 +93,6 @@ def test_a_locked_catalog(config: Config, monkeypatch: pytest.MonkeyPatch) -> No
     other.execute("ROLLBACK")
     other.close()
     assert warehouse.commit("raw.a", rows, key="1").changed
-
-
-def test_file_lock(tmp_path: Path) -> None:
-    lock = tmp_path / "locks" / "a.lock"
-    with file_lock(lock) as mine:
-        assert mine
-        with file_lock(lock, timeout_s=0.05) as second:
-            assert not second
-    with file_lock(lock, timeout_s=0.05) as free:
-        assert free
-
-
-def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
-    lock = tmp_path / "a.lock"
-    script = (
-        "import sys, time, pathlib; from airloop.warehouse.store import file_lock\n"
-        "with file_lock(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", script, str(lock)], stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
-        with file_lock(lock, timeout_s=0.05) as held:
-            assert not held
-        holder.kill()
-        holder.wait()
-        with file_lock(lock, timeout_s=1) as held:
-            assert held
 
 
 def test_spilled_files_of_killed_processes_go(config: Config) -> None:

@@ -1,0 +1,126 @@
+"""A PostgreSQL of the tests' own, from the programs of Debian's package; it ends with the tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+PASSWORD = "s3cret-of-tests"
+
+
+class PostgresServer:
+    """A server whose address was given: its databases are ours, it is not."""
+
+    ours = False
+
+    def __init__(self, address: str) -> None:
+        self._server = address.partition("?")[0].rpartition("/")[0]
+
+    def url(self, database: str) -> str:
+        """Address of a database."""
+        return f"{self._server}/{database}"
+
+    @contextmanager
+    def database(self) -> Iterator[str]:
+        """Address of a database that is new, and goes afterwards with all connections to it."""
+        import psycopg
+
+        def do(statement: str) -> None:
+            address = self.url("postgres").replace("+psycopg", "")
+            with closing(psycopg.connect(address, autocommit=True)) as connection:
+                connection.execute(statement)
+
+        name = f"airloop_{uuid.uuid4().hex[:12]}"
+        do(f"CREATE DATABASE {name}")
+        try:
+            yield self.url(name)
+        finally:
+            do(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+class OwnServer(PostgresServer):
+    """A server that tests may stop and start."""
+
+    ours = True
+
+    def __init__(self, programs: Path) -> None:
+        self._programs = programs
+        self._folder = Path(tempfile.mkdtemp(prefix="airloop-postgres-"))
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self._port = probe.getsockname()[1]
+        super().__init__(f"postgresql+psycopg://airloop:{PASSWORD}@127.0.0.1:{self._port}/postgres")
+        self._as_user = ["setpriv", "--pdeathsig=INT"]
+        if os.geteuid() == 0:
+            # PostgreSQL refuses to run as root.
+            self._as_user += ["--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+            shutil.chown(self._folder, "nobody")
+        (self._folder / "password").write_text(PASSWORD)
+        self._run(
+            "initdb", "-D", "data", "-U", "airloop", "--pwfile=password", "-A", "scram-sha-256", "-E", "UTF8",
+            "--locale=C", "--no-sync",
+        )  # fmt: skip
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        options = {
+            "port": self._port,
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": self._folder,
+            "fsync": "off",
+            "max_connections": 100,
+        }
+        words = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*self._as_user, self._programs / "postgres", "-D", "data", *words],
+                cwd=self._folder,
+                stdout=log,
+                stderr=log,
+            )
+        until = time.monotonic() + 60
+        while not self._answers():
+            assert self._process.poll() is None, (self._folder / "log").read_text()
+            assert time.monotonic() < until, "PostgreSQL does not start"
+            time.sleep(0.05)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """End it: SIGINT closes all connections first, SIGQUIT is as if its machine had gone."""
+        self._process.send_signal(how)
+        self._process.wait(60)
+
+    def runs(self) -> bool:
+        """Whether it was not stopped."""
+        return self._process.poll() is None
+
+    def remove(self) -> None:
+        """End it and leave nothing."""
+        if self.runs():
+            self.stop()
+        shutil.rmtree(self._folder)
+
+    def _answers(self) -> bool:
+        command = [self._programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self._port)]
+        return subprocess.run(command, check=False).returncode == 0
+
+    def _run(self, program: str, *words: str) -> None:
+        command = [*self._as_user, self._programs / program, *words]
+        done = subprocess.run(command, cwd=self._folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def programs() -> Path | None:
+    """Folder of PostgreSQL's programs: on the path, or where Debian has the newest version's."""
+    found = shutil.which("initdb")
+    if found:
+        return Path(found).resolve().parent
+    versions = Path("/usr/lib/postgresql").glob("*/bin/initdb")
+    return max((p.parent for p in versions), key=lambda p: int(p.parent.name), default=None)
