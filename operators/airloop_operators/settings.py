@@ -29,6 +29,8 @@ class Settings:
     """Whether local steps start from the warm process."""
     preload: tuple[str, ...] | None
     """Modules that the warm process imports; None: its own list."""
+    sizes: Path | None = None
+    """File of sizes and pools of pods."""
 
     @classmethod
     def read(cls) -> Self:
@@ -44,6 +46,7 @@ class Settings:
         home = Path(environment.setdefault("AIRLOOP_HOME", str(Path.home() / ".airloop"))).expanduser().resolve()
         artifacts = environment.get("AIRLOOP_ARTIFACTS")
         preload = conf.get("airloop", "preload", fallback=None)
+        sizes = conf.get("airloop", "sizes", fallback=None)
         return cls(
             runner=conf.get("airloop", "runner", fallback="local"),
             environment=environment,
@@ -52,4 +55,5 @@ class Settings:
             memory_mb=conf.getint("airloop", "memory_mb", fallback=0),
             warm=conf.getboolean("airloop", "warm", fallback=True),
             preload=tuple(m.strip() for m in preload.split(",") if m.strip()) if preload else None,
+            sizes=Path(sizes).expanduser() if sizes else None,
         )
