@@ -196,7 +196,11 @@ class ScriptedPod:
         """Publish a manifest; returns the receipt."""
         environment = self.environment()
         attempt = json.loads(environment["AIRLOOP_CALL"])["attempt"]
-        manifest = {"attempt": attempt, "key": "ab" * 32, "counts": {"rows": 1}}
+        call = json.loads(environment["AIRLOOP_CALL"])
+        manifest = {
+            "attempt": attempt, "key": "ab" * 32, "step": call["step"], "run": call["run"], "interval": None,
+            "outputs": {}, "counts": {"rows": 1},
+        }  # fmt: skip
         content = json.dumps(manifest).encode()
         path = Path(environment["AIRLOOP_ARTIFACTS"]) / "steps" / attempt / "manifest.json"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -78,6 +78,8 @@ class Cluster:
         self._patience_s = patience_s
         self._abandoned = abandoned
         self._redact = redact
+        self._known = False
+        """It has answered before, and so accepted who asks."""
 
     def create_pod(self, pod: Mapping[str, Any]) -> Object:
         """:raises Refused: it is there already, a quota is used up, or something is wrong with it."""
@@ -199,9 +201,11 @@ class Cluster:
                 answer: dict[str, Any] = json.loads(self._once(call, **given).data)
                 if said:
                     log.info("the API server answers again")
+                self._known = True
                 return answer
             except Refused as no:
-                if no.status not in PASSING:
+                # A token that has run out is renewed; one that never worked is not.
+                if no.status not in PASSING and not (no.status == 401 and self._known):
                     raise
                 trouble = str(no)
             except _failures() as error:

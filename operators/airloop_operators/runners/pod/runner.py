@@ -149,6 +149,8 @@ class _Attempt:
         self._finished = False
         self._adopted = False
         self._made_times = 0
+        self._asked = False
+        """There may be a pod to remove."""
         self._verdict: Verdict | None = None
         self._error: BaseException | None = None
         self._last: Object = {}
@@ -180,17 +182,17 @@ class _Attempt:
             image=made.place.image,
             origin=pods.origin,
         )
+        self._made, self._about = made, about
         before = read_record(request)
         self._clean = partial(Cluster, access.apis[0], access.namespace, patience_s=CLEAN_UP_S, redact=self._mask)
         self._cluster = Cluster(
             access.apis[0],
             access.namespace,
             patience_s=pods.patience.api_s,
-            abandoned=lambda: self._stopped,
+            abandoned=self._abandoned,
             redact=self._mask,
         )
         self._killer = Cluster(access.apis[1], access.namespace, patience_s=MARGIN_S, redact=self._mask)
-        self._made, self._about = made, about
         thread = threading.Thread(target=self._work, name="airloop-pod", daemon=True)
         thread.start()
         try:
@@ -266,9 +268,11 @@ class _Attempt:
         except BaseException as error:  # noqa: BLE001  the task's own thread raises it
             self._error = error
         finally:
-            self._remove()
-            self._finished = True
-            self._inbox.put(None)
+            try:
+                self._remove()
+            finally:
+                self._finished = True
+                self._inbox.put(None)
 
     def _through(self) -> Verdict:
         """The attempt's verdict; a pod that was lost before it began is made again."""
@@ -278,13 +282,14 @@ class _Attempt:
             while True:
                 verdict = self._attend(self._ensure(until))
                 lost = isinstance(verdict.ending.cause, PodLost) and not verdict.started
-                if not lost or self._stopped or self._over() or time.monotonic() >= until:
+                if not lost or self._abandoned() or time.monotonic() >= until:
                     return verdict
                 self._say(logging.WARNING, "%s; it had not begun: making it again", verdict.ending.cause)
                 self._await_gone(self._last)
         except Abandoned:
             self._farewell()
-            return Verdict(ending=Ending(reason="stopped"), receipt=self._receipt(), started=True)
+            reason = "stopped" if self._stopped else "timeout"
+            return Verdict(ending=Ending(reason=reason), receipt=self._receipt(), started=True)
         except Away as away:
             # The step may be done all the same: its manifest tells.
             cause = InfrastructureFailure(f"{self._about}: {away.found}", "see that the cluster's API server runs")
@@ -309,6 +314,7 @@ class _Attempt:
         began, said = time.monotonic(), ""
         while True:
             try:
+                self._asked = True
                 pod = self._cluster.create_pod(self._made.pod)
                 self._made_times += 1
                 self._say(logging.INFO, "pod %s is made", self._about.pod)
@@ -329,7 +335,9 @@ class _Attempt:
                     if no.message != said:
                         said = no.message
                         self._say(logging.WARNING, "pod %s waits: %s", self._about.pod, said)
-                    rest(min(QUOTA_S, max(0.1, until - time.monotonic())), lambda: self._stopped)
+                    rest(min(QUOTA_S, max(0.1, until - time.monotonic())), self._abandoned)
+                    if self._abandoned():
+                        raise Abandoned from None
                     continue
                 else:
                     raise refusal(no, f"pod {self._about.pod}") from None
@@ -343,6 +351,7 @@ class _Attempt:
         if pod is None:
             return None
         if not names.is_of(pod["metadata"], self._request.call, self._pods.instance):
+            self._asked = False
             raise BadConfiguration(
                 f"there is a pod {self._about.pod} that is not of this attempt", "give each Airflow its own `instance`"
             )
@@ -392,11 +401,8 @@ class _Attempt:
                 return self._judged(gone=True)
             if ending.has_started(pod):
                 self._follow()
-            if self._stopped:
+            if self._abandoned():
                 raise Abandoned
-            if self._over():
-                self._farewell()
-                return Verdict(ending=Ending(reason="timeout"), receipt=self._receipt(), started=True)
             if ending.terminated(pod):
                 ended_at = ended_at or now
             # A signal has a reason, which is told a little later.
@@ -428,6 +434,7 @@ class _Attempt:
         uid = pod["metadata"]["uid"]
         while True:
             yield pod, False
+            began = time.monotonic()
             for changed, gone in self._cluster.changes(pod, self._look_s(pod)):
                 if changed["metadata"]["uid"] != uid:
                     break
@@ -437,8 +444,8 @@ class _Attempt:
                     return
                 if ending.terminated(pod):
                     break
-            if self._stopped:
-                raise Abandoned
+            # A watch that is refused at once must not be asked for at once again.
+            rest(began + 1 - time.monotonic(), self._abandoned)
             now = self._cluster.pod(self._made.name)
             if now is None or now["metadata"]["uid"] != uid:
                 # How it was at its end has been told meanwhile.
@@ -480,8 +487,9 @@ class _Attempt:
         )
         self._follower.start()
 
-    def _over(self) -> bool:
-        return self._until is not None and time.monotonic() >= self._until
+    def _abandoned(self) -> bool:
+        """Whether the task was stopped, or its time is over."""
+        return self._stopped or (self._until is not None and time.monotonic() >= self._until)
 
     def _receipt(self) -> str:
         """What a payload left that was asked to end."""
@@ -517,13 +525,13 @@ class _Attempt:
                 return
             if time.monotonic() >= until:
                 raise NotStarted(f"{self._about} cannot be made: the one before does not go", "see its node")
-            rest(0.2, lambda: self._stopped)
-            if self._stopped:
-                raise Abandoned
+            rest(0.2, self._abandoned)
 
     def _remove(self) -> None:
         """Leave nothing behind; the pod's Secret goes with it."""
-        if not self._last:
+        if self._follower is not None:
+            self._follower.finish(0)
+        if not self._asked:
             return
         with_grace_s = 0.0 if ending.is_over(self._last) or ending.terminated(self._last) else 1.0
         try:

@@ -13,9 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk import DAG
+from airflow.sdk.bases.operator import ExecutorSafeguard
 
 from airloop.contract import RECEIPT_LIMIT, attempt_record_path
 from airloop.errors import (
@@ -32,6 +35,7 @@ from airloop.errors import (
     TimedOut,
     TryAgain,
 )
+from airloop_operators import StepOperator, turn
 from airloop_operators.runners import get_runner
 from airloop_operators.runners.base import RunOutcome, RunRequest
 from airloop_operators.runners.pod import names, runner
@@ -39,6 +43,7 @@ from airloop_operators.runners.pod.runner import PodRunner
 from airloop_operators.runners.pod.sizes import Patience, Pods
 from airloop_operators.settings import Settings
 from tests.api_server import ApiServer, Script, ScriptedPod
+from tests.unit.operators.test_turn import a_run
 
 if not os.environ.get("CI"):
     pytest.importorskip("airflow.providers.cncf.kubernetes", reason="install airloop[kubernetes]")
@@ -614,6 +619,75 @@ def test_no_secret_is_anywhere(
     (secret,) = server.secrets_created
     owner = secret["metadata"]["ownerReferences"][0]
     assert (owner["kind"], owner["name"]) == ("Pod", secret["metadata"]["name"]), "it goes with its pod"
+
+
+def test_an_operator_starts_what_was_lost_again_and_renders_no_secret(
+    start: Start, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def evicted(pod: ScriptedPod) -> None:
+        pod.run()
+        pod.change(phase="Failed", reason="Evicted", message="low on memory")
+
+    def tells(pod: ScriptedPod) -> None:
+        pod.run()
+        pod.say(f"the token is {pod.environment()['TOKEN']}")
+        pod.succeed()
+
+    server = start(evicted, tells)
+    sizes = tmp_path / "sizes.yaml"
+    document = {
+        "namespace": "loops",
+        "images": {"cpu": "airloop:1"},
+        "volumes": [{"claim": "state", "path": str(state)}],
+        "sizes": {"small": {}, "large": {"cpu": 4, "memory": "16Gi"}},
+    }
+    sizes.write_text(json.dumps(document))
+    monkeypatch.setenv("AIRFLOW__AIRLOOP__SIZES", str(sizes))
+    monkeypatch.setenv("AIRLOOP_HOME", str(state))
+    monkeypatch.setenv("AIRFLOW_CONN_VAULT", json.dumps({"conn_type": "generic", "password": "open/sesame-4711"}))
+    monkeypatch.setattr(ExecutorSafeguard, "test_mode", True)
+    monkeypatch.setattr(turn, "_previous", lambda *_: None)
+    caplog.set_level(logging.INFO)
+    with DAG("loop", schedule=None):
+        operator = StepOperator(
+            task_id="t", step="one", runner="pod", size="large", infrastructure_retries=1,
+            secrets={"TOKEN": "vault.password"},
+        )  # fmt: skip
+    ti = SimpleNamespace(id="an-id", dag_id="loop", run_id="r2", task_id="t", map_index=-1, try_number=1)
+    context: Any = {"ti": ti, "dag_run": a_run(2)}
+    result = operator.execute(context)
+    assert result["status"] == "done"
+    assert len({pod["metadata"]["name"] for pod in server.created}) == 2, "each attempt has a pod of its own"
+    assert server.created[0]["spec"]["containers"][0]["resources"]["limits"] == {"cpu": "4", "memory": "16Gi"}
+    rendered = {name: getattr(operator, name) for name in operator.template_fields}
+    assert "sesame" not in repr(rendered) + json.dumps(result) + caplog.text + json.dumps(server.created)
+
+
+def test_a_kubeconfig_of_the_environment_changes_nothing(
+    start: Start, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With both, the provider's own operator takes a failed trigger for a success."""
+    server = start(ends(3))
+    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "another")))
+    assert isinstance(run().error, AirloopError)
+
+
+def test_a_token_that_runs_out_is_waited_for(start: Start, run: Run) -> None:
+    server = start(success)
+    server.refusals = [(401, "Unauthorized", "Unauthorized")]
+    assert run().error is None
+
+
+def test_a_watch_that_is_refused_is_made_up_for(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(pod: ScriptedPod) -> None:
+        pod.run()
+        time.sleep(2)
+        pod.succeed()
+
+    server = start(slow)
+    monkeypatch.setattr("airloop_operators.runners.pod.cluster.Cluster.changes", lambda *_: iter(()))
+    assert run().error is None
+    assert server.requests.count("GET pods/train-0123456789abcdef0123") < 8
 
 
 def test_two_runs_of_one_task_at_once(start: Start, pods: Pods, request_of: RunRequest) -> None:
