@@ -317,6 +317,7 @@ class _Attempt:
                 self._asked = True
                 pod = self._cluster.create_pod(self._made.pod)
                 self._made_times += 1
+                self._adopted = False
                 self._say(logging.INFO, "pod %s is made", self._about.pod)
             except Refused as no:
                 if no.exists:
@@ -379,9 +380,7 @@ class _Attempt:
             except Refused as no:
                 if not no.exists:
                     raise refusal(no, f"the Secret of pod {self._about.pod}") from None
-                if self._adopted:
-                    return
-                # Of a pod of this name that is gone.
+                # Of a pod of this name that is gone, or this one's: it has not been read yet.
                 self._cluster.delete_secret(self._made.name)
 
     def _attend(self, first: Object) -> Verdict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -458,6 +459,49 @@ class TestItsOwnPod:
         assert server.created == []
         assert "this attempt made it before" in caplog.text
 
+    def test_is_adopted_after_its_worker_was_killed(
+        self, start: Start, run: Run, state: Path, tmp_path: Path, request_of: RunRequest
+    ) -> None:
+        """A worker in a process of its own, by SIGKILL: it can tell nobody."""
+        goes_on = threading.Event()
+
+        def slow(pod: ScriptedPod) -> None:
+            pod.run()
+            pod.say("working")
+            goes_on.wait(60)
+            pod.succeed()
+
+        server = start(slow)
+        (tmp_path / "request.pickle").write_bytes(pickle.dumps(request_of))
+        sizes = tmp_path / "sizes.json"
+        volumes = [{"claim": "state", "path": str(state)}]
+        document = {"namespace": "loops", "images": {"cpu": "airloop:1-cpu"}, "volumes": volumes}
+        sizes.write_text(json.dumps(document))
+        code = (
+            "import pickle, sys; from pathlib import Path\n"
+            "from airloop_operators.runners.pod.runner import PodRunner\n"
+            "from airloop_operators.runners.pod.sizes import read_pods\n"
+            "PodRunner(read_pods(Path(sys.argv[1]))).run(pickle.loads(Path(sys.argv[2]).read_bytes()))"
+        )
+        worker = subprocess.Popen([sys.executable, "-c", code, str(sizes), str(tmp_path / "request.pickle")])
+        try:
+            until = time.monotonic() + 60
+            while not (_phase(server) == "Running" and server.secrets) and time.monotonic() < until:
+                assert worker.poll() is None
+                time.sleep(0.05)
+        finally:
+            worker.kill()
+            worker.wait()
+        (pod,) = server.pods.values()
+        threading.Timer(1, goes_on.set).start()
+        outcome = run()
+        assert outcome.error is None
+        assert outcome.manifest is not None
+        assert outcome.manifest["attempt"] == request_of.call.attempt
+        assert len(server.created) == 1, "the very pod of before"
+        assert server.created[0]["metadata"]["name"] == pod["metadata"]["name"]
+        assert server.pods == server.secrets == {}
+
     def test_is_judged_when_it_has_ended(self, start: Start, run: Run, pods: Pods, request_of: RunRequest) -> None:
         server = start()
         made = runner.make(request_of, pods, namespace="loops", spawned_at="2013-01-01T00:00:00.000+00:00")
@@ -720,6 +764,20 @@ def test_the_runner_is_found_by_its_name(tmp_path: Path) -> None:
         sizes=sizes,
     )  # fmt: skip
     assert isinstance(get_runner("pod", settings), PodRunner)
+
+
+@pytest.mark.parametrize("size", ["small", "gpu"])
+def test_the_client_knows_every_field(pods: Pods, request_of: RunRequest, size: str) -> None:
+    from kubernetes.client import ApiClient
+
+    made = runner.make(
+        replace(request_of, size=size, timeout_s=9.0, cwd=Path("/srv")), pods, namespace="loops", spawned_at="now"
+    )
+    client = ApiClient()
+    for kind, wanted in (("V1Pod", made.pod), ("V1Secret", made.secret)):
+        answer = SimpleNamespace(data=json.dumps(wanted))
+        understood = client.sanitize_for_serialization(client.deserialize(answer, kind))
+        assert understood == wanted
 
 
 def test_it_is_found_without_what_it_does_not_need() -> None:
