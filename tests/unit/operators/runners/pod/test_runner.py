@@ -39,9 +39,10 @@ from airloop.errors import (
 from airloop_operators import StepOperator, turn
 from airloop_operators.runners import get_runner
 from airloop_operators.runners.base import RunOutcome, RunRequest
-from airloop_operators.runners.pod import names, runner
+from airloop_operators.runners.pod import attempt, names
 from airloop_operators.runners.pod.runner import PodRunner
 from airloop_operators.runners.pod.sizes import Patience, Pods
+from airloop_operators.runners.pod.spec import make
 from airloop_operators.settings import Settings
 from tests.api_server import ApiServer, Script, ScriptedPod
 from tests.unit.operators.test_turn import a_run
@@ -64,8 +65,8 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps({"conn_type": "kubernetes", "extra": extra}))
         return server
 
-    monkeypatch.setattr(runner, "SETTLE_S", 0.5)
-    monkeypatch.setattr(runner, "QUOTA_S", 0.2)
+    monkeypatch.setattr(attempt, "SETTLE_S", 0.5)
+    monkeypatch.setattr(attempt, "QUOTA_S", 0.2)
     yield begin
     for server in opened:
         server.__exit__()
@@ -80,11 +81,11 @@ def pods(pods: Pods) -> Pods:
 
 @pytest.fixture
 def run(pods: Pods, request_of: RunRequest, caplog: pytest.LogCaptureFixture) -> Callable[..., RunOutcome]:
-    def attempt(**changes: Any) -> RunOutcome:
+    def once(**changes: Any) -> RunOutcome:
         caplog.set_level(logging.INFO)
         return PodRunner(pods).run(replace(request_of, **changes))
 
-    return attempt
+    return once
 
 
 Run = Callable[..., RunOutcome]
@@ -404,7 +405,7 @@ class TestAwayForTooLong:
 
     @pytest.fixture(autouse=True)
     def short(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(runner, "CLEAN_UP_S", 1.0)
+        monkeypatch.setattr(attempt, "CLEAN_UP_S", 1.0)
 
     def test_with_its_manifest(self, start: Start, run: Run) -> None:
         start(self.away(publish=True))
@@ -443,7 +444,7 @@ class TestItsOwnPod:
         self, start: Start, run: Run, pods: Pods, request_of: RunRequest, caplog: pytest.LogCaptureFixture
     ) -> None:
         server = start()
-        made = runner.make(request_of, pods, namespace="loops", spawned_at="2013-01-01T00:00:00.000+00:00")
+        made = make(request_of, pods, namespace="loops", spawned_at="2013-01-01T00:00:00.000+00:00")
         assert made.secret is not None
         server.secrets[made.name] = made.secret
 
@@ -504,7 +505,7 @@ class TestItsOwnPod:
 
     def test_is_judged_when_it_has_ended(self, start: Start, run: Run, pods: Pods, request_of: RunRequest) -> None:
         server = start()
-        made = runner.make(request_of, pods, namespace="loops", spawned_at="2013-01-01T00:00:00.000+00:00")
+        made = make(request_of, pods, namespace="loops", spawned_at="2013-01-01T00:00:00.000+00:00")
         server.secrets[made.name] = made.secret or {}
         success(server.add(made.pod))
         assert run().error is None
@@ -512,14 +513,14 @@ class TestItsOwnPod:
 
     def test_that_was_evicted_is_not_adopted(self, start: Start, run: Run, pods: Pods, request_of: RunRequest) -> None:
         server = start(success)
-        made = runner.make(request_of, pods, namespace="loops", spawned_at="2013-01-01T00:00:00.000+00:00")
+        made = make(request_of, pods, namespace="loops", spawned_at="2013-01-01T00:00:00.000+00:00")
         server.add(made.pod).change(phase="Failed", reason="Evicted", message="low on memory")
         assert run().error is None
         assert len(server.created) == 1
 
     def test_is_not_one_of_its_name_only(self, start: Start, run: Run, pods: Pods, request_of: RunRequest) -> None:
         server = start()
-        made = runner.make(request_of, pods, namespace="loops", spawned_at="2013-01-01T00:00:00.000+00:00")
+        made = make(request_of, pods, namespace="loops", spawned_at="2013-01-01T00:00:00.000+00:00")
         made.pod["metadata"]["labels"][names.ATTEMPT] = "another"
         made.pod["metadata"]["labels"][names.TASK_INSTANCE] = "another"
         server.add(made.pod)
@@ -531,10 +532,10 @@ class TestItsOwnPod:
         self, start: Start, run: Run, pods: Pods, request_of: RunRequest
     ) -> None:
         server = start(success)
-        earlier = runner.make(request_of, pods, namespace="loops", spawned_at="2013-01-01T00:00:00.000+00:00")
+        earlier = make(request_of, pods, namespace="loops", spawned_at="2013-01-01T00:00:00.000+00:00")
         server.add(earlier.pod).run()
         mapped = replace(request_of.call, run=replace(request_of.call.run, map_index=3), attempt="cd" * 10)
-        other = runner.make(
+        other = make(
             replace(request_of, call=mapped), pods, namespace="loops", spawned_at="2013-01-01T00:00:00.000+00:00"
         )
         server.add(other.pod).run()
@@ -770,7 +771,7 @@ def test_the_runner_is_found_by_its_name(tmp_path: Path) -> None:
 def test_the_client_knows_every_field(pods: Pods, request_of: RunRequest, size: str) -> None:
     from kubernetes.client import ApiClient
 
-    made = runner.make(
+    made = make(
         replace(request_of, size=size, timeout_s=9.0, cwd=Path("/srv")), pods, namespace="loops", spawned_at="now"
     )
     client = ApiClient()
