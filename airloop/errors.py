@@ -28,6 +28,8 @@ Errors of Airloop. Each says what was found, what was expected and what to do; i
     │       ├── OutOfMemory        (MemoryError)
     │       ├── TimedOut           (TimeoutError)
     │       ├── ProcessLost                       ended by a signal that nobody here sent
+    │       │   └── PodLost                       its pod was evicted, preempted or deleted, or its node was lost
+    │       ├── NotStarted                        its pod got no node, image or quota in time, or could not be started
     │       └── ResultLost                        ended well, but its manifest is not there
     ├── CheckNotEvaluated          (RuntimeError) exit 1: a check broke; it neither passed nor rejected
     └── StepSkipped                exit 99: the DAG's author asked for it
@@ -154,6 +156,14 @@ class TimedOut(InfrastructureFailure, TimeoutError):
 
 class ProcessLost(InfrastructureFailure):
     """The process was ended by a signal that Airloop did not send."""
+
+
+class PodLost(ProcessLost):
+    """The process's pod was evicted, preempted or deleted, or its node was lost."""
+
+
+class NotStarted(InfrastructureFailure):
+    """The process's pod got no node, image or quota in time, or could not be started on its node."""
 
 
 class ResultLost(InfrastructureFailure):

@@ -61,7 +61,9 @@ def _attempts(
         raise BadArgument(f"task {operator.task_id} names no step", "pass step='extract' or 'package.module:function'")
     ti = context["ti"]
     run = _run_info(ti)
-    memory_mb = settings.memory_mb if operator.memory_mb is None else operator.memory_mb
+    # A pod's size has a limit of its own.
+    usual_mb = settings.memory_mb if (operator.runner or settings.runner) == "local" else 0
+    memory_mb = usual_mb if operator.memory_mb is None else operator.memory_mb
     interval = interval_of(context, operator.interval)
     secrets = fetch_secrets(operator.secrets or {})
     for attempt, identity in enumerate(_attempt_ids(operator, ti)):
@@ -82,6 +84,7 @@ def _attempts(
             cpus=operator.cpus,
             timeout_s=None if until is None else _time_for_step(until - time.monotonic()),
             python=operator.python,
+            size=operator.size,
         )
         outcome = runner.run(request)
         error = outcome.error

@@ -49,9 +49,10 @@ class StepOperator(BaseOperator):
     :param interval: ``start/end``, ISO 8601 with offsets, instead of the run's own interval. (templated)
     :param force: do the work even if a complete manifest under the same key exists. A table that holds this very
         commit already keeps it as it is.
-    :param runner: where to run: ``local``; default ``[airloop] runner``.
-    :param memory_mb: memory limit, MiB; 0: none; default ``[airloop] memory_mb``; over it the step is ended and OOM is
-        named.
+    :param runner: where to run: ``local`` or ``pod``; default ``[airloop] runner``.
+    :param size: size of its pod, by a name that ``[airloop] sizes`` explains; a local run has none.
+    :param memory_mb: memory limit, MiB; 0: none; default ``[airloop] memory_mb``, in a pod its size's; over it the step
+        is ended and OOM is named.
     :param cpus: processors that the step may use; default all.
     :param environment: more environment variables for the step. (templated)
     :param secrets: environment variable by ``connection_id.field`` (``password``, ``login``, ``uri`` or
@@ -84,7 +85,8 @@ class StepOperator(BaseOperator):
     arguments: Mapping[str, Any] | None
     interval: str | Mapping[str, str] | None
     force: bool
-    runner: Literal["local"] | None
+    runner: Literal["local", "pod"] | None
+    size: str | None
     memory_mb: int | None
     cpus: float | None
     environment: Mapping[str, str] | None
@@ -113,7 +115,8 @@ class StepOperator(BaseOperator):
         arguments: Mapping[str, Any] | None = None,
         interval: str | Mapping[str, str] | None = None,
         force: bool = False,
-        runner: Literal["local"] | None = None,
+        runner: Literal["local", "pod"] | None = None,
+        size: str | None = None,
         memory_mb: int | None = None,
         cpus: float | None = None,
         environment: Mapping[str, str] | None = None,
@@ -135,6 +138,7 @@ class StepOperator(BaseOperator):
             interval=interval,
             force=force,
             runner=runner,
+            size=size,
             memory_mb=memory_mb,
             cpus=cpus,
             environment=environment,

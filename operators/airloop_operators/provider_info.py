@@ -6,7 +6,7 @@ from typing import Any
 
 # option: (type, description, default, example)
 OPTIONS: dict[str, tuple[str, str, str | None, str | None]] = {
-    "runner": ("string", "Where steps run unless a task says otherwise. `local`: a subprocess.", "local", None),
+    "runner": ("string", "Where steps run unless a task says otherwise: `local` or `pod`.", "local", None),
     "home": ("string", "Folder of all state; a local file system. Default: AIRLOOP_HOME.", None, "/srv/airloop"),
     "warehouse": (
         "string",
@@ -26,6 +26,7 @@ OPTIONS: dict[str, tuple[str, str, str | None, str | None]] = {
     "feature_repo": ("string", "Folder of the Feast definitions.", None, "/srv/loops/feature_repo"),
     "warm": ("boolean", "Start local steps from a warm process that has imported the large libraries.", "True", None),
     "preload": ("string", "Comma-separated modules that the warm process imports.", None, "pandas,mlflow"),
+    "sizes": ("string", "YAML or JSON file: what pods of each size get, and where.", None, "/etc/airloop/sizes.yaml"),
     "memory_mb": ("integer", "Default memory limit of a local step, MiB; 0: none.", "0", "4096"),
 }
 

@@ -31,6 +31,8 @@ class Settings:
     """Whether local steps start from the warm process."""
     preload: tuple[str, ...] | None
     """Modules that the warm process imports; None: its own list."""
+    sizes: Path | None = None
+    """File of sizes and pools of pods."""
 
     @classmethod
     def read(cls) -> Self:
@@ -45,6 +47,7 @@ class Settings:
         # Payloads must not each guess a home from their own working directory.
         home = Path(environment.setdefault("AIRLOOP_HOME", str(Path.home() / ".airloop"))).expanduser().resolve()
         preload = conf.get("airloop", "preload", fallback=None)
+        sizes = conf.get("airloop", "sizes", fallback=None)
         return cls(
             runner=conf.get("airloop", "runner", fallback="local"),
             environment=environment,
@@ -53,4 +56,5 @@ class Settings:
             memory_mb=conf.getint("airloop", "memory_mb", fallback=0),
             warm=conf.getboolean("airloop", "warm", fallback=True),
             preload=tuple(m.strip() for m in preload.split(",") if m.strip()) if preload else None,
+            sizes=Path(sizes).expanduser() if sizes else None,
         )

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from airloop_operators.runners.base import Runner
     from airloop_operators.settings import Settings
 
-NAMES = ("local",)
+NAMES = ("local", "pod")
 
 
 def get_runner(name: str, settings: Settings) -> Runner:
@@ -23,4 +23,9 @@ def get_runner(name: str, settings: Settings) -> Runner:
         from airloop_operators.runners.local import LocalRunner
 
         return LocalRunner(warm=settings.warm, preload=settings.preload)
+    if name == "pod":
+        from airloop_operators.runners.pod.runner import PodRunner
+        from airloop_operators.runners.pod.sizes import read_pods
+
+        return PodRunner(read_pods(settings.sizes))
     raise BadConfiguration(f"there is no runner {name!r}", f"runners: {', '.join(NAMES)}; see [airloop] runner")

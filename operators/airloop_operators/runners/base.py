@@ -65,6 +65,8 @@ class RunRequest:
     """Interpreter of another virtual environment that has airloop installed."""
     cwd: Path | None = None
     """Working directory of the payload; default: this process's."""
+    size: str | None = None
+    """Size of its pod; None: the configured default. Local runs have none."""
 
     @property
     def objects(self) -> Objects:
@@ -85,6 +87,8 @@ class Ending:
     peak_memory_bytes: int = 0
     last_error: str = ""
     """Last line of its log at level ERROR, or of its standard error."""
+    cause: AirloopError | None = None
+    """What the runner saw end it from outside; the payload's own word counts for more."""
 
     def __str__(self) -> str:
         number = self.signal_number
@@ -269,6 +273,9 @@ def _error(request: RunRequest, ending: Ending, record: Mapping[str, Any] | None
         )
     if ending.reason == "stopped":
         return ProcessLost(f"{step} was ended because its task was stopped")
+    # A payload that recorded a failure of its own had come to its end by itself.
+    if ending.cause is not None and (record is None or record.get("status") in ("done", "reused")):
+        return ending.cause
     if ending.reason == "memory":
         return OutOfMemory(
             f"{step} was ended: it used {peak} of memory, its limit is {request.memory_mb:,} MiB",
@@ -308,7 +315,11 @@ def _own_error(step: str, ending: Ending, record: Mapping[str, Any] | None) -> A
         Exit.TRY_AGAIN: TryAgain,
         Exit.SKIPPED: StepSkipped,
     }
-    base = by_exit.get(ending.exit_code, AirloopError)
+    exit_code = ending.exit_code
+    if exit_code is None and ending.signal is None:
+        # Nobody saw its process end.
+        exit_code = {"rejected": 65, "try_again": 75, "skipped": 99}.get(str((record or {}).get("status")))
+    base = by_exit.get(exit_code, AirloopError)
     exact = getattr(errors, str(said.get("class", "")), None)
     if base is AirloopError:
         return AirloopError(f"{step} failed ({ending}): {message}", "its traceback is in the log above")

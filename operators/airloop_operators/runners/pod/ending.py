@@ -1,0 +1,264 @@
+"""
+What happened to a pod, read from its object and its events: pure, so that every state can be tested as it was seen.
+
+It says how the payload's process ended and what ended it. Whether the step is done is not decided here: that takes its
+manifest, and is :func:`airloop_operators.runners.base.conclude`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from airloop.contract import Exit
+from airloop.errors import AirloopError, BadConfiguration, NotStarted, OutOfMemory, PodLost, TimedOut
+from airloop_operators.runners.base import Ending
+from airloop_operators.runners.pod.spec import CONTAINER
+
+Object = Mapping[str, Any]
+"""As the API server tells it, in JSON."""
+
+_DISRUPTIONS = {
+    "PreemptionByScheduler": "was preempted: a pod of higher priority took its place",
+    "DeletionByTaintManager": "was evicted: its node has a taint that it does not tolerate (one that is not ready has)",
+    "EvictionByEvictionAPI": "was evicted, as when its node is drained",
+    "DeletionByPodGC": "was removed because its node is gone",
+    "TerminationByKubelet": "was ended by its node",
+}
+"""By the reason of the condition ``DisruptionTarget``."""
+_POD_REASONS = {
+    "Evicted": "was evicted by its node",
+    "Preempting": "was preempted by its node",
+    "Preempted": "was preempted by its node",
+    "NodeLost": "was lost with its node",
+    "NodeShutdown": "was ended because its node is shutting down",
+    "Shutdown": "was ended because its node is shutting down",
+    "Terminated": "was ended because its node is shutting down",
+}
+"""By a failed pod's reason."""
+_START_REASONS = ("StartError", "ContainerCannotRun", "RunContainerError", "CreateContainerError", "ErrorDuringStart")
+"""Of a container that ended before its command began; its message is the node's, not the payload's."""
+_BAD_IMAGE = ("InvalidImageName", "ErrImageNeverPull")
+_IMAGE = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "ImageInspectError", "SignatureValidationFailed")
+_OWN_CODES = frozenset({Exit.DONE, Exit.REJECTED, Exit.TRY_AGAIN, Exit.SKIPPED})
+"""By which a payload itself says how it ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What an error about a pod names."""
+
+    step: str
+    pod: str
+    size: str
+    memory: str
+    """Its limit, as Kubernetes writes it."""
+    image: str = ""
+    origin: str = "[airloop] sizes"
+    """Where sizes are configured."""
+
+    def __str__(self) -> str:
+        return f"step {self.step}: pod {self.pod}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """How a pod ended."""
+
+    ending: Ending
+    receipt: str
+    """What the payload left as its receipt; empty if nothing."""
+    started: bool
+    """Whether the payload ever ran."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """Why a pod does not run yet."""
+
+    what: Literal["node", "start"]
+    """What it waits for: a node, or what its node needs to start it."""
+    reason: str
+    """In the cluster's words."""
+    hopeless: AirloopError | None = None
+    """No use in waiting: what is wrong."""
+
+
+def is_over(pod: Object) -> bool:
+    """Whether the whole pod has ended."""
+    return _status(pod).get("phase") in ("Succeeded", "Failed")
+
+
+def terminated(pod: Object) -> Object | None:
+    """State of the payload's container, if it has ended; side-cars may still run."""
+    found: Object | None = (_container(pod).get("state") or {}).get("terminated")
+    return found
+
+
+def has_started(pod: Object) -> bool:
+    """Whether the payload runs or has run."""
+    state = _container(pod).get("state") or {}
+    ended = state.get("terminated")
+    if ended:
+        return ended.get("reason") not in _START_REASONS
+    return state.get("running") is not None
+
+
+def is_going(pod: Object) -> bool:
+    """Whether somebody deletes it."""
+    return bool(pod.get("metadata", {}).get("deletionTimestamp"))
+
+
+def judge(pod: Object, events: Sequence[Object], about: About, *, gone: bool = False, lost_s: float = 0.0) -> Verdict:
+    """
+    How a pod ended.
+
+    :param pod: as it was last seen.
+    :param gone: it is not there any more.
+    :param lost_s: seconds for which nothing was heard of its end, after which it was given up; 0: it has ended.
+    """
+    state = terminated(pod) or {}
+    exit_code: int | None = state.get("exitCode")
+    if exit_code is None and _status(pod).get("phase") == "Succeeded":
+        exit_code = 0
+    by_node = state.get("reason") in (*_START_REASONS, "ContainerStatusUnknown")
+    cause = None if exit_code in _OWN_CODES and not by_node else _cause(pod, state, events, about, gone, lost_s)
+    return Verdict(
+        ending=Ending(exit_code=exit_code, signal=state.get("signal") or None, cause=cause),
+        receipt="" if by_node else str(state.get("message") or ""),
+        started=has_started(pod),
+    )
+
+
+def waiting(pod: Object, events: Sequence[Object], about: About) -> Waiting | None:
+    """Why it does not run yet; None: it does, or has."""
+    state = _container(pod).get("state") or {}
+    if is_over(pod) or state.get("running") is not None or state.get("terminated"):
+        return None
+    scheduled = _condition(pod, "PodScheduled")
+    if not pod.get("spec", {}).get("nodeName") and scheduled.get("status") != "True":
+        reason = scheduled.get("message") or _told(events, "FailedScheduling")
+        if scheduled.get("reason") == "SchedulingGated":
+            reason = f"its queue has not admitted it: {reason}"
+        return Waiting(what="node", reason=reason or "no scheduler has looked at it")
+    waits = state.get("waiting") or {}
+    reason, message = waits.get("reason") or "", waits.get("message") or ""
+    trouble = _told(events, "Failed", "FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
+    told = message or trouble
+    text = ": ".join(filter(None, (reason, told))) or "its node has not begun to start it"
+    hopeless: AirloopError | None = None
+    if reason in _BAD_IMAGE:
+        hopeless = BadConfiguration(
+            f"{about} cannot be started: image {about.image}: {text}", f"correct images in {about.origin}"
+        )
+    return Waiting(what="start", reason=text, hopeless=hopeless)
+
+
+def too_late(why: Waiting, about: About, waited_s: float) -> AirloopError:
+    """The error of a pod that was waited for in vain."""
+    if why.what == "node":
+        return NotStarted(
+            f"{about} got no node in {waited_s:,.0f} s: {why.reason}",
+            f"free such a node, make size {about.size} smaller, or raise patience.schedule_s in {about.origin}",
+        )
+    if why.reason.startswith("CreateContainerConfigError"):
+        return BadConfiguration(f"{about} cannot be started: {why.reason}", f"correct {about.origin}")
+    if why.reason.startswith(_IMAGE):
+        return NotStarted(
+            f"{about}: image {about.image} could not be pulled in {waited_s:,.0f} s: {why.reason}",
+            f"see that it is there and that the nodes may pull it (images, pull_secrets in {about.origin})",
+        )
+    return NotStarted(
+        f"{about} was not started in {waited_s:,.0f} s: {why.reason}", f"raise patience.start_s in {about.origin}?"
+    )
+
+
+def usage(pod: Object) -> dict[str, float | int | str]:
+    """What the attempt used, as the cluster tells it: ``pod_s``, ``queue_s``, ``node``, ``image_id``."""
+    found: dict[str, float | int | str] = {"pod": str(pod.get("metadata", {}).get("name", ""))}
+    node, image = pod.get("spec", {}).get("nodeName"), _container(pod).get("imageID")
+    if node:
+        found["node"] = str(node)
+    if image:
+        found["image_id"] = str(image)
+    state = _container(pod).get("state") or {}
+    ended = state.get("terminated") or {}
+    created = _time(pod.get("metadata", {}).get("creationTimestamp"))
+    began = _time(ended.get("startedAt") or (state.get("running") or {}).get("startedAt"))
+    finished = _time(ended.get("finishedAt"))
+    if created and began:
+        found["queue_s"] = max(0.0, (began - created).total_seconds())
+    if began and finished:
+        found["pod_s"] = max(0.0, (finished - began).total_seconds())
+    return found
+
+
+def _cause(
+    pod: Object, state: Object, events: Sequence[Object], about: About, gone: bool, lost_s: float
+) -> AirloopError | None:
+    status = _status(pod)
+    reason, said = str(status.get("reason") or ""), str(status.get("message") or "")
+    ended_as, by_node = str(state.get("reason") or ""), str(state.get("message") or "")
+    if ended_as == "OOMKilled":
+        return OutOfMemory(
+            f"{about} was ended by the kernel at its memory limit of {about.memory} (OOMKilled, size {about.size})",
+            f"raise memory of size {about.size} in {about.origin} or the task's memory_mb, take a larger size, "
+            "or lower AIRLOOP_ROWS_PER_CHUNK",
+        )
+    if reason == "DeadlineExceeded":
+        return TimedOut(f"{about} ran over its deadline: {said}", "raise its task's execution_timeout")
+    disruption = _condition(pod, "DisruptionTarget")
+    if disruption.get("status") == "True":
+        why = str(disruption.get("reason") or "")
+        return PodLost(_sentence(about, _DISRUPTIONS.get(why, f"was ended: {why}"), disruption.get("message") or said))
+    if reason in _POD_REASONS:
+        return PodLost(_sentence(about, _POD_REASONS[reason], said or _told(events, "Evicted", "Preempting")))
+    if ended_as in _START_REASONS:
+        return NotStarted(_sentence(about, "could not be started", f"{ended_as}: {by_node}"))
+    if ended_as == "ContainerStatusUnknown":
+        return PodLost(_sentence(about, "was lost with its node", by_node))
+    if status.get("phase") == "Failed" and not state:
+        # A node refused it: OutOfcpu, OutOfmemory, NodeAffinity, UnexpectedAdmissionError, …
+        return NotStarted(_sentence(about, "was refused by its node", f"{reason}: {said}"))
+    if lost_s:
+        node = pod.get("spec", {}).get("nodeName") or "its node"
+        return PodLost(_sentence(about, f"was given up: {node} has not confirmed its end for {lost_s:,.0f} s", ""))
+    if gone or is_going(pod):
+        return PodLost(
+            _sentence(about, "was deleted", _told(events, "Evicted", "Preempted", "TaintManagerEviction", "Killing")),
+            "somebody or something in the cluster deleted it",
+        )
+    return None
+
+
+def _sentence(about: About, what: str, said: str) -> str:
+    said = said.strip().rstrip(".")
+    return f"{about} {what}" + (f" ({said})" if said else "")
+
+
+def _told(events: Iterable[Object], *reasons: str) -> str:
+    """What the newest event of some reasons says; empty: there is none."""
+    found = [event for event in events if event.get("reason") in reasons and event.get("message")]
+    found.sort(key=lambda e: str(e.get("lastTimestamp") or e.get("eventTime") or e.get("firstTimestamp") or ""))
+    return str(found[-1]["message"]).strip() if found else ""
+
+
+def _status(pod: Object) -> Object:
+    status: Object = pod.get("status") or {}
+    return status
+
+
+def _container(pod: Object) -> Object:
+    """Status of the payload's container; empty if it has none yet."""
+    statuses = _status(pod).get("containerStatuses") or []
+    return next((status for status in statuses if status.get("name") == CONTAINER), {})
+
+
+def _condition(pod: Object, kind: str) -> Object:
+    return next((c for c in _status(pod).get("conditions") or [] if c.get("type") == kind), {})
+
+
+def _time(text: Any) -> datetime | None:
+    return datetime.fromisoformat(text) if isinstance(text, str) and text else None

@@ -1,0 +1,423 @@
+"""
+An API server for tests of pods: it speaks HTTP to the real client, and its pods do what a script says.
+
+It stands for a cluster where none can be had, and for what no cluster does on demand: a node that is lost, an API
+server that is away, a log's stream that is cut. A script is a function that gets a :class:`ScriptedPod` and drives it;
+it runs in a thread of its own from the moment at which the pod is made.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import copy
+import hashlib
+import json
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+Script = Callable[["ScriptedPod"], None]
+_PATH = re.compile(r"/api/v1/namespaces/([^/]+)/(pods|events|secrets)(?:/([^/]+))?(?:/(log))?")
+
+
+class ApiServer:
+    """One namespace's pods, events and secrets. Scripts are used one after another, the last one ever again."""
+
+    def __init__(self, *scripts: Script) -> None:
+        self.scripts = list(scripts)
+        self.lock = threading.Condition()
+        self.pods: dict[str, dict[str, Any]] = {}
+        self.handles: dict[str, ScriptedPod] = {}
+        self.secrets: dict[str, dict[str, Any]] = {}
+        self.events: list[dict[str, Any]] = []
+        self.history: list[tuple[int, str, dict[str, Any]]] = []
+        self.created: list[dict[str, Any]] = []
+        """Pods as they were asked for."""
+        self.secrets_created: list[dict[str, Any]] = []
+        self.requests: list[str] = []
+        self.bodies: list[str] = []
+        self.refusals: list[tuple[int, str, str]] = []
+        """Answers to the next attempts to make a pod: status, reason, message."""
+        self.log_cuts: list[int] = []
+        """Bytes after which the next streams of a log are cut."""
+        self.away_until = 0.0
+        """Monotonic time until which connections are closed without an answer."""
+        self.on_delete: Script = lambda pod: pod.die()
+        self.closing = False
+        self._version = 0
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_of_pods": self}))
+        self._http.daemon_threads = True
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    def __enter__(self) -> ApiServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.closing = True
+            self.lock.notify_all()
+        self._http.shutdown()
+        self._http.server_close()
+
+    def kubeconfig(self, path: Path) -> Path:
+        """A kube config that leads here."""
+        document = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "test",
+            "clusters": [{"name": "test", "cluster": {"server": self.url}}],
+            "users": [{"name": "test", "user": {"token": "t"}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        }
+        path.write_text(json.dumps(document))
+        return path
+
+    def add(self, pod: dict[str, Any], script: Script | None = None) -> ScriptedPod:
+        """Take a pod in, as if it had been asked for."""
+        with self.lock:
+            pod = copy.deepcopy(pod)
+            pod["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": _now()}
+            pod.setdefault("status", {"phase": "Pending", "conditions": []})
+            handle = ScriptedPod(self, pod["metadata"]["name"], pod["metadata"]["uid"])
+            self.pods[handle.name] = pod
+            self.handles[handle.name] = handle
+            self._changed("ADDED", pod)
+        if script is not None:
+            threading.Thread(target=self._play, args=(script, handle), daemon=True).start()
+        return handle
+
+    def next_script(self) -> Script | None:
+        return self.scripts.pop(0) if len(self.scripts) > 1 else (self.scripts[0] if self.scripts else None)
+
+    def _play(self, script: Script, handle: ScriptedPod) -> None:
+        with contextlib.suppress(Gone):
+            script(handle)
+
+    def _changed(self, kind: str, pod: dict[str, Any]) -> None:
+        self._version += 1
+        pod["metadata"]["resourceVersion"] = str(self._version)
+        self.history.append((self._version, kind, copy.deepcopy(pod)))
+        self.lock.notify_all()
+
+
+class Gone(Exception):
+    """A script's pod is not there any more."""
+
+
+class ScriptedPod:
+    """What scheduler, node and payload do with a pod."""
+
+    def __init__(self, server: ApiServer, name: str, uid: str) -> None:
+        self.server = server
+        self.name = name
+        self.uid = uid
+        self.log: list[tuple[int, str]] = []
+        self.log_ended = False
+
+    @property
+    def object(self) -> dict[str, Any]:
+        found = self.server.pods.get(self.name)
+        if found is None or found["metadata"]["uid"] != self.uid:
+            raise Gone
+        return found
+
+    def environment(self) -> dict[str, str]:
+        """The container's environment, secrets filled in."""
+        found = {}
+        for entry in self.object["spec"]["containers"][0]["env"]:
+            if "value" in entry:
+                found[entry["name"]] = entry["value"]
+            else:
+                ref = entry["valueFrom"]["secretKeyRef"]
+                while ref["name"] not in self.server.secrets:
+                    time.sleep(0.01)
+                found[entry["name"]] = base64.b64decode(self.server.secrets[ref["name"]]["data"][ref["key"]]).decode()
+        return found
+
+    def change(self, **status: Any) -> None:
+        with self.server.lock:
+            pod = self.object
+            pod["status"] |= status
+            self.log_ended = self.log_ended or status.get("phase") in ("Succeeded", "Failed")
+            self.server._changed("MODIFIED", pod)
+
+    def condition(self, kind: str, status: str, reason: str = "", message: str = "") -> None:
+        found = [c for c in self.object["status"].get("conditions", []) if c["type"] != kind]
+        self.change(conditions=[*found, {"type": kind, "status": status, "reason": reason, "message": message}])
+
+    def state(self, phase: str, state: dict[str, Any], **status: Any) -> None:
+        container = {"name": "step", "state": state, "imageID": "airloop@sha256:0123", "restartCount": 0}
+        self.change(phase=phase, containerStatuses=[container], **status)
+
+    def event(self, reason: str, message: str) -> None:
+        self.server.events.append({"reason": reason, "message": message, "lastTimestamp": _now(), "_uid": self.uid})
+
+    def run(self) -> None:
+        """Schedule it, and start its container."""
+        with self.server.lock:
+            self.object["spec"]["nodeName"] = "node-1"
+        self.condition("PodScheduled", "True")
+        self.state("Pending", {"waiting": {"reason": "ContainerCreating"}})
+        self.state("Running", {"running": {"startedAt": _now()}})
+
+    def say(self, *texts: str) -> None:
+        """Lines of the container's log."""
+        with self.server.lock:
+            for text in texts:
+                self.log.append((time.time_ns(), text))
+            self.server.lock.notify_all()
+
+    def end(self, code: int, reason: str = "", message: str = "", **status: Any) -> None:
+        """End its container, and with it the pod."""
+        with self.server.lock:
+            self.log_ended = True
+            reason = reason or ("Completed" if code == 0 else "Error")
+            about = {"exitCode": code, "reason": reason, "message": message, "startedAt": _now(), "finishedAt": _now()}
+            self.state("Succeeded" if code == 0 else "Failed", {"terminated": about}, **status)
+
+    def succeed(self) -> None:
+        """What a payload does that is done: its manifest, its receipt, exit code 0."""
+        self.end(0, message=self.publish())
+
+    def publish(self) -> str:
+        """Publish a manifest; returns the receipt."""
+        environment = self.environment()
+        attempt = json.loads(environment["AIRLOOP_CALL"])["attempt"]
+        call = json.loads(environment["AIRLOOP_CALL"])
+        manifest = {
+            "attempt": attempt, "key": "ab" * 32, "step": call["step"], "run": call["run"], "interval": None,
+            "outputs": {}, "counts": {"rows": 1},
+        }  # fmt: skip
+        content = json.dumps(manifest).encode()
+        path = Path(environment["AIRLOOP_ARTIFACTS"]) / "steps" / attempt / "manifest.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return json.dumps(
+            {
+                "version": 1, "attempt": attempt, "status": "done", "key": "ab" * 32, "manifest": path.as_uri(),
+                "digest": hashlib.sha256(content).hexdigest(),
+            }
+        )  # fmt: skip
+
+    def delete(self, grace_s: float | None = None) -> None:
+        """As somebody does who asks the API server for it."""
+        with self.server.lock:
+            pod = self.object
+            again = "deletionTimestamp" in pod["metadata"]
+            pod["metadata"] |= {"deletionTimestamp": _now(), "deletionGracePeriodSeconds": grace_s or 0}
+            self.server._changed("MODIFIED", pod)
+        if grace_s == 0:
+            self.remove()
+        elif not again:
+            threading.Thread(target=self.server._play, args=(self.server.on_delete, self), daemon=True).start()
+
+    def die(self) -> None:
+        """End by SIGTERM, if it runs, and go."""
+        states = self.object["status"].get("containerStatuses") or [{"state": {}}]
+        if "running" in states[0]["state"]:
+            self.end(143)
+        self.remove()
+
+    def remove(self) -> None:
+        """It is gone."""
+        with self.server.lock:
+            pod = self.object
+            del self.server.pods[self.name]
+            self.log_ended = True
+            # As the garbage collector does it.
+            self.server.secrets = {
+                name: secret
+                for name, secret in self.server.secrets.items()
+                if not any(o["uid"] == self.uid for o in secret["metadata"].get("ownerReferences", []))
+            }
+            self.server._changed("DELETED", pod)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_of_pods: ApiServer
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def handle_one_request(self) -> None:
+        try:
+            super().handle_one_request()
+        except OSError:
+            self.close_connection = True
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self._answer()
+
+    def do_DELETE(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        server = self.server_of_pods
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+        if time.monotonic() < server.away_until:
+            self.close_connection = True
+            return
+        url = urlsplit(self.path)
+        found = _PATH.fullmatch(url.path)
+        assert found, self.path
+        _, kind, name, log = found.groups()
+        query = {key: values[0] for key, values in parse_qs(url.query).items()}
+        server.requests.append(f"{self.command} {kind}{'/' + name if name else ''}{'/log' if log else ''}")
+        server.bodies.append(body)
+        if log:
+            self._log(name, query)
+        elif self.command == "GET" and kind == "pods" and query.get("watch"):
+            self._watch(query)
+        elif self.command == "GET":
+            self._get(kind, name, query)
+        elif self.command == "POST":
+            self._create(kind, json.loads(body))
+        else:
+            self._delete(kind, name, json.loads(body or "{}"))
+
+    def _get(self, kind: str, name: str | None, query: dict[str, str]) -> None:
+        server = self.server_of_pods
+        with server.lock:
+            if name:
+                pod = server.pods.get(name)
+                return self._json(200, pod) if pod else self._status(404, "NotFound", f'pods "{name}" not found')
+            items: list[Any] = server.events
+            if kind == "events":
+                uid = dict(part.split("=") for part in query["fieldSelector"].split(","))["involvedObject.uid"]
+                items = [event for event in server.events if event["_uid"] == uid]
+            elif kind == "pods":
+                key, _, value = query["labelSelector"].partition("=")
+                items = [pod for pod in server.pods.values() if pod["metadata"]["labels"].get(key) == value]
+            return self._json(200, {"kind": "List", "items": items})
+
+    def _create(self, kind: str, wanted: dict[str, Any]) -> None:
+        server, name = self.server_of_pods, wanted["metadata"]["name"]
+        if kind == "secrets":
+            with server.lock:
+                if name in server.secrets:
+                    return self._status(409, "AlreadyExists", f'secrets "{name}" already exists')
+                server.secrets[name] = wanted
+                server.secrets_created.append(wanted)
+            return self._json(201, wanted)
+        if server.refusals:
+            return self._status(*server.refusals.pop(0))
+        with server.lock:
+            if name in server.pods:
+                return self._status(409, "AlreadyExists", f'pods "{name}" already exists')
+            server.created.append(wanted)
+            handle = server.add(wanted, server.next_script())
+            return self._json(201, handle.object)
+
+    def _delete(self, kind: str, name: str, options: dict[str, Any]) -> None:
+        server = self.server_of_pods
+        with server.lock:
+            if kind == "secrets":
+                server.secrets.pop(name, None)
+                return self._json(200, {"kind": "Status", "status": "Success"})
+            pod = server.pods.get(name)
+            if pod is None:
+                return self._status(404, "NotFound", f'pods "{name}" not found')
+            uid = (options.get("preconditions") or {}).get("uid")
+            if uid not in (None, pod["metadata"]["uid"]):
+                return self._status(409, "Conflict", "the UID in the precondition does not match")
+            self._json(200, pod)
+        return server.handles[name].delete(options.get("gracePeriodSeconds"))
+
+    def _watch(self, query: dict[str, str]) -> None:
+        server = self.server_of_pods
+        name = query["fieldSelector"].partition("=")[2]
+        seen = int(query.get("resourceVersion") or 0)
+        until = time.monotonic() + int(query["timeoutSeconds"])
+        self._begin()
+        while (left_s := until - time.monotonic()) > 0 and not server.closing:
+            with server.lock:
+                new = [e for e in server.history if e[0] > seen and e[2]["metadata"]["name"] == name]
+                if not new:
+                    server.lock.wait(min(left_s, 0.2))
+            if time.monotonic() < server.away_until:
+                self.close_connection = True
+                return
+            for version, kind, pod in new:
+                seen = version
+                self._chunk(json.dumps({"type": kind, "object": pod}).encode() + b"\n")
+        self._chunk(b"")
+
+    def _log(self, name: str, query: dict[str, str]) -> None:
+        server = self.server_of_pods
+        handle = server.handles.get(name)
+        if handle is None or name not in server.pods:
+            return self._status(404, "NotFound", f'pods "{name}" not found')
+        if "containerStatuses" not in server.pods[name]["status"]:
+            return self._status(400, "BadRequest", "container is waiting to start")
+        since = time.time_ns() - int(query["sinceSeconds"]) * 1_000_000_000 if "sinceSeconds" in query else 0
+        cut = server.log_cuts.pop(0) if server.log_cuts else None
+        follow = query.get("follow") in ("true", "True")
+        self._begin()
+        sent = at = 0
+        while True:
+            with server.lock:
+                lines = handle.log[at:]
+                if not lines and follow and not handle.log_ended and not server.closing:
+                    server.lock.wait(0.2)
+                    lines = handle.log[at:]
+                finished = handle.log_ended or not follow or server.closing
+            at += len(lines)
+            text = "".join(f"{_stamp(ns)} {line}\n" for ns, line in lines if ns >= since).encode()
+            if cut is not None and sent + len(text) >= cut:
+                self._chunk(text[: cut - sent])
+                self.close_connection = True
+                self.connection.shutdown(2)
+                return None
+            sent += len(text)
+            if text:
+                self._chunk(text)
+            elif finished:
+                return self._chunk(b"")
+
+    def _begin(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+
+    def _chunk(self, data: bytes) -> None:
+        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        self.wfile.flush()
+
+    def _json(self, status: int, document: Any) -> None:
+        content = json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _status(self, code: int, reason: str, message: str) -> None:
+        document = {"kind": "Status", "status": "Failure", "reason": reason, "message": message, "code": code}
+        self._json(code, document)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _stamp(ns: int) -> str:
+    whole = datetime.fromtimestamp(ns // 1_000_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{whole}.{ns % 1_000_000_000:09d}Z"

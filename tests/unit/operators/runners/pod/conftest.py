@@ -1,0 +1,69 @@
+"""What all tests of pods begin with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from airloop.contract import Call, RunInfo
+from airloop_operators.runners.base import RunRequest
+from airloop_operators.runners.pod.sizes import Pods, parse_pods
+
+ATTEMPT = "0123456789abcdef0123"
+PASSWORD = "open/sesame-4711"
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A folder that pods share with this machine."""
+    folder = tmp_path / "state"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def pods(state: Path) -> Pods:
+    return parse_pods(
+        {
+            "namespace": "loops",
+            "images": {"cpu": "airloop:1-cpu", "cuda": "airloop:1-cuda"},
+            "volumes": [{"claim": "state", "path": str(state)}],
+            "pools": {
+                "gpu": {
+                    "accelerator": "nvidia",
+                    "resource": "example.com/gpu",
+                    "node_selector": {"pool": "gpu"},
+                    "tolerations": [{"key": "pool", "value": "gpu", "effect": "NoSchedule"}],
+                    "affinity": {"nodeAffinity": {}},
+                    "priority_class": "training",
+                    "runtime_class": "nvidia",
+                    "scheduler": "volcano",
+                    "labels": {"kueue.x-k8s.io/queue-name": "team"},
+                    "annotations": {"note": "gpu"},
+                    "environment": {"NCCL_DEBUG": "WARN"},
+                }
+            },
+            "sizes": {
+                "small": {"cpu": 1, "memory": "1Gi", "requests": {"cpu": "100m"}},
+                "gpu": {"pool": "gpu", "accelerators": 2, "cpu": 8, "memory": "32Gi", "shared_memory": "8Gi"},
+            },
+            "secrets": {"AWS_SECRET_ACCESS_KEY": {"secret": "airloop-s3", "key": "secret_key"}},
+        },
+        origin="sizes.yaml",
+    )
+
+
+@pytest.fixture
+def request_of(state: Path) -> RunRequest:
+    """An attempt with secrets of each kind."""
+    return RunRequest(
+        call=Call("train", {"table": "flights"}, ATTEMPT, RunInfo("delays", "manual__2013", "train", -1, 1)),
+        artifacts=state / "artifacts",
+        environment={
+            "AIRLOOP_HOME": str(state),
+            "AIRLOOP_CATALOG": "postgresql+psycopg://loop:pa55-of-catalog@db/iceberg",
+            "LEVEL": "3",
+        },
+        secrets={"TOKEN": PASSWORD},
+    )

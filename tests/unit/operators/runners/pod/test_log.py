@@ -1,0 +1,117 @@
+"""A log that is followed: each line once, whatever becomes of the stream."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from airloop_operators.runners.pod.log import LogFollower
+
+NOW_S = int(datetime.now(UTC).timestamp())
+
+
+class Cut(OSError):
+    """The stream ends in the middle."""
+
+
+class Log:
+    """A container's log whose streams are cut after some lines each."""
+
+    def __init__(self, lines: list[bytes], *cuts: int | None) -> None:
+        self.lines = lines
+        self.cuts = list(cuts)
+        self.asked: list[tuple[bool, int | None]] = []
+        self.forget = 0
+        """Lines at the beginning that a request for the last seconds does not get."""
+        self.ended = threading.Event()
+
+    def open(self, *, follow: bool, since_s: int | None) -> Iterator[bytes]:
+        self.asked.append((follow, since_s))
+        cut = self.cuts.pop(0) if self.cuts else None
+        begin = 0 if since_s is None else self.forget
+        for number, line in enumerate(self.lines[begin:]):
+            if number == cut:
+                raise Cut
+            yield line
+        if follow:
+            self.ended.set()
+
+
+def at(ns: int, text: str, zone: str = "Z") -> bytes:
+    whole = datetime.fromtimestamp(NOW_S + ns // 1_000_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{whole}.{ns % 1_000_000_000:09d}{zone} {text}".encode()
+
+
+def followed(log: Log) -> tuple[list[str], bool]:
+    found: list[bytes] = []
+    follower = LogFollower(log.open, found.append, (OSError,), pause_s=0.01)
+    follower.start()
+    log.ended.wait(5)
+    done = follower.finish(5)
+    return b"".join(found).decode().split("\n")[:-1], done
+
+
+TEXTS = [f"line {n}" for n in range(6)]
+LINES = [at(n, text) for n, text in enumerate(TEXTS)]
+SAME_TIME = [at(n // 4, text) for n, text in enumerate(TEXTS)]
+
+
+@pytest.mark.parametrize("lines", [LINES, SAME_TIME], ids=["each its time", "several at one time"])
+@pytest.mark.parametrize("cuts", [(), (0,), (3,), (1, 2, 3, 4), (5, 0, 5), (3, 3, 3)])
+def test_each_line_comes_once_however_often_the_stream_is_cut(lines: list[bytes], cuts: tuple[int, ...]) -> None:
+    assert followed(Log(lines, *cuts)) == (TEXTS, True)
+
+
+def test_only_the_end_is_read_again_but_all_of_it_at_last() -> None:
+    log = Log(LINES, 3)
+    followed(log)
+    (_, first), (_, second), *_ = log.asked
+    assert first is None
+    assert second is not None
+    assert second >= 60
+    assert log.asked[-1] == (False, None)
+
+
+def test_what_does_not_reach_back_is_read_from_the_beginning() -> None:
+    log = Log(LINES, 2)
+    log.forget = 4
+    assert followed(log) == (TEXTS, True)
+    assert (True, None) in log.asked[1:] or (False, None) in log.asked[1:]
+
+
+def test_times_are_compared_as_times() -> None:
+    lines = [b"2013-01-01T00:00:00.4Z a", b"2013-01-01T00:00:00.45Z b", b"2013-01-01T08:00:00.451+08:00 c"]
+    assert followed(Log(lines, 1, 2)) == (["a", "b", "c"], True)
+
+
+def test_lines_without_a_time_are_the_nodes_and_logged_once() -> None:
+    assert followed(Log([at(0, "a"), b"failed to watch file", at(2, "b")], 2))[0].count("failed to watch file") == 1
+
+
+def test_an_empty_line_is_a_line() -> None:
+    assert followed(Log([at(0, ""), at(1, "a")])) == (["", "a"], True)
+
+
+def test_a_log_that_went_with_its_pod_is_given_up_at_once() -> None:
+    class NotFound(OSError):
+        status = 404
+
+    def gone(**_: Any) -> Iterator[bytes]:
+        raise NotFound
+
+    follower = LogFollower(gone, lambda line: None, (OSError,), pause_s=0.01)
+    follower.start()
+    assert follower.finish(5) is False
+
+
+def test_a_log_that_cannot_be_read_holds_nothing_up() -> None:
+    def broken(**_: Any) -> Iterator[bytes]:
+        raise Cut
+
+    follower = LogFollower(broken, lambda line: None, (OSError,), pause_s=0.01)
+    follower.start()
+    assert follower.finish(0.1) is False
