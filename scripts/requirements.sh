@@ -6,6 +6,8 @@ uv=${1:-uv}
 compile() { "$uv" pip compile --quiet --universal --no-emit-index-url --no-emit-find-links --generate-hashes \
   --python-version 3.11 --custom-compile-command "make requirements" "$@"; }
 printf 'uv\n' | compile - -o requirements/uv.txt
+# What the images build wheels with: our own, and the one source distribution among the pinned ones.
+printf 'hatchling\nsetuptools\n' | compile - -o requirements/build.txt
 compile pyproject.toml -o requirements/payload.txt
 compile pyproject.toml --extra airflow --extra demo -o requirements/demo.txt
 # What tests need on top is resolved together with what they test.
