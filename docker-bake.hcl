@@ -28,7 +28,7 @@ target "control" {
   inherits   = ["common"]
   dockerfile = "images/control.Dockerfile"
   target     = "control"
-  args       = { REQUIREMENTS = "requirements/demo.txt" }
+  args       = { REQUIREMENTS = "requirements/control.txt" }
   tags       = ["${REPOSITORY}/control:${TAG}"]
 }
 

@@ -22,7 +22,7 @@ COPY requirements/uv.txt requirements/build.txt requirements/
 RUN "$PYTHON" -m venv /opt/build \
     && /opt/build/bin/pip install --quiet --no-cache-dir --require-hashes --only-binary :all: \
       -r requirements/uv.txt -r requirements/build.txt
-ARG REQUIREMENTS=requirements/demo.txt
+ARG REQUIREMENTS=requirements/control.txt
 COPY ${REQUIREMENTS} requirements/pinned.txt
 RUN --mount=type=cache,target=/root/.cache/uv \
     "$PYTHON" -m venv --without-pip /opt/airloop \
