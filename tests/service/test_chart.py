@@ -314,14 +314,36 @@ def test_the_pod_runner_reads_its_file(chart: Chart, options: Any, profile: str)
         assert not accelerator.accelerated or f'"{name}" "{accelerator.variant}"' in text
 
 
-def test_labels_of_the_network_policy_are_those_of_the_pods(chart: Chart, options: Any) -> None:
-    names = pytest.importorskip("airloop_operators.runners.pod.names", reason="there is no pod runner yet")
-    from airloop.contract import Call
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_pod_of_the_runner_is_whole_with_what_the_chart_tells(chart: Chart, options: Any, profile: str) -> None:
+    spec = pytest.importorskip("airloop_operators.runners.pod.spec", reason="there is no pod runner yet")
+    import kubernetes_validate
 
-    objects = chart.objects(*options(""))
-    selector = named(objects, "NetworkPolicy", "airloop-steps")["spec"]["podSelector"]["matchLabels"]
-    labels = names.labels(Call("extract", {}, "0123456789abcdef"), pods_file(objects)["instance"])
-    assert selector.items() <= labels.items()
+    from airloop.config import S3Address
+    from airloop.contract import Call
+    from airloop_operators.runners.base import RunRequest
+    from airloop_operators.runners.pod.sizes import parse_pods
+    from airloop_operators.settings import PASSED_ON
+
+    objects = chart.objects(*options(profile))
+    told = named(objects, "ConfigMap", "airloop-settings")["data"]
+    # As the settings of an operator read them.
+    given = {f"AIRLOOP_{n.upper()}": told.get(f"AIRFLOW__AIRLOOP__{n.upper()}") for n in PASSED_ON}
+    environment = {name: value for name, value in given.items() if value}
+    at = environment.get("AIRLOOP_ARTIFACTS", "/var/lib/airloop/artifacts")
+    pods = parse_pods(pods_file(objects), origin="sizes.yaml")
+    for size in pods.sizes:
+        call = Call("extract", {}, "0123456789abcdef")
+        artifacts: Any = S3Address.parse(at) or Path(at)
+        request = RunRequest(call=call, artifacts=artifacts, environment=environment, size=size)
+        made = spec.make(request, pods, namespace=pods.namespace, spawned_at="2026-01-01T00:00:00+00:00")
+        for version in KUBERNETES:
+            kubernetes_validate.validate(made.pod, version, strict=True)
+        assert made.secret is None, "the chart tells nothing that has to be hidden"
+        assert made.pod["spec"]["serviceAccountName"] == "airloop-step"
+        assert made.pod["spec"]["automountServiceAccountToken"] is False
+        policy = named(objects, "NetworkPolicy", "airloop-steps")["spec"]["podSelector"]["matchLabels"]
+        assert policy.items() <= made.pod["metadata"]["labels"].items()
 
 
 @pytest.mark.parametrize("profile", PROFILES)
