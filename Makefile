@@ -55,6 +55,10 @@ down: ## Stop all that `make up` or `make demo` started, orphans included
 airflow: $(VENV)/.demo ## Any airflow command on this state: make airflow ARGS="dags test rain 2013-02-01"
 	@$(BIN)/python scripts/stack.py airflow $(ARGS)
 
+.PHONY: cluster
+cluster: ## The offline loop as pods, on kind (needs Docker): images, chart, one month; ARGS=down removes it
+	@$(if $(PYTHON),$(PYTHON),python3) scripts/cluster.py $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.dev ## Style, types and layers
 	@$(BIN)/ruff check .

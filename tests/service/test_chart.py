@@ -1,0 +1,563 @@
+"""The chart: it lints and renders, every object is one that Kubernetes knows, and keeps the promises of its values."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from airloop_operators.provider_info import OPTIONS
+from tests.helm import Chart, named, program
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FOLDER = REPOSITORY / "helm" / "airloop"
+S3: dict[str, Any] = {
+    "state": {"kind": "s3", "s3": {"warehouse": "s3://lake/warehouse", "artifacts": "s3://lake/artifacts"}},
+    "catalog": {"address": "postgresql+psycopg://airloop@db.data.svc:5432/airloop"},
+    "onlineStore": {"address": "redis://10.1.2.3:6380/0"},
+    "mlflow": {"address": "http://mlflow.ml.svc:5000"},
+    "networkPolicy": {"stores": {"s3": {"cidrs": ["52.216.0.0/15"]}}},
+}
+PROFILES = ["", "values-kind.yaml", "values-k3s-edge.yaml", "values-gpu.yaml", "s3"]
+KUBERNETES = ["1.30", "1.36"]
+
+
+@pytest.fixture(scope="session")
+def chart() -> Chart:
+    return Chart(program(), FOLDER)
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> Any:
+    """Helm's options for a profile, with more values over it."""
+
+    def make(profile: str, more: dict[str, Any] | None = None) -> list[str]:
+        trees = [S3 if profile == "s3" else {}, more or {}]
+        chosen = ["--values", str(FOLDER / profile)] if profile.endswith(".yaml") else []
+        for number, tree in enumerate(trees):
+            file = tmp_path / f"values-{number}.json"
+            file.write_text(json.dumps(tree))
+            chosen += ["--values", str(file)]
+        return chosen
+
+    return make
+
+
+def pods_file(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    text = named(objects, "ConfigMap", "airloop-sizes")["data"]["sizes.yaml"]
+    document: dict[str, Any] = yaml.safe_load(text)
+    return document
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_it_lints(chart: Chart, options: Any, profile: str) -> None:
+    done = chart.lint(*options(profile))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_object_is_one_that_kubernetes_knows(chart: Chart, options: Any, profile: str) -> None:
+    import kubernetes_validate
+
+    objects = chart.objects(*options(profile))
+    assert {o["kind"] for o in objects} >= {"ConfigMap", "ServiceAccount", "Role", "RoleBinding", "NetworkPolicy"}
+    for item in objects:
+        for version in KUBERNETES:
+            kubernetes_validate.validate(item, version, strict=True)
+
+
+def test_the_job_of_make_cluster_is_one_that_kubernetes_knows_and_uses_what_the_chart_makes(
+    chart: Chart, options: Any
+) -> None:
+    import kubernetes_validate
+
+    (job,) = yaml.safe_load_all((REPOSITORY / "scripts" / "cluster_loop.yaml").read_text())
+    for version in KUBERNETES:
+        kubernetes_validate.validate(job, version, strict=True)
+    objects = chart.objects(*options("values-kind.yaml"))
+    spec = job["spec"]["template"]["spec"]
+    named(objects, "ServiceAccount", spec["serviceAccountName"])
+    (container,) = spec["containers"]
+    named(objects, "ConfigMap", container["envFrom"][0]["configMapRef"]["name"])
+    volumes = {v["name"]: v for v in spec["volumes"]}
+    named(objects, "ConfigMap", volumes["pods"]["configMap"]["name"])
+    named(objects, "PersistentVolumeClaim", volumes["state"]["persistentVolumeClaim"]["claimName"])
+    assert container["image"] == yaml.safe_load((FOLDER / "values-kind.yaml").read_text())["images"]["control"]
+    (mounted,) = pods_file(objects)["volumes"]
+    assert mounted["path"] in [m["mountPath"] for m in container["volumeMounts"]]
+    assert pods_file(objects)["user"] == spec["securityContext"]["runAsUser"]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("executor", ["LocalExecutor", "KubernetesExecutor"])
+def test_rights_are_these_and_no_more(chart: Chart, options: Any, profile: str, executor: str) -> None:
+    objects = chart.objects(*options(profile, {"airflow": {"executor": executor}}))
+    given = {
+        o["metadata"]["name"]: {
+            (resource, verb) for rule in o["rules"] for resource in rule["resources"] for verb in rule["verbs"]
+        }
+        for o in objects
+        if o["kind"] == "Role"
+    }
+    follow = {("pods", "get"), ("pods", "list"), ("pods", "watch"), ("pods", "delete"), ("pods/log", "get")}
+    expected = {
+        "airloop-runner": follow
+        | {("pods", "create"), ("events", "list"), ("secrets", "create"), ("secrets", "delete")},
+    }
+    if executor == "KubernetesExecutor":
+        expected["airloop-executor"] = follow | {("pods", "create"), ("pods", "patch")}
+    assert given == expected
+    assert not [o for o in objects if o["kind"] in ("ClusterRole", "ClusterRoleBinding")]
+    for role in (o for o in objects if o["kind"] == "Role"):
+        assert all(rule["apiGroups"] == [""] for rule in role["rules"])
+    bound = {
+        o["roleRef"]["name"]: [(s["name"], s["namespace"]) for s in o["subjects"]]
+        for o in objects
+        if o["kind"] == "RoleBinding"
+    }
+    runs_tasks = "scheduler" if executor == "LocalExecutor" else "worker"
+    expected_bound = {"airloop-runner": [(f"airloop-{runs_tasks}", "loops")]}
+    if executor == "KubernetesExecutor":
+        expected_bound["airloop-executor"] = [("airloop-scheduler", "loops")]
+    assert bound == expected_bound
+
+
+def test_rights_are_in_the_namespace_of_the_pods(chart: Chart, options: Any) -> None:
+    objects = chart.objects(*options("s3", {"steps": {"namespace": "steps"}}))
+    where = {(o["kind"], o["metadata"]["name"]): o["metadata"].get("namespace") for o in objects}
+    for kind, name in (
+        ("Role", "airloop-runner"),
+        ("RoleBinding", "airloop-runner"),
+        ("ServiceAccount", "airloop-step"),
+        ("NetworkPolicy", "airloop-steps"),
+    ):
+        assert where[kind, name] == "steps"
+    assert where["ServiceAccount", "airloop-worker"] is None
+    assert pods_file(objects)["namespace"] == "steps"
+    assert not [o for o in chart.objects(*options("s3", {"rbac": {"create": False}})) if "Role" in o["kind"]]
+
+
+def test_steps_have_no_token_and_no_rights(chart: Chart, options: Any) -> None:
+    for profile in PROFILES:
+        objects = chart.objects(*options(profile))
+        account = named(objects, "ServiceAccount", "airloop-step")
+        assert account["automountServiceAccountToken"] is False
+        subjects = [s["name"] for o in objects if o["kind"] == "RoleBinding" for s in o["subjects"]]
+        assert "airloop-step" not in subjects
+        file = pods_file(objects)
+        assert (file["service_account"], file["service_account_token"]) == ("airloop-step", False)
+
+
+def test_the_policy_of_secrets_is_for_those_who_make_them(chart: Chart, options: Any) -> None:
+    objects = chart.objects(*options("s3", {"rbac": {"secretPolicy": True}, "steps": {"namespace": "steps"}}))
+    policy = named(objects, "ValidatingAdmissionPolicy", "airloop-loops-secrets")["spec"]
+    (condition,) = policy["matchConditions"]
+    assert condition["expression"].endswith("== 'system:serviceaccount:loops:airloop-scheduler'")
+    made, removed = [v["expression"] for v in policy["validations"]]
+    label = "labels['airloop/instance'] == 'airloop'"
+    assert f"object.metadata.{label}" in made
+    assert "object.type == 'Opaque'" in made
+    assert f"oldObject.metadata.{label}" in removed
+    binding = named(objects, "ValidatingAdmissionPolicyBinding", "airloop-loops-secrets")["spec"]
+    assert binding["validationActions"] == ["Deny"]
+    assert binding["matchResources"]["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": "steps"}}
+    assert not [o for o in chart.objects(*options("s3")) if o["kind"].startswith("Validating")]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_containers_are_not_root_and_write_only_to_volumes(chart: Chart, options: Any, profile: str) -> None:
+    specs = [o["spec"]["template"]["spec"] for o in chart.objects(*options(profile)) if o["kind"] == "Deployment"]
+    (job,) = yaml.safe_load_all((REPOSITORY / "scripts" / "cluster_loop.yaml").read_text())
+    specs.append(job["spec"]["template"]["spec"])
+    for spec in specs:
+        security = spec["securityContext"]
+        assert security["runAsNonRoot"] is True
+        assert security["runAsUser"] >= 10000
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in spec["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert container["resources"]["limits"]["memory"]
+        assert all(set(v) & {"emptyDir", "configMap", "persistentVolumeClaim"} for v in spec["volumes"])
+    assert specs[0].get("automountServiceAccountToken") is False or len(specs) == 1
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_secrets_are_named_and_never_held(chart: Chart, options: Any, profile: str) -> None:
+    objects = chart.objects(*options(profile))
+    assert not [o for o in objects if o["kind"] == "Secret"]
+    text = yaml.safe_dump_all(objects)
+    assert not re.search(r"://[^/@\s]*:[^/@\s]+@", text)
+    for item in objects:
+        for container in item.get("spec", {}).get("template", {}).get("spec", {}).get("containers", []):
+            for variable in container["env"]:
+                if re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY", variable["name"]):
+                    assert set(variable) == {"name", "valueFrom"}
+    for settings in (named(objects, "ConfigMap", "airloop-settings")["data"], pods_file(objects)["environment"]):
+        assert not [name for name in settings if re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY", name)]
+
+
+def test_the_secrets_of_stores_reach_pods_by_reference(chart: Chart, options: Any) -> None:
+    more = {
+        "onlineStore": {"address": "", "from": {"secret": "redis", "key": "url"}},
+        "networkPolicy": {"stores": {"redis": {"podLabels": {"app": "redis"}, "port": 6379}}},
+        "pods": {"secrets": {"HF_KEY": {"secret": "hub", "key": "key"}}},
+    }
+    assert pods_file(chart.objects(*options("s3", more)))["secrets"] == {
+        "AWS_ACCESS_KEY_ID": {"secret": "airloop-s3", "key": "access_key_id"},
+        "AWS_SECRET_ACCESS_KEY": {"secret": "airloop-s3", "key": "secret_access_key"},
+        "PGPASSWORD": {"secret": "airloop-postgresql", "key": "password"},
+        "AIRLOOP_ONLINE_STORE": {"secret": "redis", "key": "url"},
+        "HF_KEY": {"secret": "hub", "key": "key"},
+    }
+
+
+def test_nothing_reaches_a_step_and_it_reaches_what_is_configured(chart: Chart, options: Any) -> None:
+    objects = chart.objects(*options("s3", {"steps": {"namespace": "steps"}}))
+    spec = named(objects, "NetworkPolicy", "airloop-steps")["spec"]
+    assert spec["podSelector"] == {
+        "matchLabels": {
+            "app.kubernetes.io/name": "airloop",
+            "app.kubernetes.io/component": "step",
+            "airloop/instance": "airloop",
+        }
+    }
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    assert spec["ingress"] == []
+
+    def namespace(name: str) -> dict[str, Any]:
+        return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+
+    reached = [([*rule["to"]], [(p["protocol"], p["port"]) for p in rule["ports"]]) for rule in spec["egress"]]
+    assert reached == [
+        ([namespace("kube-system")], [("UDP", 53), ("TCP", 53)]),
+        ([{"ipBlock": {"cidr": "52.216.0.0/15"}}], [("TCP", 443)]),
+        ([namespace("data")], [("TCP", 5432)]),
+        ([{"ipBlock": {"cidr": "10.1.2.3/32"}}], [("TCP", 6380)]),
+        ([namespace("ml")], [("TCP", 5000)]),
+    ]
+
+
+def test_steps_on_a_volume_reach_names_only(chart: Chart, options: Any) -> None:
+    spec = named(chart.objects(*options("")), "NetworkPolicy", "airloop-steps")["spec"]
+    assert [[p["port"] for p in rule["ports"]] for rule in spec["egress"]] == [[53, 53]]
+    more = {"egress": [{"to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}]}]}
+    wider = named(chart.objects(*options("", {"networkPolicy": more})), "NetworkPolicy", "airloop-steps")["spec"]
+    assert wider["egress"] == [*spec["egress"], *more["egress"]]
+    objects = chart.objects(*options("", {"networkPolicy": {"enabled": False}}))
+    assert not [o for o in objects if o["kind"] == "NetworkPolicy"]
+
+
+def test_mlflow_is_reached_by_steps_and_airflow_under_its_own_name(chart: Chart, options: Any) -> None:
+    objects = chart.objects(*options("values-gpu.yaml"))
+    policy = named(objects, "NetworkPolicy", "airloop-mlflow")["spec"]
+    (deployment,) = [o for o in objects if o["kind"] == "Deployment"]
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+    steps = named(objects, "NetworkPolicy", "airloop-steps")["spec"]
+    assert policy["ingress"][0]["from"] == [
+        {"podSelector": {}},
+        {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "airloop-steps"}},
+            "podSelector": steps["podSelector"],
+        },
+    ]
+    address = named(objects, "ConfigMap", "airloop-settings")["data"]["AIRFLOW__AIRLOOP__MLFLOW"]
+    service = named(objects, "Service", "airloop-mlflow")
+    assert address == "http://airloop-mlflow.loops.svc:5000"
+    assert service["spec"]["selector"].items() <= labels.items()
+    assert service["spec"]["ports"][0]["port"] == 5000
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    (hosts,) = [v["value"] for v in container["env"] if v["name"] == "MLFLOW_SERVER_ALLOWED_HOSTS"]
+    right = ["airloop-mlflow.loops.svc:5000", "airloop-mlflow:5000", "airloop-mlflow.loops.svc.cluster.local:5000"]
+    program = f"""
+from mlflow.server.security_utils import is_allowed_host_header
+print([is_allowed_host_header({hosts.split(",")}, host) for host in {[*right, "evil.example.com"]}])
+"""
+    asked = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
+    assert asked.stdout.split("\n")[-2] == "[True, True, True, False]"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_pod_runner_reads_its_file(chart: Chart, options: Any, profile: str) -> None:
+    sizes = pytest.importorskip("airloop_operators.runners.pod.sizes", reason="there is no pod runner yet")
+    file = pods_file(chart.objects(*options(profile)))
+    pods = sizes.parse_pods(file, origin="sizes.yaml")
+    for size in pods.sizes:
+        assert pods.place(size).image
+    schema = json.loads((FOLDER / "values.schema.json").read_text())["properties"]["pods"]["properties"]
+    for kind, given in (
+        (sizes.Size, schema["sizes"]["additionalProperties"]["properties"]),
+        (sizes.Pool, schema["pools"]["additionalProperties"]["properties"]),
+        (sizes.Patience, schema["patience"]["properties"]),
+        (sizes.SecretKey, schema["secrets"]["additionalProperties"]["properties"]),
+    ):
+        assert set(given) == {f.name for f in dataclasses.fields(kind)}
+    made = {"namespace", "instance", "images", "pull_policy", "pull_secrets", "origin"}
+    made |= {"service_account", "service_account_token"}
+    assert set(schema) | made == {f.name for f in dataclasses.fields(sizes.Pods)}
+    profiles = pytest.importorskip("airloop_operators.runners.pod.profiles").PROFILES
+    assert schema["pools"]["additionalProperties"]["properties"]["accelerator"]["enum"] == list(profiles)
+    text = (FOLDER / "templates" / "_check.tpl").read_text()
+    for name, accelerator in profiles.items():
+        assert not accelerator.accelerated or f'"{name}" "{accelerator.variant}"' in text
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_pod_of_the_runner_is_whole_with_what_the_chart_tells(chart: Chart, options: Any, profile: str) -> None:
+    spec = pytest.importorskip("airloop_operators.runners.pod.spec", reason="there is no pod runner yet")
+    import kubernetes_validate
+
+    from airloop.config import S3Address
+    from airloop.contract import Call
+    from airloop_operators.runners.base import RunRequest
+    from airloop_operators.runners.pod.sizes import parse_pods
+    from airloop_operators.settings import PASSED_ON
+
+    objects = chart.objects(*options(profile))
+    told = named(objects, "ConfigMap", "airloop-settings")["data"]
+    # As the settings of an operator read them.
+    given = {f"AIRLOOP_{n.upper()}": told.get(f"AIRFLOW__AIRLOOP__{n.upper()}") for n in PASSED_ON}
+    environment = {name: value for name, value in given.items() if value}
+    at = environment.get("AIRLOOP_ARTIFACTS", "/var/lib/airloop/artifacts")
+    pods = parse_pods(pods_file(objects), origin="sizes.yaml")
+    for size in pods.sizes:
+        call = Call("extract", {}, "0123456789abcdef")
+        artifacts: Any = S3Address.parse(at) or Path(at)
+        request = RunRequest(call=call, artifacts=artifacts, environment=environment, size=size)
+        made = spec.make(request, pods, namespace=pods.namespace, spawned_at="2026-01-01T00:00:00+00:00")
+        for version in KUBERNETES:
+            kubernetes_validate.validate(made.pod, version, strict=True)
+        assert made.secret is None, "the chart tells nothing that has to be hidden"
+        assert made.pod["spec"]["serviceAccountName"] == "airloop-step"
+        assert made.pod["spec"]["automountServiceAccountToken"] is False
+        policy = named(objects, "NetworkPolicy", "airloop-steps")["spec"]["podSelector"]["matchLabels"]
+        assert policy.items() <= made.pod["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_settings_are_options_that_airloop_has(chart: Chart, options: Any, profile: str) -> None:
+    if "sizes" not in OPTIONS:
+        pytest.skip("there is no pod runner yet")
+    data = named(chart.objects(*options(profile)), "ConfigMap", "airloop-settings")["data"]
+    found = {n.removeprefix("AIRFLOW__AIRLOOP__").lower() for n in data if n.startswith("AIRFLOW__AIRLOOP__")}
+    assert found <= set(OPTIONS)
+    assert data["AIRFLOW__AIRLOOP__RUNNER"] == "pod"
+
+
+def test_settings_tell_airflow_where_state_is(chart: Chart, options: Any) -> None:
+    more = {
+        "settings": {"memory_mb": 4096, "runner": "local"},
+        "state": {"s3": {"endpoint": "http://minio.data.svc:9000"}},
+    }
+    assert named(chart.objects(*options("s3", more)), "ConfigMap", "airloop-settings")["data"] == {
+        "AIRFLOW__AIRLOOP__RUNNER": "local",
+        "AIRFLOW__AIRLOOP__SIZES": "/etc/airloop/sizes.yaml",
+        "AIRFLOW__AIRLOOP__WAREHOUSE": "s3://lake/warehouse",
+        "AIRFLOW__AIRLOOP__ARTIFACTS": "s3://lake/artifacts",
+        "AIRFLOW__AIRLOOP__CATALOG": "postgresql+psycopg://airloop@db.data.svc:5432/airloop",
+        "AIRFLOW__AIRLOOP__MLFLOW": "http://mlflow.ml.svc:5000",
+        "AIRFLOW__AIRLOOP__MEMORY_MB": "4096",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL_S3": "http://minio.data.svc:9000",
+        "AIRLOOP_FEAST_REGISTRY": "postgresql+psycopg://airloop@db.data.svc:5432/airloop",
+        "AIRLOOP_ONLINE_STORE": "redis://10.1.2.3:6380/0",
+    }
+
+
+def test_a_claim_is_made_kept_and_mounted(chart: Chart, options: Any) -> None:
+    objects = chart.objects(*options(""))
+    claim = named(objects, "PersistentVolumeClaim", "airloop-state")
+    assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    file = pods_file(objects)
+    assert file["volumes"] == [{"claim": "airloop-state", "path": "/var/lib/airloop"}]
+    assert file["environment"]["AIRLOOP_HOME"] == "/var/lib/airloop"
+    assert named(objects, "ConfigMap", "airloop-settings")["data"]["AIRFLOW__AIRLOOP__HOME"] == "/var/lib/airloop"
+    existing = chart.objects(*options("", {"state": {"claim": {"existing": "loops-disk"}}}))
+    assert not [o for o in existing if o["kind"] == "PersistentVolumeClaim"]
+    assert pods_file(existing)["volumes"] == [{"claim": "loops-disk", "path": "/var/lib/airloop"}]
+
+
+def test_quota_and_priority_classes(chart: Chart, options: Any) -> None:
+    objects = chart.objects(*options("values-k3s-edge.yaml"))
+    quota = named(objects, "ResourceQuota", "airloop")["spec"]
+    assert quota["scopeSelector"]["matchExpressions"] == [
+        {"scopeName": "PriorityClass", "operator": "In", "values": ["airloop-step"]}
+    ]
+    assert named(objects, "PriorityClass", "airloop-step")["preemptionPolicy"] == "Never"
+    file = pods_file(objects)
+    used = {file["pools"][size["pool"]]["priority_class"] for size in file["sizes"].values()}
+    assert used == {"airloop-step"}
+    memory = {name: size["memory"] for name, size in file["sizes"].items()}
+    assert memory["large"] == quota["hard"]["limits.memory"], "the largest size would never start"
+    assert not [o for o in chart.objects(*options("")) if o["kind"] in ("ResourceQuota", "PriorityClass")]
+
+
+WRONG: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("", {"state": {"kind": "nfs"}}, ["state.kind", '"claim", "s3"']),
+    ("", {"state": {"kindd": "s3"}}, ["state", "kindd", "not allowed"]),
+    ("", {"airflow": {"executor": "CeleryExecutor"}}, ["airflow.executor", '"LocalExecutor", "KubernetesExecutor"']),
+    ("", {"images": {"pullPolicy": "Sometimes"}}, ["images.pullPolicy", '"Always", "IfNotPresent", "Never"']),
+    ("", {"images": {"control": "Airloop:latest!"}}, ["images.control", "Airloop:latest!", "registry.example.com"]),
+    ("", {"images": {"payload": {"cpu": ""}}}, ["images.payload.cpu is empty", "registry.example.com"]),
+    ("", {"mlflow": {"replicas": "two"}}, ["mlflow.replicas", "integer", "string"]),
+    ("", {"rbac": {"create": "yes"}}, ["rbac.create", "boolean", "string"]),
+    ("", {"settings": {"warehouse": "s3://x/y"}}, ["settings.warehouse", "set state, catalog, mlflow or pods instead"]),
+    ("", {"state": {"claim": {"path": "state"}}}, ["state.claim.path", '"state"', "/var/lib/airloop"]),
+    ("", {"state": {"claim": {"accessMode": "ReadOnlyMany"}}}, ["state.claim.accessMode", "ReadWriteOnce"]),
+    ("", {"steps": {"namespace": "elsewhere"}}, ["steps.namespace", "elsewhere", "leave steps.namespace empty"]),
+    ("", {"mlflow": {"deploy": True}}, ["mlflow.deploy", "state.kind s3 only"]),
+    ("", {"fullnameOverride": "Air_Loop"}, ['fullnameOverride is "Air_Loop"', "like airloop"]),
+    ("s3", {"state": {"s3": {"warehouse": ""}}}, ["state.s3.warehouse is empty", "s3://bucket/prefix"]),
+    ("s3", {"state": {"s3": {"artifacts": "gs://x/y"}}}, ["state.s3.artifacts", "gs://x/y", "s3://bucket/prefix"]),
+    ("s3", {"state": {"s3": {"endpoint": "minio:9000"}}}, ["state.s3.endpoint", "http://minio.data.svc:9000"]),
+    ("s3", {"catalog": {"address": ""}}, ["catalog.address is empty", "postgresql+psycopg://"]),
+    ("s3", {"catalog": {"address": "sqlite:////tmp/x.db"}}, ["catalog.address", "sqlite:////tmp/x.db"]),
+    (
+        "s3",
+        {"catalog": {"address": "postgresql+psycopg://a:hunter2@db.data.svc"}},
+        ["catalog.address holds a password"],
+    ),
+    ("s3", {"catalog": {"address": "postgresql+psycopg://db.data.svc/x?password=hunter2"}}, ["holds a password"]),
+    (
+        "s3",
+        {"catalog": {"address": "postgresql+psycopg://airloop@db.data.svc:5432"}},
+        ["catalog.address", ":5432/airloop"],
+    ),
+    ("s3", {"onlineStore": {"address": "redis://:hunter2@r.data.svc:6379"}}, ["onlineStore.address holds a password"]),
+    ("s3", {"onlineStore": {"address": "memcached://x"}}, ["onlineStore.address", "redis://redis.data.svc:6379/0"]),
+    ("s3", {"onlineStore": {"address": ""}}, ["there is no online store", "onlineStore.from.secret"]),
+    ("s3", {"onlineStore": {"from": {"secret": "redis"}}}, ["onlineStore.address and onlineStore.from.secret"]),
+    ("s3", {"mlflow": {"address": ""}}, ["there is no MLflow", "mlflow.deploy: true"]),
+    ("s3", {"mlflow": {"deploy": True}}, ["mlflow.address and mlflow.deploy are both set"]),
+    ("s3", {"mlflow": {"address": "", "deploy": True}}, ["mlflow.database.address is empty", "postgresql+psycopg://"]),
+    (
+        "s3",
+        {"networkPolicy": {"stores": {"s3": {"cidrs": []}}}},
+        ["where s3 is", "s3.us-east-1.amazonaws.com", "cidrs"],
+    ),
+    ("s3", {"mlflow": {"address": "https://ml.example.com"}}, ["where mlflow is", "ml.example.com", "stores.mlflow"]),
+    ("", {"networkPolicy": {"stores": {"kafka": {}}}}, ["networkPolicy.stores", "kafka", "not allowed"]),
+    ("", {"networkPolicy": {"stores": {"s3": {"cidrs": ["everywhere"]}}}}, ["s3.cidrs[0]", "10.0.0.0/24"]),
+    ("", {"pods": {"default": "tiny"}}, ["pods.default", '"tiny"', "large, small"]),
+    ("", {"pods": {"sizes": {"small": {"pool": "gpu"}}}}, ["pods.sizes.small.pool", '"gpu"', "pods.pools has: none"]),
+    ("", {"pods": {"sizes": {"small": {"gpus": 1}}}}, ["pods.sizes.small", "gpus", "not allowed"]),
+    ("", {"pods": {"sizes": {"small": {"accelerators": -1}}}}, ["pods.sizes.small.accelerators", "0"]),
+    ("", {"pods": {"pools": {"g": {"accelerator": "voodoo"}}}}, ["pods.pools.g.accelerator", '"nvidia"']),
+    ("", {"pods": {"pools": {"g": {"accelerator": "nvidia"}}}}, ["images.payload.cuda", "images.payload has: cpu"]),
+    ("", {"pods": {"user": 0}}, ["pods.user", "1"]),
+    ("", {"pods": {"environment": {"HF_TOKEN": "hf_1"}}}, ["pods.environment.HF_TOKEN", "pods.secrets"]),
+    ("", {"pods": {"environment": {"AIRLOOP_HOME": "/x"}}}, ["pods.environment.AIRLOOP_HOME", "set state"]),
+    ("", {"pods": {"secrets": {"A": {"secret": "s"}}}}, ["pods.secrets.A", "key"]),
+    ("", {"pods": {"patience": {"grace_s": 0}}}, ["pods.patience.grace_s", "0"]),
+    ("", {"priorityClasses": [{"name": "x"}]}, ["priorityClasses.0", "value"]),
+    ("", {"priorityClasses": [{"name": "X", "value": 1}]}, ['priorityClasses[0].name is "X"', "airloop-batch"]),
+    ("s3", {"steps": {"namespace": "my_steps"}}, ['steps.namespace is "my_steps"', "loops-steps"]),
+    ("", {"pods": {"volumes": [{"claim": "c", "path": "data"}]}}, ['pods.volumes[0].path is "data"', "/srv/data"]),
+]
+
+
+@pytest.mark.parametrize(("profile", "more", "said"), WRONG, ids=lambda v: json.dumps(v) if isinstance(v, dict) else "")
+def test_a_wrong_value_is_refused_with_its_name_and_what_would_be_right(
+    chart: Chart, options: Any, profile: str, more: dict[str, Any], said: list[str]
+) -> None:
+    message = chart.refused(*options(profile, more))
+    # Newer ones write state.kind as '/state/kind', and other quotes.
+    normal = message.replace("'", '"').replace("/", ".")
+    for part in said:
+        assert part in message or part in normal
+    assert "hunter2" not in message
+    assert "hf_1" not in message
+
+
+# --- the official Airflow chart ------------------------------------------------------------------------------------
+
+AIRFLOW = yaml.safe_load((FOLDER / "airflow-values.yaml").read_text())
+CLAIM = yaml.safe_load((FOLDER / "airflow-values-claim.yaml").read_text())
+# As its own values document them, and its release notes up to 1.22: what is used here, no more. `*`: anything below.
+DOCUMENTED = [
+    "airflowVersion", "allowPodLaunching", "config.core.*", "createUserJob.enabled",
+    "dagProcessor.logGroomerSidecar.enabled", "dagProcessor.serviceAccount.automountServiceAccountToken",
+    "data.metadataSecretName", "defaultAirflowRepository", "defaultAirflowTag", "executor", "extraEnvFrom", "gid",
+    "postgresql.enabled", "scheduler.logGroomerSidecar.enabled", "scheduler.serviceAccount.create",
+    "scheduler.serviceAccount.name", "secret", "securityContexts.containers.*", "securityContexts.pod.*",
+    "statsd.enabled", "triggerer.logGroomerSidecar.enabled", "triggerer.persistence.enabled",
+    "uid", "volumeMounts", "volumes",
+    "workers.kubernetes.serviceAccount.create", "workers.kubernetes.serviceAccount.name",
+]  # fmt: skip
+
+
+def leaves(tree: Any, above: str = "") -> list[str]:
+    if not isinstance(tree, dict):
+        return [above]
+    return [leaf for key, value in tree.items() for leaf in leaves(value, f"{above}.{key}".lstrip("."))]
+
+
+def test_values_for_airflow_are_keys_that_its_chart_documents() -> None:
+    for leaf in [*leaves(AIRFLOW), *leaves(CLAIM)]:
+        assert any(leaf == key or (key.endswith("*") and leaf.startswith(key[:-1])) for key in DOCUMENTED), leaf
+
+
+def test_values_for_airflow_name_what_the_chart_makes(chart: Chart, options: Any) -> None:
+    objects = chart.objects(*options("s3", {"airflow": {"executor": AIRFLOW["executor"]}}))
+    defaults = yaml.safe_load((FOLDER / "values.yaml").read_text())
+    assert AIRFLOW["executor"] == defaults["airflow"]["executor"]
+    assert f"{AIRFLOW['defaultAirflowRepository']}:{AIRFLOW['defaultAirflowTag']}" == defaults["images"]["control"]
+    for account in (AIRFLOW["scheduler"], AIRFLOW["workers"]["kubernetes"]):
+        named(objects, "ServiceAccount", account["serviceAccount"]["name"])
+    (settings,) = yaml.safe_load(AIRFLOW["extraEnvFrom"])
+    named(objects, "ConfigMap", settings["configMapRef"]["name"])
+    named(objects, "ConfigMap", AIRFLOW["volumes"][0]["configMap"]["name"])
+    sizes = named(objects, "ConfigMap", "airloop-settings")["data"]["AIRFLOW__AIRLOOP__SIZES"]
+    assert sizes.startswith(AIRFLOW["volumeMounts"][0]["mountPath"])
+    given = {s["envName"]: {"secret": s["secretName"], "key": s["secretKey"]} for s in AIRFLOW["secret"]}
+    assert given == pods_file(objects)["secrets"]
+
+
+def test_values_for_airflow_on_a_volume_mount_it_where_pods_have_it(chart: Chart, options: Any) -> None:
+    objects = chart.objects(*options(""))
+    (state,) = [v for v in CLAIM["volumes"] if "persistentVolumeClaim" in v]
+    paths = {m["name"]: m["mountPath"] for m in CLAIM["volumeMounts"]}
+    (mounted,) = pods_file(objects)["volumes"]
+    assert state["persistentVolumeClaim"]["claimName"] == mounted["claim"]
+    assert paths[state["name"]] == mounted["path"]
+    assert pods_file(objects)["user"] == AIRFLOW["uid"]
+    assert (CLAIM["secret"], pods_file(objects)["secrets"]) == ([], {})
+
+
+@pytest.fixture
+def together(tmp_path: Path) -> Path:
+    """The chart of both, with a stand-in for Airflow's that tells which values reached it."""
+    folder = tmp_path / "airloop-with-airflow"
+    shutil.copytree(REPOSITORY / "helm" / "airloop-with-airflow", folder)
+    shutil.copytree(FOLDER, folder / "charts" / "airloop")
+    stand_in = folder / "charts" / "airflow"
+    (stand_in / "templates").mkdir(parents=True)
+    (stand_in / "Chart.yaml").write_text("{apiVersion: v2, name: airflow, version: 1.22.0}")
+    (stand_in / "templates" / "told.yaml").write_text(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: told}\ndata: {values: {{ .Values | toJson | quote }}}\n"
+    )
+    return folder
+
+
+def test_both_charts_as_one_release(chart: Chart, together: Path) -> None:
+    both = Chart(chart.helm, together, release="loops")
+    assert both.lint().returncode == 0, both.lint().stdout
+    objects = both.objects()
+    named(objects, "ConfigMap", "airloop-settings")
+    told = json.loads(named(objects, "ConfigMap", "told")["data"]["values"])
+    assert {key: value for key, value in told.items() if key not in ("enabled", "global")} == AIRFLOW
+    alone = both.objects("--set", "airflow.enabled=false")
+    assert not [o for o in alone if o["metadata"]["name"] == "told"]
+    named(alone, "ConfigMap", "airloop-settings")

@@ -1,0 +1,183 @@
+"""What can be said of the images without building them."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import threading
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+IMAGES = REPOSITORY / "images"
+DOCKERFILES = sorted(IMAGES.glob("*.Dockerfile"))
+BAKE = (REPOSITORY / "docker-bake.hcl").read_text()
+
+
+def instructions(dockerfile: Path) -> list[tuple[str, str]]:
+    """Each instruction with its arguments, continued lines joined."""
+    text = re.sub(r"^\s*#.*\n", "", dockerfile.read_text(), flags=re.M)
+    lines = re.sub(r"\\\n\s*", " ", text).splitlines()
+    return [(word, rest) for word, _, rest in (line.partition(" ") for line in lines if line.strip())]
+
+
+def stages(dockerfile: Path) -> dict[str, list[tuple[str, str]]]:
+    found: dict[str, list[tuple[str, str]]] = {}
+    name = "before"
+    for word, rest in instructions(dockerfile):
+        if word == "FROM":
+            name = rest.split(" AS ")[1] if " AS " in rest else "last"
+        found.setdefault(name, []).append((word, rest))
+    return found
+
+
+def let_in(path: str) -> bool:
+    """Whether .dockerignore lets a path in: the last pattern that matches it, or a folder above it, says."""
+    inside = True
+    for pattern in (REPOSITORY / ".dockerignore").read_text().splitlines():
+        if not pattern or pattern.startswith("#"):
+            continue
+        excluded = pattern.removeprefix("!")
+        parts = path.split("/")
+        above = ["/".join(parts[:n]) for n in range(1, len(parts) + 1)]
+        if any(fnmatch(p, excluded) and p.count("/") >= excluded.count("/") for p in above):
+            inside = pattern.startswith("!")
+    return inside
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda d: d.stem)
+def test_what_is_copied_is_there_and_let_in(dockerfile: Path) -> None:
+    for word, rest in instructions(dockerfile):
+        if word != "COPY" or "--from=" in rest:
+            continue
+        *sources, _ = [part for part in rest.split() if not part.startswith("--")]
+        for source in sources:
+            if "$" not in source:
+                assert (REPOSITORY / source).exists(), source
+                assert let_in(source), source
+    assert not let_in("tests/conftest.py")
+    assert not let_in(".git/config")
+    assert not let_in("airloop.db")
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda d: d.stem)
+def test_every_installed_requirement_is_pinned_by_its_hash(dockerfile: Path) -> None:
+    for word, rest in instructions(dockerfile):
+        if word != "RUN":
+            continue
+        for command in rest.split("&&"):
+            if re.search(r"(pip|uv pip) (install|wheel)", command):
+                assert "--require-hashes" in command or "--no-deps" in command, command
+    files = set(re.findall(r"requirements/(?!pinned|flights)\w+\.txt", dockerfile.read_text() + BAKE))
+    assert files
+    for file in files:
+        text = (REPOSITORY / file).read_text()
+        pinned = re.findall(r"^[a-zA-Z0-9_.\[\]-]+==[^\s;]+", text, re.M)
+        assert len(pinned) == len(re.findall(r"^[a-zA-Z0-9]", text, re.M)), f"{file}: not all of it is pinned"
+        assert "--hash=sha256:" in text, file
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda d: d.stem)
+def test_an_image_is_not_root_has_labels_and_says_how_it_is_well(dockerfile: Path) -> None:
+    assert instructions(dockerfile)[0] == ("ARG", "BASE=python:3.12-slim-bookworm")
+    found = stages(dockerfile)
+    (final,) = [name for word, name in found["last"] if word == "FROM"]
+    lines = dict(found[final])
+    uid, _, gid = lines["USER"].partition(":")
+    assert int(uid) >= 10000
+    assert gid.isdecimal()
+    assert "HEALTHCHECK" in lines
+    labels = set(re.findall(r"org\.opencontainers\.image\.([a-z.]+)=", lines["LABEL"]))
+    assert labels == {"title", "description", "licenses", "version", "revision", "base.name"}
+    # What is built with stays behind.
+    assert not any("/opt/build" in rest for word, rest in found[final])
+
+
+def test_the_payload_has_no_airflow_in_its_requirements_and_a_check_at_the_end() -> None:
+    assert not re.search(r"^apache-airflow", (REPOSITORY / "requirements" / "payload.txt").read_text(), re.M)
+    assert '! /opt/airloop/bin/python -c "import airflow"' in (IMAGES / "payload.Dockerfile").read_text()
+
+
+def test_targets_of_the_bake_file_are_stages_with_arguments_that_are_known() -> None:
+    targets = dict(re.findall(r'^target "([a-z-]+)" \{\n(.*?)^\}', BAKE, re.M | re.S))
+    groups = re.findall(r'^group "[a-z]+" \{ targets = \[(.*?)\] \}', BAKE, re.M)
+    named = {name for group in groups for name in re.findall(r'"([a-z-]+)"', group)}
+    assert named <= set(targets)
+    assert {"payload-cuda", "payload-rocm", "payload-ascend"} < named
+
+    def setting(name: str, key: str) -> str | None:
+        own = re.search(rf'^  {key}\s+= "(.*)"', targets[name], re.M)
+        if own:
+            return own[1]
+        parents = re.search(r"inherits\s+= \[(.*?)\]", targets[name])
+        found = [setting(p, key) for p in re.findall(r'"(.*?)"', parents[1])] if parents else []
+        return next((value for value in found if value), None)
+
+    for name in named:
+        file = setting(name, "dockerfile")
+        assert file is not None
+        assert setting(name, "target") in stages(REPOSITORY / file)
+        declared = set(re.findall(r"^ARG (\w+)", (REPOSITORY / file).read_text(), re.M))
+        for arguments in re.findall(r"args\s+= \{(.*?)\}", targets[name], re.S):
+            assert set(re.findall(r"(\w+)\s*=", arguments)) <= declared, name
+    assert 'attest = ["type=sbom", "type=provenance,mode=max"]' in targets["common"]
+
+
+@pytest.fixture
+def health() -> Any:
+    spec = importlib.util.spec_from_file_location("airloop_images_health", IMAGES / "health.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def page() -> Iterator[tuple[str, list[int]]]:
+    """Address of a page, and the codes that it answers with, one after another."""
+    codes: list[int] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(codes.pop(0))
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/health", codes
+        server.shutdown()
+
+
+def test_a_server_is_asked_for_its_page(health: Any, page: tuple[str, list[int]]) -> None:
+    address, codes = page
+    health.PAGES = {"api-server": address, "mlflow": "http://127.0.0.1:1/health"}
+    command = ["/opt/airloop/bin/python", "/opt/airloop/bin/airflow", "api-server"]
+    codes += [200, 503]
+    assert health.check(command) == 0
+    assert health.check(command) == 1
+    assert health.check(["/opt/airloop/bin/python", "/opt/airloop/bin/mlflow", "server"]) == 1
+
+
+def test_a_service_without_a_page_is_asked_for_its_job(
+    health: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = tmp_path / "asked"
+    program = tmp_path / "airflow"
+    program.write_text(f'#!/bin/sh\necho "$@" > {asked}\nexit 2\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert health.check(["airflow", "triggerer"]) == 1
+    assert asked.read_text().split() == ["jobs", "check", "--job-type", "TriggererJob", "--local"]
+
+
+def test_a_program_that_is_not_known_is_well_while_it_runs(health: Any) -> None:
+    assert health.check(["sleep", "60"]) == 0
+    assert health.check(["airflow tasks run"]) == 0
