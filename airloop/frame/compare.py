@@ -7,9 +7,11 @@ An attempt is described by its record; its code by its manifest, or by the finge
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from heapq import nlargest
 from typing import Any, Literal
 
 from airloop.contract import RunInfo
@@ -123,9 +125,10 @@ def earlier_attempt(store: ArtifactStore, run: RunInfo, interval: Mapping[str, A
     folder = store.path(run_folder(run.dag_id))
     if not folder.is_dir():
         return None
-    runs = sorted((p for p in folder.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime, reverse=True)
-    for path in runs[:RUNS_SEARCHED]:
-        record = _read(store, f"{run_folder(run.dag_id)}/{path.name}/{name.rpartition('/')[2]}")
+    with os.scandir(folder) as entries:
+        runs = nlargest(RUNS_SEARCHED, ((e.stat().st_mtime, e.name) for e in entries if e.is_dir()))
+    for _, run_name in runs:
+        record = _read(store, f"{run_folder(run.dag_id)}/{run_name}/{name.rpartition('/')[2]}")
         if record is not None and record.get("key") and record.get("interval") == interval:
             return record
     return None
