@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from heapq import nlargest
 from typing import Any, Literal
 
 from airloop.contract import RunInfo
@@ -120,8 +121,8 @@ def earlier_attempt(store: ArtifactStore, run: RunInfo, interval: Mapping[str, A
         return own
     if interval is None:
         return None
-    runs = sorted(store.changed(run_folder(run.dag_id)).values(), key=lambda r: r.changed_at, reverse=True)
-    for other in runs[:RUNS_SEARCHED]:
+    changed = store.changed(run_folder(run.dag_id)).values()
+    for other in nlargest(RUNS_SEARCHED, changed, key=lambda r: r.changed_at):
         record = _read(store, f"{other.name}/{name.rpartition('/')[2]}")
         if record is not None and record.get("key") and record.get("interval") == interval:
             return record

@@ -128,8 +128,8 @@ class Gate:
     @property
     def _work(self) -> dict[str, str]:
         """Whose work the rows are, wherever they go."""
-        made = next((s.summary for s in self.warehouse.history(self.name) if s.id == self._snapshot), {})
-        return {WORK: made[WORK]} if WORK in made else {}
+        made = self.warehouse.snapshot(self.name, self._snapshot)
+        return {WORK: made.summary[WORK]} if made and WORK in made.summary else {}
 
     @property
     def _where(self) -> str:
@@ -137,13 +137,15 @@ class Gate:
 
     def _begun(self) -> int | None:
         """The snapshot that an earlier attempt had rebased to and published."""
-        history = {s.id: s for s in self.warehouse.history(self.name)}
-        at: int | None = self.warehouse.head(self.name)
-        while at and at in history and at != self._snapshot:
-            kind, _, value = history[at].key.removeprefix(f"{self.key}:").partition(":")
-            if history[at].key.startswith(f"{self.key}:"):
-                return at if kind == "rebase" else int(value)
-            at = history[at].parent
+        audited = self.warehouse.snapshot(self.name, self._snapshot)
+        since = audited.sequence if audited else 0
+        made = self.warehouse.snapshot(self.name, self.warehouse.head(self.name))
+        # What came before the audit's own snapshot was not made of it.
+        while made and made.sequence > since:
+            kind, _, value = made.key.removeprefix(f"{self.key}:").partition(":")
+            if made.key.startswith(f"{self.key}:"):
+                return made.id if kind == "rebase" else int(value)
+            made = self.warehouse.snapshot(self.name, made.parent) if made.parent else None
         return None
 
     # ---------------------------------------------------------------- audit of one snapshot
@@ -385,7 +387,8 @@ def batch_of(warehouse: Warehouse, audit: TableRef) -> str:
 
     :raises BadArgument: no step of ours made it, or the table's rows do not say which step brought them.
     """
-    key = next((s.key for s in warehouse.history(audit.name) if s.id == audit.snapshot), "")
+    made = warehouse.snapshot(audit.name, audit.snapshot or 0)
+    key = made.key if made else ""
     missing = [c for c in META if c not in warehouse.schema(audit).names]
     if not key or missing:
         what = f"has no column {', '.join(missing)}" if missing else "was not made by a step"

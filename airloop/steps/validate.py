@@ -88,10 +88,12 @@ def validate(
 
 def _brought(ctx: StepContext, table: TableRef) -> int:
     """How many rows the extract step had in its hands; 0 if another writer made the snapshot."""
-    made = next((s for s in ctx.warehouse.history(table.name) if s.id == table.snapshot), None)
+    made = ctx.warehouse.snapshot(table.name, table.snapshot or 0)
     return int(made.summary.get(ROWS_BROUGHT, 0)) if made else 0
 
 
 def _made_at(ctx: StepContext, table: TableRef) -> str:
     """When the audited snapshot was committed; the same for every attempt."""
-    return next(s.committed_at.isoformat() for s in ctx.warehouse.history(table.name) if s.id == table.snapshot)
+    made = ctx.warehouse.snapshot(table.name, table.snapshot or 0)
+    assert made is not None, "it was read"
+    return made.committed_at.isoformat()

@@ -44,6 +44,7 @@ from airloop.warehouse.work import Work, key_for, replaced
 
 if TYPE_CHECKING:
     from pyiceberg.catalog.sql import SqlCatalog
+    from pyiceberg.table.snapshots import Snapshot
 
 __all__ = ["Commit", "SnapshotInfo", "Warehouse"]
 
@@ -65,6 +66,23 @@ class SnapshotInfo:
     rows_added: int
     rows_total: int
     summary: dict[str, str]
+    sequence: int
+    """Number of the commit among all of the table's; a later one has a greater number."""
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> SnapshotInfo:
+        summary = dict(snapshot.summary.additional_properties) if snapshot.summary else {}
+        return cls(
+            id=snapshot.snapshot_id,
+            parent=snapshot.parent_snapshot_id,
+            committed_at=datetime.fromtimestamp(snapshot.timestamp_ms / 1000, UTC),
+            operation=snapshot.summary.operation.value if snapshot.summary else "",
+            key=summary.get(KEY, ""),
+            rows_added=int(summary.get(commit.ADDED, summary.get("added-records", 0))),
+            rows_total=int(summary.get("total-records", 0)),
+            summary=summary,
+            sequence=snapshot.sequence_number or 0,
+        )
 
 
 class Warehouse:
@@ -212,22 +230,12 @@ class Warehouse:
 
     def history(self, name: str) -> list[SnapshotInfo]:
         """All snapshots, oldest first, whichever branch they are on."""
-        found = []
-        for snapshot in self.table(name).metadata.snapshots:
-            summary = dict(snapshot.summary.additional_properties) if snapshot.summary else {}
-            found.append(
-                SnapshotInfo(
-                    id=snapshot.snapshot_id,
-                    parent=snapshot.parent_snapshot_id,
-                    committed_at=datetime.fromtimestamp(snapshot.timestamp_ms / 1000, UTC),
-                    operation=snapshot.summary.operation.value if snapshot.summary else "",
-                    key=summary.get(KEY, ""),
-                    rows_added=int(summary.get(commit.ADDED, summary.get("added-records", 0))),
-                    rows_total=int(summary.get("total-records", 0)),
-                    summary=summary,
-                )
-            )
-        return sorted(found, key=lambda s: s.committed_at)
+        return sorted(map(SnapshotInfo.of, self.table(name).metadata.snapshots), key=lambda s: s.committed_at)
+
+    def snapshot(self, name: str, snapshot: int) -> SnapshotInfo | None:
+        """One snapshot, whichever branch it is on; None if it is not there."""
+        found = self.table(name).metadata.snapshot_by_id(snapshot)
+        return SnapshotInfo.of(found) if found else None
 
     # --- branches
 

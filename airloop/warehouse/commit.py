@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,8 @@ MODE = "airloop.mode"
 """Snapshot property: ``replace`` if nothing of the snapshot before it was kept; else how rows were added."""
 ADDED, UPDATED, DELETED = "airloop.rows-added", "airloop.rows-updated", "airloop.rows-deleted"
 TRIES = 20
+METADATA_KNOWN = 8
+"""Metadata whose keys a process keeps at hand, about one of each table that a step works on."""
 LOCK_WAIT_S = 10.0
 """Seconds to wait for our turn; correctness does not depend on getting it."""
 
@@ -89,10 +92,22 @@ def head(table: Table, branch: str) -> int:
 
 def find_key(table: Table, key: str) -> Snapshot | None:
     """The snapshot, on whichever branch or none, that a step with this key made."""
-    for snapshot in reversed(table.metadata.snapshots):
-        if snapshot.summary is not None and snapshot.summary.additional_properties.get(KEY) == key:
-            return snapshot
-    return None
+    return _by_key(table.metadata).get(key)
+
+
+_keys: OrderedDict[int, tuple[TableMetadata, dict[str, Snapshot]]] = OrderedDict()
+
+
+def _by_key(metadata: TableMetadata) -> dict[str, Snapshot]:
+    """Snapshots by the key that they carry. Metadata never change, and are asked several times in each step."""
+    known = _keys.get(id(metadata))
+    if known is None or known[0] is not metadata:
+        made = {s.summary.additional_properties.get(KEY, ""): s for s in metadata.snapshots if s.summary is not None}
+        made.pop("", None)
+        known = _keys[id(metadata)] = (metadata, made)
+        if len(_keys) > METADATA_KNOWN:
+            _keys.popitem(last=False)
+    return known[1]
 
 
 def content(table: Table, snapshot: int) -> int:

@@ -21,9 +21,12 @@ from pyiceberg.table.update import TableRequirement, TableUpdate
 
 if TYPE_CHECKING:
     from pyiceberg.catalog.sql import IcebergTables
+    from pyiceberg.io import FileIO
 
 KNOWN = 32
 """Files of metadata that a process keeps, about one of each table."""
+TEXTS = 20_000
+"""Snapshots whose JSON a process keeps, about 0.8 KB each."""
 
 
 def _itself(self: Any, memo: dict[int, Any]) -> Any:
@@ -35,8 +38,21 @@ for _model in (Snapshot, SnapshotLogEntry, MetadataLogEntry):
     _model.__deepcopy__ = _itself  # type: ignore[assignment]
 
 
+_texts: OrderedDict[int, tuple[Snapshot, str]] = OrderedDict()
+
+
+def _text(snapshot: Snapshot) -> str:
+    """A snapshot as JSON, made once."""
+    known = _texts.get(id(snapshot))
+    if known is None or known[0] is not snapshot:
+        known = _texts[id(snapshot)] = (snapshot, snapshot.model_dump_json(exclude_none=True))
+        if len(_texts) > TEXTS:
+            _texts.popitem(last=False)
+    return known[1]
+
+
 class Catalog(SqlCatalog):
-    """A catalog that reads a file of metadata once."""
+    """A catalog that reads a file of metadata once, and makes the text of each snapshot in it once."""
 
     def __init__(self, name: str, **properties: str) -> None:
         super().__init__(name, **properties)
@@ -63,6 +79,13 @@ class Catalog(SqlCatalog):
         done = super().commit_table(table, requirements, updates)
         self._keep(done.metadata_location, done.metadata)
         return done
+
+    @staticmethod
+    def _write_metadata(metadata: TableMetadata, io: FileIO, metadata_path: str) -> None:
+        head = metadata.model_dump_json(exclude_none=True, exclude={"snapshots"})
+        snapshots = ",".join(map(_text, metadata.snapshots))
+        with io.new_output(metadata_path).create() as file:
+            file.write(f'{head[:-1]},"snapshots":[{snapshots}]}}'.encode())
 
     def _keep(self, location: str, metadata: TableMetadata) -> None:
         self._known[location] = metadata
