@@ -234,7 +234,7 @@ def _constant_lag_us(
     # Where arrivals are irregular, some rows show it.
     some = f"SELECT {lag} AS lag {source} LIMIT {ROWS_AT_FIRST}"
     looked = connection.execute(f"SELECT min(lag), max(lag) FROM ({some})").fetchone()
-    if looked is None or looked[0] != looked[1]:
+    if looked is None or looked[0] is None or looked[0] != looked[1]:
         return None
     lag_us = int(looked[0])
     counted = connection.execute(f"SELECT count(*) FROM {quote_path(relation)}").fetchone()

@@ -3,7 +3,7 @@ PyIceberg, so that the work of a commit does not grow with a table's history.
 
 As it comes, it reads a table's whole metadata whenever the table is loaded, and copies all of it in depth some fifteen
 times in a commit: seconds, once there are a thousand snapshots. Here a file of metadata, which never changes, is read
-once, a transaction works its metadata out once, and what is immutable is not copied.
+once, a transaction works its metadata out once, what is immutable is not copied, and a snapshot's text is made once.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ class Catalog(SqlCatalog):
 
     @staticmethod
     def _write_metadata(metadata: TableMetadata, io: FileIO, metadata_path: str) -> None:
+        """The JSON that PyIceberg writes."""
         head = metadata.model_dump_json(exclude_none=True, exclude={"snapshots"})
         snapshots = ",".join(map(_text, metadata.snapshots))
         with io.new_output(metadata_path).create() as file:

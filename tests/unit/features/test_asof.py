@@ -151,6 +151,19 @@ def test_rows_are_compared_in_passes(connection: Any, monkeypatch: pytest.Monkey
     check(connection, [(n, "abc"[n % 3], at(n)) for n in range(45)], values)
 
 
+def test_values_that_were_always_known_have_no_lag(connection: Any) -> None:
+    """The difference of two infinite times is NULL."""
+    connection.execute(
+        "CREATE TABLE v AS SELECT k, i::DOUBLE AS x, '-infinity'::TIMESTAMPTZ AS event_time,"
+        " '-infinity'::TIMESTAMPTZ AS arrival_time FROM (VALUES ('a', 1), ('b', 2)) t(k, i)"
+    )
+    connection.register("spine", rows(SPINE, [(1, "a", at(5)), (2, "b", at(0)), (3, "c", at(5))]))
+    joined = point_in_time_join(
+        connection, "spine", [ViewSpec("v", "v", ("k",), ("x",))], evidence=False, order_by=["n"]
+    )
+    assert [row[-1] for row in joined.fetchall()] == [1.0, 2.0, None]
+
+
 def test_late_value_is_not_seen_before_it_arrived(connection: Any) -> None:
     values = [("a", 1.0, 1, at(0), at(1)), ("a", 9.0, 9, at(5), at(50))]
     check(connection, [(0, "a", at(10)), (1, "a", at(49)), (2, "a", at(50))], values)
