@@ -24,13 +24,25 @@ OPTIONS: dict[str, tuple[str, str, str | None, str | None]] = {
     "mlflow": ("string", "MLflow tracking and registry address.", None, "http://127.0.0.1:5000"),
     "mlflow_ui": ("string", "Address of the MLflow UI for links in the Airflow UI.", None, "http://127.0.0.1:5000"),
     "feature_repo": ("string", "Folder of the Feast definitions.", None, "/srv/loops/feature_repo"),
+    "online_store": (
+        "string",
+        "SQLite file of the online features, if not below home; or the address of a Redis or Valkey.",
+        None,
+        "redis://127.0.0.1:6379/0",
+    ),
+    "feast_registry": (
+        "string",
+        "File of the Feast registry, if not below home; or the address of a PostgreSQL.",
+        None,
+        "postgresql+psycopg://airloop@postgres:5432/feast",
+    ),
     "warm": ("boolean", "Start local steps from a warm process that has imported the large libraries.", "True", None),
     "preload": ("string", "Comma-separated modules that the warm process imports.", None, "pandas,mlflow"),
     "sizes": ("string", "YAML or JSON file: what pods of each size get, and where.", None, "/etc/airloop/sizes.yaml"),
     "memory_mb": ("integer", "Default memory limit of a local step, MiB; 0: none.", "0", "4096"),
 }
 
-SENSITIVE = frozenset({"catalog", "mlflow"})
+SENSITIVE = frozenset({"catalog", "mlflow", "online_store", "feast_registry"})
 
 LINKS = ("ManifestLink", "ReportLink", "MlflowRunLink")
 

@@ -9,7 +9,16 @@ from typing import Self
 
 from airloop.config import S3Address, place_of
 
-PASSED_ON = ("home", "warehouse", "catalog", "artifacts", "mlflow", "feature_repo")
+PASSED_ON = (
+    "home",
+    "warehouse",
+    "catalog",
+    "artifacts",
+    "mlflow",
+    "feature_repo",
+    "online_store",
+    "feast_registry",
+)
 """Options that the payload reads as ``AIRLOOP_*`` environment variables."""
 
 

@@ -77,7 +77,7 @@ class Attempt:
         try:
             return self._run(started_at)
         except BaseException as cause:
-            record_end(request.artifacts, request.call, cause, self._mask, started_at=started_at)
+            record_end(request.objects, request.call, cause, self._mask, started_at=started_at)
             raise
 
     def _run(self, started_at: float) -> RunOutcome:
