@@ -24,6 +24,7 @@ from airloop.faults import point as fault_point
 from airloop.upkeep.gc import alone
 from airloop.upkeep.points import Kept, Point, Vault
 from airloop.upkeep.sweep import folders_below
+from airloop.usage import FOLDER
 
 TRIES = 3
 MANIFEST = "manifest.json"
@@ -119,7 +120,7 @@ def _databases(config: Config) -> dict[str, Path]:
 def _artifacts(config: Config) -> Iterator[list[Path]]:
     """Records, which name manifests; manifests, which name artifacts; artifacts."""
     root = local_folder(config.artifacts, "airloop backup")
-    yield [p for name in ("runs", "attempts") for p in folders_below(root / name) if ".part-" not in str(p)]
+    yield [p for name in ("runs", "attempts", FOLDER) for p in folders_below(root / name) if ".part-" not in str(p)]
     yield list((root / "steps").glob(f"*/*/*/{MANIFEST}"))
     # A manifest that came since may name what is not copied.
     yield [p for p in folders_below(root) if p.name != MANIFEST and ".part-" not in str(p.relative_to(root))]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from airloop.config import Config, local_folder
 from airloop.upkeep.records import read_record
+from airloop.usage import FOLDER
 
 
 def folders_below(folder: Path) -> Iterator[Path]:
@@ -35,6 +36,7 @@ def leftovers(config: Config, cutoff: float, *, keep_s: float, busy: bool) -> It
     yield from _work(config, cutoff)
     yield from _unfinished(config, cutoff)
     yield from _attempts(config, min(cutoff, time.time() - keep_s))
+    yield from _usage(config, min(cutoff, time.time() - keep_s))
     if not busy:
         yield from _code(config, cutoff)
     yield from _locks(config, cutoff)
@@ -71,6 +73,19 @@ def _attempts(config: Config, cutoff: float) -> Iterator[tuple[str, Path]]:
     for path in list((_artifacts(config) / "attempts").glob("*/*.json")):
         if path.stem not in newest and _older(path, cutoff):
             yield "attempts' records", path
+
+
+def _usage(config: Config, cutoff: float) -> Iterator[tuple[str, Path]]:
+    """
+    What attempts took: it goes with their records.
+
+    What a manifest's own attempt took stays with the manifest, and what its task's last attempt took with its record.
+    """
+    stay = {read_record(path)["attempt"] for path in (_artifacts(config) / "runs").glob("*/*/*.json")}
+    stay |= {read_record(path).get("attempt") for path in (_artifacts(config) / "steps").glob("*/*/*/manifest.json")}
+    for path in list((_artifacts(config) / FOLDER).glob("*/*/*/*.json")):
+        if path.stem not in stay and _older(path, cutoff):
+            yield "records of use", path
 
 
 def _code(config: Config, cutoff: float) -> Iterator[tuple[str, Path]]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from functools import lru_cache, update_wrapper
 from inspect import Parameter, Signature, signature, unwrap
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
 from airflow.sdk import Asset, AssetAlias, BaseOperator
 
-from airloop_operators.links import ManifestLink, MlflowRunLink, ReportLink
+from airloop_operators.links import ManifestLink, MlflowRunLink, PodLink, ReportLink
 
 if TYPE_CHECKING:
     import jinja2
@@ -60,6 +61,8 @@ class StepOperator(BaseOperator):
     :param python: interpreter of another virtual environment that has airloop installed.
     :param infrastructure_retries: how often a step that was ended by its surroundings (not by memory or time limits)
         is started again before the task itself fails; apart from the task's ``retries``.
+    :param infrastructure_retry_delay: seconds, or a :class:`datetime.timedelta`, before it is started again the first
+        time; then twice as long each time, up to two minutes, and a little at random.
     :param order: what the task waits for while runs of earlier data intervals are under way: ``task``, the same task
         in them; ``run``, their end; ``none``, nothing. Default: as the task's arguments ask for, see
         :mod:`airloop_operators.turn`.
@@ -69,7 +72,7 @@ class StepOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("step", "arguments", "interval", "environment")
-    operator_extra_links = (ManifestLink(), ReportLink(), MlflowRunLink())
+    operator_extra_links = (ManifestLink(), ReportLink(), MlflowRunLink(), PodLink())
     ui_color = "#e3f0ec"
 
     step_name: ClassVar[str] = ""
@@ -93,6 +96,7 @@ class StepOperator(BaseOperator):
     secrets: Mapping[str, str] | None
     python: str | None
     infrastructure_retries: int
+    infrastructure_retry_delay: timedelta | float
     order: Order | None
     announces: Asset | None
 
@@ -123,6 +127,7 @@ class StepOperator(BaseOperator):
         secrets: Mapping[str, str] | None = None,
         python: str | None = None,
         infrastructure_retries: int = 1,
+        infrastructure_retry_delay: timedelta | float = 5.0,
         order: Order | None = None,
         announces: Asset | None = None,
         **kwargs: Any,
@@ -145,6 +150,7 @@ class StepOperator(BaseOperator):
             secrets=secrets,
             python=python,
             infrastructure_retries=infrastructure_retries,
+            infrastructure_retry_delay=infrastructure_retry_delay,
             order=order,
             announces=announces,
         )
@@ -202,6 +208,8 @@ class StepOperator(BaseOperator):
         wait_for_turn(context, self.place, others, self.log, patience_s=patience_s, killed=lambda: self.killed)
         settings = Settings.read()
         self._running: Runner = get_runner(self.runner or settings.runner, settings)
+        if (self.runner or settings.runner) == "pod":
+            PodLink().show(self, context["ti"])
         outcome = run_step(self, self._running, context, settings, until=until)
         self._outcome = outcome
         self.step_links = links_of(outcome, settings)
