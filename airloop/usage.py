@@ -73,6 +73,11 @@ class Spent:
         return self.lost_s if self.status in GOOD else self.seconds
 
     @property
+    def name(self) -> str:
+        """Tells it from all others: also a try of which there is no record, and so no attempt."""
+        return self.attempt or f"{self.task} {self.run.try_number}"
+
+    @property
     def task(self) -> tuple[str, str, str, int]:
         """Whose tries it is one of."""
         return (self.run.dag_id, self.run.run_id, self.run.task_id, self.run.map_index)

@@ -189,7 +189,8 @@ def _queue_s(entry: Mapping[str, Any], now: str | None) -> float:
     if "queue_s" in entry:
         return float(entry["queue_s"])
     until = entry.get("scheduled_at") or entry.get("started_at") or entry.get("ended_at") or now
-    return _between(entry.get("asked_at") or entry.get("made_at"), until)
+    # One that was made by another runner was waited for before this one asked.
+    return _between(min(filter(None, (entry.get("asked_at"), entry.get("made_at"))), default=None), until)
 
 
 def _between(start: str | None, end: str | None) -> float:
