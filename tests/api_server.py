@@ -156,7 +156,8 @@ class ScriptedPod:
 
     def condition(self, kind: str, status: str, reason: str = "", message: str = "") -> None:
         found = [c for c in self.object["status"].get("conditions", []) if c["type"] != kind]
-        self.change(conditions=[*found, {"type": kind, "status": status, "reason": reason, "message": message}])
+        told = {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": _now()}
+        self.change(conditions=[*found, told])
 
     def state(self, phase: str, state: dict[str, Any], **status: Any) -> None:
         container = {"name": "step", "state": state, "imageID": "airloop@sha256:0123", "restartCount": 0}

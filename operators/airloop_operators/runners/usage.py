@@ -35,16 +35,17 @@ class UsageRecord:
     :param objects: the artifact store.
     :param runner: ``local`` or ``pod``.
     :param started_at: Unix time at which the payload was asked for.
+    :param every_s: seconds between two writings; default :data:`EVERY_S`.
     """
 
     def __init__(
-        self, objects: Objects, call: Call, runner: str, *, started_at: float, every_s: float = EVERY_S
+        self, objects: Objects, call: Call, runner: str, *, started_at: float, every_s: float | None = None
     ) -> None:
         self._objects = objects
         self._call = call
         self._runner = runner
         self._started_at = _iso(started_at)
-        self._every_s = every_s
+        self._every_s = EVERY_S if every_s is None else every_s
         self._kept = bool(call.run.dag_id)
         self._parts: dict[str, Any] = {}
         self._sequence = 0
