@@ -128,3 +128,13 @@ def test_one_question_at_a_time(cost: Run) -> None:
 def test_an_empty_home_has_cost_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--home", str(tmp_path), "cost"]) == 0
     assert capsys.readouterr().out == "Nothing that has run is known here.\n"
+
+
+def test_why_says_what_a_task_took(cost: Run, lineage_world: LineageWorld, capsys: pytest.CaptureFixture[str]) -> None:
+    home = ["--home", str(lineage_world.config.home)]
+    assert main([*home, "why", "small/1", "train"]) == 0
+    assert "took 5 attempts, 13,500 s, 6,660 s of them in vain" in capsys.readouterr().out
+    assert main([*home, "why", "small/1", "train", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["took"]["seconds"] == 13_500
+    assert main([*home, "why", "small/1", "labels"]) == 0
+    assert "took" not in capsys.readouterr().out

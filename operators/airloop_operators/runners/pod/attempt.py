@@ -328,6 +328,7 @@ class Attempt:
         cause = ending.judge(pod, [], self._about).ending.cause if ending.is_over(pod) else None
         if ending.is_going(pod) or isinstance(cause, PodLost | NotStarted):
             self._say(logging.INFO, "pod %s of this attempt is of no use any more", self._about.pod)
+            self._note(pod, over=True)
             self._await_gone(pod)
             return None
         self._adopted = True

@@ -8,6 +8,7 @@ It is bounded, whatever a cluster says: few events, short texts, few pods in ful
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from datetime import UTC, datetime
 from typing import Any
 
@@ -47,9 +48,12 @@ class Diary:
         self._about = dict(about)
         self._mask = mask
         self._now = now
-        self._entries: list[Entry] = [dict(entry) for entry in before]
+        self._entries: list[Entry] = [deepcopy(dict(entry)) for entry in before]
+        self._said: set[tuple[str, str, str]] = set()
+        """Events that were told, by pod."""
         for entry in self._entries:
             self._close(entry, entry.get("seen_at"))
+            self._said.update((entry.get("uid", ""), e["reason"], e["message"]) for e in entry.get("events", ()))
 
     def asked(self) -> None:
         """A pod is asked for, one that there was not."""
@@ -109,10 +113,10 @@ class Diary:
         }
 
     def entries(self) -> list[Entry]:
-        """For the record: the newest pods, with their events and why they waited."""
+        """For the record: the newest pods, with their events and why they waited. Another thread may keep them."""
         full = len(self._entries) - IN_FULL
         return [
-            {name: value for name, value in entry.items() if i >= full or name not in ("events", "waits")}
+            {name: deepcopy(value) for name, value in entry.items() if i >= full or name not in ("events", "waits")}
             for i, entry in enumerate(self._entries)
         ]
 
@@ -147,6 +151,8 @@ class Diary:
             if found is None:
                 known[reason, message] = found = {"reason": reason, "message": message}
                 kept.append(found)
+            if (entry["uid"], reason, message) not in self._said:
+                self._said.add((entry["uid"], reason, message))
                 news.append(f"{reason}: {message}")
             found |= {"at": str(at)[:40], "type": self._text(event.get("type")), "count": int(event.get("count") or 1)}
         kept.sort(key=lambda event: str(event["at"]))

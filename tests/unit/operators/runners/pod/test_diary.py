@@ -138,6 +138,9 @@ def test_events_are_told_once_and_masked(diary: Diary) -> None:
     found = diary.entries()[0]["events"]
     assert [(e["reason"], e["count"]) for e in found] == [("Pulled", 1), ("Failed", 4)]
     assert "sesame" not in json.dumps(diary.entries())
+    many = [event("Pulling", str(n), n) for n in range(3 * EVENTS)]
+    assert len(diary.seen(pod(), many)) == 3 * EVENTS
+    assert diary.seen(pod(), many) == []
 
 
 def test_it_is_bounded_whatever_a_cluster_says(diary: Diary, clock: Clock) -> None:
