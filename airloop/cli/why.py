@@ -56,9 +56,9 @@ def show(arguments: argparse.Namespace, config: Config, output: Output) -> None:
 
 def _took(config: Config, run: RunRecord, name: str) -> Sum | None:
     """What the task's attempts took, as their runners told it; None: none did."""
+    from airloop.contract import RunInfo
     from airloop.objects import open_objects
     from airloop.provenance.cost import added_up, name_by
-    from airloop.contract import RunInfo
     from airloop.usage import of_task, spent
 
     task = run.tasks.get(name)
