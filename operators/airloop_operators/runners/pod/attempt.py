@@ -12,11 +12,10 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 from airloop.errors import AirloopError, BadConfiguration, InfrastructureFailure, NotStarted, PodLost
 from airloop.redact import Redactor
@@ -25,13 +24,12 @@ from airloop_operators.runners.logs import LogStream
 from airloop_operators.runners.pod import ending, names
 from airloop_operators.runners.pod.access import Connect
 from airloop_operators.runners.pod.cluster import Abandoned, Away, Cluster, Refused, refusal, rest
-from airloop_operators.runners.pod.diary import Diary
 from airloop_operators.runners.pod.ending import About, Object, Verdict
 from airloop_operators.runners.pod.log import LogFollower
 from airloop_operators.runners.pod.sizes import Pods
 from airloop_operators.runners.pod.spec import CONTAINER, make
+from airloop_operators.runners.pod.teller import Teller
 from airloop_operators.runners.records import record_end
-from airloop_operators.runners.usage import UsageRecord, end_for
 
 log = logging.getLogger("airloop.runner")
 
@@ -73,7 +71,7 @@ class Attempt:
         """The pod as it was last seen."""
         self._follower: LogFollower | None = None
         self._killer: Cluster | None = None
-        self._usage: UsageRecord | None = None
+        self._teller: Teller | None = None
 
     def run(self) -> RunOutcome:
         request = self._request
@@ -82,11 +80,8 @@ class Attempt:
             return self._run(started_at)
         except BaseException as cause:
             record_end(request.objects, request.call, cause, self._mask, started_at=started_at)
-            if self._usage is not None:
-                # A thread that does not end still writes there.
-                if self._finished:
-                    self._diary.end()
-                self._usage.fail(cause, **(self._told() if self._finished else {}))
+            if self._teller is not None:
+                self._teller.fail(cause, alone=self._finished)
             raise
 
     def _run(self, started_at: float) -> RunOutcome:
@@ -106,11 +101,9 @@ class Attempt:
         )
         self._made, self._about = made, about
         before = read_record(request)
-        usage = UsageRecord(request.objects, request.call, "pod", started_at=started_at)
-        known = usage.before() or {}
-        pod = {"name": made.name, "namespace": access.namespace, "image": made.place.image}
-        self._diary = Diary(pod, self._mask, before=known.get("pods") or ())
-        self._usage = usage
+        self._tell = self._teller = Teller(
+            request, made, self._say, self._mask, namespace=access.namespace, started_at=started_at
+        )
         self._clean = partial(Cluster, access.apis[0], access.namespace, patience_s=CLEAN_UP_S, redact=self._mask)
         self._cluster = Cluster(
             access.apis[0],
@@ -145,12 +138,11 @@ class Attempt:
             "size": place.size_name,
             "pool": place.pool_name,
             "memory_limit_bytes": made.memory_bytes,
-            "pods": self._made_times,
             **({place.resource: place.size.accelerators} if place.resource else {}),
             **ending.usage(self._last),
+            **self._tell.totals(),
+            "pods": self._made_times,
         }
-        self._diary.end()
-        resources |= self._diary.totals() | {"pods": self._made_times}
         outcome = conclude(
             request,
             ended,
@@ -160,41 +152,10 @@ class Attempt:
             resources=resources,
             started_at=started_at,
         )
-        usage.conclude(outcome, **self._told(outcome.resources))
+        self._tell.conclude(outcome)
         if outcome.note:
             log.warning("step %s: %s", request.call.step, outcome.note)
         return outcome
-
-    def _told(self, resources: Mapping[str, float | int | str] | None = None) -> dict[str, Any]:
-        """For the record of what the attempt takes."""
-        place = self._made.place
-        about = {"size": place.size_name, "pool": place.pool_name}
-        return {
-            "resources": {**about, **(resources or {}), **self._diary.totals()},
-            "reserved": self._made.reserved,
-            "pods": self._diary.entries(),
-        }
-
-    def _note(self, pod: Object, events: Sequence[Object] = (), *, over: bool = False) -> None:
-        """Keep what is seen of a pod, for its page, and log what is new."""
-        try:
-            news = self._diary.seen(pod, events, over=over)
-        except (ValueError, TypeError, KeyError) as odd:
-            # The step does not depend on it.
-            news = [f"what the cluster tells of it cannot be read: {odd!r}"]
-        for text in news:
-            self._say(logging.INFO, "pod %s: %s", self._about.pod, text)
-        self._tell()
-
-    def _ended(self, pod: Object, known: Mapping[str, Any]) -> dict[str, Any]:
-        """What another attempt took, which ends now, by what was known of it."""
-        diary = Diary({}, self._mask, before=known["pods"])
-        diary.seen(pod, over=True)
-        return {"resources": {**known["resources"], **diary.totals()}, "pods": diary.entries()}
-
-    def _tell(self) -> None:
-        if self._usage is not None:
-            self._usage.update(**self._told())
 
     def stop(self) -> None:
         """End the pod; returns when it is gone or its grace is over. Safe in a signal handler."""
@@ -250,7 +211,7 @@ class Attempt:
         except Abandoned:
             self._farewell()
             if self._last:
-                self._note(self._last, over=True)
+                self._tell.seen(self._last, over=True)
             reason = "stopped" if self._stopped else "timeout"
             return Verdict(ending=Ending(reason=reason), receipt=self._receipt(), started=True)
         except Away as away:
@@ -267,8 +228,7 @@ class Attempt:
             if not names.is_of(pod["metadata"], call, instance) and not ending.is_going(pod):
                 self._say(logging.WARNING, "ending pod %s of an earlier try", pod["metadata"]["name"])
                 self._cluster.delete_pod(pod, self._pods.patience.grace_s)
-                attempt = pod["metadata"].get("annotations", {}).get(names.ATTEMPT_IN_FULL, "")
-                end_for(self._request.objects, call, attempt, partial(self._ended, pod))
+                self._tell.swept(pod)
 
     def _ensure(self, until: float) -> Object:
         """
@@ -277,7 +237,7 @@ class Attempt:
         :raises NotStarted: a quota was used up for too long.
         """
         began, said = time.monotonic(), ""
-        self._diary.asked()
+        self._tell.asked()
         while True:
             try:
                 self._asked = True
@@ -302,8 +262,7 @@ class Attempt:
                     if no.message != said:
                         said = no.message
                         self._say(logging.WARNING, "pod %s waits: %s", self._about.pod, said)
-                        self._diary.waits("quota", said)
-                        self._tell()
+                        self._tell.waits("quota", said)
                     rest(min(QUOTA_S, max(0.1, until - time.monotonic())), self._abandoned)
                     if self._abandoned():
                         raise Abandoned from None
@@ -311,7 +270,7 @@ class Attempt:
                 else:
                     raise refusal(no, f"pod {self._about.pod}") from None
             self._last = pod
-            self._note(pod)
+            self._tell.seen(pod)
             self._give_secret(pod)
             return pod
 
@@ -328,7 +287,7 @@ class Attempt:
         cause = ending.judge(pod, [], self._about).ending.cause if ending.is_over(pod) else None
         if ending.is_going(pod) or isinstance(cause, PodLost | NotStarted):
             self._say(logging.INFO, "pod %s of this attempt is of no use any more", self._about.pod)
-            self._note(pod, over=True)
+            self._tell.seen(pod, over=True)
             self._await_gone(pod)
             return None
         self._adopted = True
@@ -366,7 +325,7 @@ class Attempt:
         for pod, gone in self._states(first):
             now = time.monotonic()
             self._last = pod
-            self._note(pod)
+            self._tell.seen(pod)
             if gone:
                 return self._judged(gone=True)
             if ending.has_started(pod):
@@ -385,11 +344,10 @@ class Attempt:
                 continue
             events = [] if ending.has_started(pod) else self._cluster.events(pod)
             why = ending.waiting(pod, events, self._about)
-            if why is not None:
-                self._diary.waits(why.what, why.reason)
-            self._note(pod, events)
+            self._tell.seen(pod, events)
             if why is None:
                 continue
+            self._tell.waits(why.what, why.reason)
             if why.hopeless is not None:
                 raise why.hopeless
             if (why.what, why.reason) != said:
@@ -442,7 +400,7 @@ class Attempt:
     def _judged(self, *, gone: bool = False, lost_s: float = 0.0) -> Verdict:
         pod = self._last
         events = self._clean().events(pod)
-        self._note(pod, events, over=True)
+        self._tell.seen(pod, events, over=True)
         if self._follower is None and ending.has_started(pod):
             self._follow()
         if self._follower is not None and not self._follower.finish(MARGIN_S if gone or lost_s else LOG_S):
