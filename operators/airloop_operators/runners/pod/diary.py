@@ -57,6 +57,10 @@ class Diary:
 
     def asked(self) -> None:
         """A pod is asked for, one that there was not."""
+        if self._entries and "uid" not in self._entries[-1]:
+            # As before, by a runner that did not live to have it.
+            self._reopen(self._entries[-1])
+            return
         self.end()
         self._entries.append({**self._about, "phase": "Asked for", "pods": 0, "asked_at": self._time(), "over": False})
         self._shorten()
@@ -125,16 +129,13 @@ class Diary:
         known = next((entry for entry in self._entries if entry.get("uid") == uid), None)
         if known is not None:
             if known.get("over"):
-                # It was given up with its runner, and goes on.
-                for guess in ("ended_at", "held_s", "queue_s"):
-                    known.pop(guess, None)
-                known["over"] = False
+                self._reopen(known)
             if self._entries[-1] is not known:
                 # A pod that is there already was not waited for a second time.
                 others = [entry for entry in self._entries if entry is not known]
                 self._entries = [*(others if others[-1].get("uid") else others[:-1]), known]
             return known
-        if not self._entries or self._entries[-1].get("uid"):
+        if not self._entries or "uid" in self._entries[-1]:
             self.asked()
         entry = self._entries[-1]
         entry |= {"uid": uid, "pods": 1}
@@ -166,6 +167,12 @@ class Diary:
         if "ended_at" not in entry and at:
             entry["ended_at"] = at
         entry |= {"held_s": _held_s(entry, at), "queue_s": _queue_s(entry, at), "over": True}
+
+    def _reopen(self, entry: Entry) -> None:
+        """It was given up with its runner, and goes on."""
+        for guess in ("ended_at", "held_s", "queue_s"):
+            entry.pop(guess, None)
+        entry["over"] = False
 
     def _shorten(self) -> None:
         """Of very many pods the oldest are told as one."""

@@ -196,3 +196,15 @@ class TestGoesOn:
         second.seen(pod("another", scheduled=1000, node="n", made=1000))
         later.second = 1010
         assert second.totals() == {"pods": 2, "pod_s": 30.0, "lost_s": 20.0, "queue_s": 18.0}
+
+    def test_what_it_asked_for_is_asked_for_on(self, diary: Diary, clock: Clock) -> None:
+        diary.asked()
+        diary.waits("quota", "exceeded")
+        later = Clock()
+        later.second = 300
+        second = Diary(ABOUT, str, before=diary.entries(), now=later)
+        second.asked()
+        second.seen(pod(scheduled=310, node="n", made=305))
+        later.second = 320
+        assert second.totals() == {"pods": 1, "pod_s": 10.0, "lost_s": 0, "queue_s": 310.0}
+        assert len(second.entries()) == 1
