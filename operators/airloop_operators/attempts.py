@@ -101,8 +101,7 @@ def _attempts(
         if attempt < operator.infrastructure_retries:
             delay_s = delay_before(attempt + 1, operator.infrastructure_retry_delay, until)
             operator.log.warning("%s: %s; starting the step again in %.0f s", type(error).__name__, error, delay_s)
-            _rest(operator, delay_s)
-            if operator.killed:
+            if not _rest(operator, delay_s):
                 break
     return outcome
 
@@ -117,17 +116,22 @@ def delay_before(again: int, first: timedelta | float, until: float | None) -> f
         waited; None: never.
     """
     first_s = first.total_seconds() if isinstance(first, timedelta) else first
-    most_s = min(LONGEST_DELAY_S, first_s * 2 ** min(again - 1, 30))
+    most_s = min(LONGEST_DELAY_S, first_s * 2.0 ** min(again - 1, 30))
     if until is not None:
         most_s = min(most_s, (until - time.monotonic()) / 10)
     return max(0.0, most_s * random.uniform(0.5, 1.0))
 
 
-def _rest(operator: StepOperator, seconds: float) -> None:
-    """Wait, but not for a task that is asked to end, which a plain flag says: signal handlers can have no locks."""
+def _rest(operator: StepOperator, seconds: float) -> bool:
+    """
+    Wait, but not for a task that is asked to end, which a plain flag says: signal handlers can have no locks.
+
+    :returns: False: it is asked to end.
+    """
     until = time.monotonic() + seconds
     while not operator.killed and (left_s := until - time.monotonic()) > 0:
         time.sleep(min(0.1, left_s))
+    return not operator.killed
 
 
 def made_by_task(manifest: Mapping[str, Any], operator: StepOperator, ti: Any) -> bool:

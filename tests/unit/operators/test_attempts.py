@@ -146,7 +146,12 @@ class TestWaitsBeforeItStartsAgain:
 
     def test_as_long_as_its_operator_says(self, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
         waits: list[float] = []
-        monkeypatch.setattr("airloop_operators.attempts._rest", lambda operator, seconds: waits.append(seconds))
+
+        def rest(_: StepOperator, seconds: float) -> bool:
+            waits.append(seconds)
+            return True
+
+        monkeypatch.setattr("airloop_operators.attempts._rest", rest)
         runner.endings = [LOST, LOST, None]
         Task(runner).execute(infrastructure_retries=2, infrastructure_retry_delay=timedelta(seconds=20))
         assert [10 <= waits[0] <= 20, 20 <= waits[1] <= 40, len(waits)] == [True, True, 2]

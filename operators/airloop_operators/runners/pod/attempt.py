@@ -178,7 +178,8 @@ class Attempt:
             item()
 
     def _say(self, level: int, text: str, *values: object) -> None:
-        self._inbox.put(partial(log.log, level, text, *values))
+        # The cluster's words may hold anything.
+        self._inbox.put(partial(log.log, level, "%s", self._mask(text % values)))
 
     def _work(self) -> None:
         try:

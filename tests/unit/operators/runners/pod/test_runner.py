@@ -761,14 +761,16 @@ class TestWhatItTook:
         for text in ("has node node-1", "has image airloop@sha256:0123", "Pulled: Container image is already"):
             assert caplog.text.count(text) == 1
 
-    def test_while_it_waits_it_says_why(self, start: Start, run: Run, request_of: RunRequest) -> None:
+    def test_while_it_waits_it_says_why(
+        self, start: Start, run: Run, request_of: RunRequest, caplog: pytest.LogCaptureFixture
+    ) -> None:
         seen: list[dict[str, Any]] = []
 
         def script(pod: ScriptedPod) -> None:
+            pod.condition("PodScheduled", "False", "Unschedulable", "0/3 nodes are available: open/sesame-4711")
             pod.event("FailedScheduling", "0/3 nodes are available: open/sesame-4711")
-            pod.condition("PodScheduled", "False", "Unschedulable", "0/3 nodes are available")
             until = time.monotonic() + 2.5
-            while time.monotonic() < until and not (seen and seen[-1]["pods"][-1].get("events")):
+            while time.monotonic() < until and not (seen and {"waits", "events"} <= seen[-1]["pods"][-1].keys()):
                 found = self.told(request_of)
                 seen.extend([found] if found.get("pods") else [])
                 time.sleep(0.05)
@@ -781,8 +783,9 @@ class TestWhatItTook:
         assert (waiting["status"], waiting["finished_at"]) == ("open", None)
         (pod,) = waiting["pods"]
         assert pod["phase"] == "Pending"
-        assert pod["waits"][-1] | {"at": ""} == {"at": "", "for": "node", "reason": "0/3 nodes are available"}
+        assert pod["waits"][-1] | {"at": ""} == {"at": "", "for": "node", "reason": "0/3 nodes are available: ***"}
         assert pod["events"][0]["message"] == "0/3 nodes are available: ***"
+        assert "waits for node: 0/3 nodes are available: ***" in caplog.text
 
     def test_of_one_that_was_lost_and_made_again(self, start: Start, run: Run, request_of: RunRequest) -> None:
         def preempted(pod: ScriptedPod) -> None:
