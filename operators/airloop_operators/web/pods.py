@@ -104,7 +104,7 @@ def _facts(one: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> list
     used = one["resources"]
     facts = [("ran as", "a process of the worker" if spent.runner == "local" else _place(spent))]
     if one["reserved"]:
-        facts.append(("held", _amounts(one["reserved"])))
+        facts.append(("reserved", _amounts(one["reserved"])))
     # Of one that goes on: so far.
     known = spent.seconds if spent.seconds is not None else used.get("pod_s")
     if known is not None:
