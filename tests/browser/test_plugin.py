@@ -269,6 +269,7 @@ def test_a_task_without_a_page_has_no_button_for_it(visit: Callable[..., Page], 
     page.get_by_role("link", name="Manifest", exact=True).wait_for()
     assert page.get_by_role("link", name="Report", exact=True).count() == 0
     assert page.get_by_role("link", name="MLflow run", exact=True).count() == 0
+    assert page.get_by_role("link", name="Pod", exact=True).count() == 0, "it ran in none"
 
 
 def test_a_dag_has_its_loop_as_a_tab(visit: Callable[..., Page], told: tuple[str, str]) -> None:
