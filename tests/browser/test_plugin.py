@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airloop.config import Config
+from tests.api_server import ApiServer, ScriptedPod
 from tests.loop_world import populate
 
 if TYPE_CHECKING:
@@ -270,6 +271,46 @@ def test_a_task_without_a_page_has_no_button_for_it(visit: Callable[..., Page], 
     assert page.get_by_role("link", name="Report", exact=True).count() == 0
     assert page.get_by_role("link", name="MLflow run", exact=True).count() == 0
     assert page.get_by_role("link", name="Pod", exact=True).count() == 0, "it ran in none"
+
+
+def test_the_button_of_a_task_that_ran_as_a_pod_opens_its_story(
+    visit: Callable[..., Page], server: Server, test_dag: Callable[..., Any], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if not os.environ.get("CI"):
+        pytest.importorskip("airflow.providers.cncf.kubernetes", reason="install airloop[kubernetes]")
+    from airflow.sdk import DAG
+
+    from airloop_operators import StepOperator
+
+    def node(pod: ScriptedPod) -> None:
+        pod.event("Pulled", "Container image is already present")
+        pod.run()
+        pod.succeed()
+
+    sizes = {
+        "images": {"cpu": "airloop:1"},
+        "volumes": [{"claim": "state", "path": str(server.home)}],
+        "sizes": {"small": {}},
+    }
+    (tmp_path / "sizes.json").write_text(json.dumps(sizes))
+    monkeypatch.setenv("AIRLOOP_HOME", str(server.home))
+    monkeypatch.setenv("AIRFLOW__AIRLOOP__SIZES", str(tmp_path / "sizes.json"))
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", server.url)
+    with ApiServer(node) as cluster:
+        extra = {"kube_config_path": str(cluster.kubeconfig(tmp_path / "kubeconfig"))}
+        monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps({"conn_type": "kubernetes", "extra": extra}))
+        with DAG("as_pods", start_date=datetime(2013, 1, 1, tzinfo=UTC), schedule=None) as dag:
+            StepOperator(task_id="train", step="steps_with_pages:plain", runner="pod")
+        ended = test_dag(dag, logical_date=datetime(2013, 2, 1, tzinfo=UTC))
+    assert str(ended.state) == "success"
+    page = visit(f"/dags/as_pods/runs/{ended.run_id}/tasks/train/details".replace("+", "%2B"))
+    page.get_by_role("link", name="Pod", exact=True).click()
+    frame = _inside(page)
+    frame.get_by_role("heading", name="Pods of train").wait_for()
+    frame.get_by_text("node-1").first.wait_for()
+    frame.get_by_text("airloop@sha256:0123").first.wait_for()
+    frame.get_by_text("Pulled: Container image is already present").wait_for()
 
 
 def test_a_dag_has_its_loop_as_a_tab(visit: Callable[..., Page], told: tuple[str, str]) -> None:
