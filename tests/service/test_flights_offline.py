@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import psutil
 import pytest
@@ -20,6 +21,7 @@ import pytest
 from airloop.cli import main
 from airloop.config import Config
 from airloop.features.read import OnlineReader
+from airloop.features.repo import open_store
 from airloop.frame import history
 from airloop.training import tracking
 from airloop.warehouse.artifacts import ArtifactStore
@@ -238,16 +240,38 @@ def test_the_champion_is_promoted(loop: Loop, airloop: Ask, seen: dict[str, Any]
 
 
 def test_online_values_are_those_of_the_tables(loop: Loop, seen: dict[str, Any]) -> None:
-    from airloop.features.repo import open_store
-
     answer = OnlineReader(loop.config).read("delay_v1", ENTITIES)
     same(seen, "online", answer)
     assert answer["late_rate_7d"][-1] is None
     assert None not in answer["late_rate_7d"][:-1]
-    rows = [dict(zip(ENTITIES, values, strict=True)) for values in zip(*ENTITIES.values(), strict=True)]
-    store = open_store(loop.config)
-    stock = store.get_online_features(features=store.get_feature_service("delay_v1"), entity_rows=rows).to_dict()
+    stock = stock_answer(open_store(loop.config))
     assert {name: stock[name] for name in answer} == answer
+
+
+def test_feast_itself_reads_the_same_values(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its command line and its feature server open the repository's own file."""
+    from feast import FeatureStore
+
+    config = loop.config
+    monkeypatch.setenv("AIRLOOP_FEAST_REGISTRY", str(config.feast_registry))
+    if isinstance(config.online_store, Path):
+        file = "feature_store.yaml"
+        monkeypatch.setenv("AIRLOOP_ONLINE_STORE", str(config.online_store))
+    else:
+        file = "feature_store.cluster.yaml"
+        parts = urlsplit(config.online_store.url)
+        password = unquote(parts.password or "")
+        monkeypatch.setenv("FEAST_REDIS", f"{parts.hostname}:{parts.port},password={password},db=0")
+    repo = REPOSITORY / "feature_repo"
+    assert stock_answer(FeatureStore(repo_path=str(repo), fs_yaml_file=repo / file)) == stock_answer(open_store(config))
+
+
+def stock_answer(store: Any) -> dict[str, Any]:
+    """What Feast's own reader says."""
+    rows = [dict(zip(ENTITIES, values, strict=True)) for values in zip(*ENTITIES.values(), strict=True)]
+    found = store.get_online_features(features=store.get_feature_service("delay_v1"), entity_rows=rows)
+    answer: dict[str, Any] = found.to_dict()
+    return answer
 
 
 def test_lineage_leads_from_the_champion_to_files(airloop: Ask, seen: dict[str, Any]) -> None:
