@@ -1,6 +1,6 @@
 """
 A month of ``dags/flights_offline.py`` in Airflow, with its scheduler and executor, on every profile of stores: what it
-made, that all of it is reused, and what can be asked of it. In its middle every payload that runs is killed.
+made, that all of it is reused, and what can be asked of it. Three times while it runs every payload is killed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,8 @@ JANUARY = "2013-02-02T00:00:00-05:00"
 """Logical date of a run by hand, which takes the newest interval that is complete; the other one is an hour later."""
 AGAIN = "2013-02-02T01:00:00-05:00"
 TASKS = 23
-STRIKE_AFTER = 12
-"""Tasks that are done when the payloads are killed."""
+STRIKES = (8, 13, 18)
+"""How many tasks are done when payloads are killed."""
 ENTITIES = {
     "origin": ["EWR", "JFK", "LGA", "EWR"],
     "carrier": ["UA", "B6", "DL", "no such airline"],
@@ -63,8 +64,8 @@ class Loop:
     airflow: Airflow
     environment: dict[str, str]
     """Of somebody who looks at its state."""
-    struck: list[str] = field(default_factory=list)
-    """Names of the payloads' processes that were killed."""
+    struck: list[int] = field(default_factory=list)
+    """Process ids of the payloads that were killed."""
     first: dict[str, str] = field(default_factory=dict)
     """How each task of the first run ended, by the records."""
     attempts: list[dict[str, Any]] = field(default_factory=list)
@@ -78,8 +79,9 @@ class Loop:
     def store(self) -> ArtifactStore:
         return ArtifactStore(self.config.artifacts)
 
-    def run(self, run_id: str, logical_date: str, *, strike: bool = False) -> None:
-        """Run January to its end."""
+    def run(self, run_id: str, logical_date: str, *, strikes: Sequence[int] = ()) -> None:
+        """Run January to its end, and kill its payloads when so many tasks are done."""
+        left = list(strikes)
         body = {"dag_run_id": run_id, "logical_date": logical_date}
         self.airflow.call("POST", f"/api/v2/dags/{DAG_ID}/dagRuns", body)
         until = time.monotonic() + 600
@@ -88,9 +90,10 @@ class Loop:
             if run["state"] in ("success", "failed"):
                 break
             assert time.monotonic() < until, f"{run_id} does not end"
-            if strike and not self.struck and self.done(run_id) >= STRIKE_AFTER:
-                self.struck = self.kill_payloads()
-            time.sleep(0.1 if strike and not self.struck else 0.5)
+            if left and self.done(run_id) >= left[0] and (killed := self.kill_payloads()):
+                self.struck += killed
+                left.pop(0)
+            time.sleep(0.1 if left else 0.5)
         assert run["state"] == "success", self.ends(run_id)
 
     def done(self, run_id: str) -> int:
@@ -102,17 +105,18 @@ class Loop:
         errors = {name: (task.record.get("error") or {}).get("message", "") for name, task in run.tasks.items()}
         return {name: f"{task.status} {errors[name]}".strip() for name, task in run.tasks.items()}
 
-    def kill_payloads(self) -> list[str]:
-        """SIGKILL every step of this Airflow that runs; those that are left are killed with it."""
+    def kill_payloads(self) -> list[int]:
+        """SIGKILL every step of this Airflow that runs; returns their process ids."""
+        services = {service.pid for service in self.stack.services}
         killed = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                above = [" ".join(p.cmdline()) for p in process.parents()]
-                # The children of its warm server, or of its tasks.
-                step = process.name() == "airloop-step" or process.cmdline()[-3:-1] == ["airloop", "run"]
-                if step and any(str(self.stack.home) in line for line in above):
+                # A child of its warm server, which was started with a socket below its home, or of one of its tasks.
+                above = process.parents()
+                ours = any(p.pid in services or str(self.stack.home) in " ".join(p.cmdline()) for p in above)
+                if ours and (process.name() == "airloop-step" or process.cmdline()[-3:-1] == ["airloop", "run"]):
                     process.kill()
-                    killed.append(process.name())
+                    killed.append(process.pid)
         return killed
 
     def written(self) -> dict[str, Any]:
@@ -174,7 +178,7 @@ def loop(profile: profiles.Profile, tmp_path_factory: pytest.TempPathFactory) ->
                 airflow.call("POST", "/api/v2/connections", connection)
             airflow.call("PATCH", f"/api/v2/dags/{DAG_ID}", {"is_paused": False})
             loop = Loop(profile, stack, airflow, environment)
-            loop.run("first", JANUARY, strike=True)
+            loop.run("first", JANUARY, strikes=STRIKES)
             loop.first = {name: end.partition(" ")[0] for name, end in loop.ends("first").items()}
             loop.attempts = [json.loads(loop.store.read_bytes(n)) for n in loop.store.names("attempts")]
             yield loop
@@ -208,12 +212,14 @@ def same(seen: dict[str, Any], what: str, found: Any) -> None:
 
 
 def test_every_task_is_done_though_payloads_were_killed(loop: Loop) -> None:
-    assert loop.struck, "the loop was over before anything was killed"
-    assert loop.first == dict.fromkeys(loop.first, "done")
     assert len(loop.first) == TASKS
     lost = [a for a in loop.attempts if a["status"] == "try_again"]
+    # One may have been killed after its manifest, which the next attempt found.
     assert 1 <= len(lost) <= len(loop.struck)
     assert {a["error"]["class"] for a in lost} == {"ProcessLost"}
+    ends = Counter(loop.first.values())
+    assert ends["done"] + ends["reused"] == TASKS
+    assert ends["reused"] <= len(lost)
 
 
 def test_what_it_made(loop: Loop, airloop: Ask, seen: dict[str, Any]) -> None:
@@ -302,10 +308,9 @@ def test_the_doctor_finds_nothing_to_mend(loop: Loop, airloop: Ask) -> None:
         assert secret not in json.dumps(findings)
 
 
-def test_the_training_is_rebuilt(airloop: Ask) -> None:
-    code, found = airloop("replay", f"{DAG_ID}/first")
+def test_the_training_set_is_rebuilt(airloop: Ask) -> None:
+    code, found = airloop("replay", f"{DAG_ID}/first", "--task", "examples")
     assert (code, found["verdict"]) == (0, "equal"), found
-    assert {t["task_id"]: t["verdict"] for t in found["tasks"]} == dict.fromkeys(["examples", "train", "gate"], "equal")
 
 
 def test_a_second_run_reuses_all_of_it_and_writes_nothing(loop: Loop, airloop: Ask) -> None:
@@ -320,8 +325,7 @@ def test_a_second_run_reuses_all_of_it_and_writes_nothing(loop: Loop, airloop: A
 
 def test_no_secret_is_anywhere(loop: Loop) -> None:
     """Neither in logs, rendered fields, results and all else of Airflow's database, nor in artifacts."""
-    logs = loop.stack.home / "airflow" / "logs"
-    texts = {str(path): path.read_text(errors="replace") for path in logs.rglob("*.log")}
+    texts = {str(path): path.read_text(errors="replace") for path in loop.stack.home.rglob("*.log")}
     assert len(texts) >= 2 * TASKS
     texts |= {
         name: loop.store.read_bytes(name).decode(errors="replace")
