@@ -11,7 +11,9 @@ from airloop.errors import BadArgument, BadConfiguration
 if TYPE_CHECKING:
     from airflow.sdk import Connection
 
-FIELDS = ("password", "login", "host", "schema", "uri")
+PLAIN = ("login", "host", "schema")
+"""Fields that Airflow shows to whoever may see connections. Masked, a user called ``lake`` would blank every address."""
+FIELDS = ("password", *PLAIN, "uri")
 _SECRET = re.compile(rf"([A-Za-z_]\w*)=([^\s.,=]+\.(?:{'|'.join(FIELDS)}|extra\.[^\s,=]+))", re.ASCII)
 
 
@@ -35,20 +37,22 @@ def read_secrets(text: str) -> dict[str, str]:
     return found
 
 
-def fetch_secrets(wanted: Mapping[str, str]) -> dict[str, str]:
+def fetch_secrets(wanted: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """
-    Values by environment variable, masked in logs from then on. Each connection is asked for once.
+    Values by environment variable: first those that are secret, masked in logs from then on; then those of
+    :data:`PLAIN` fields. Each connection is asked for once.
 
     :param wanted: environment variable → ``connection_id.field``.
     :raises BadArgument: a field is unknown or empty. (Airflow's own error names a connection that does not exist.)
     """
     if not wanted:
-        return {}
+        return {}, {}
     from airflow.sdk import BaseHook
     from airflow.sdk.log import mask_secret
 
     connections: dict[str, Connection] = {}
-    found = {}
+    secrets: dict[str, str] = {}
+    plain: dict[str, str] = {}
     for variable, where in wanted.items():
         connection_id, _, field = where.partition(".")
         if connection_id not in connections:
@@ -56,9 +60,12 @@ def fetch_secrets(wanted: Mapping[str, str]) -> dict[str, str]:
         value = _field(connections[connection_id], field, variable, where)
         if not value:
             raise BadArgument(f"secret {variable}: connection {connection_id} has no {field}", "set it in Airflow")
-        mask_secret(value)
-        found[variable] = value
-    return found
+        if field in PLAIN:
+            plain[variable] = value
+        else:
+            mask_secret(value)
+            secrets[variable] = value
+    return secrets, plain
 
 
 def _field(connection: Connection, field: str, variable: str, where: str) -> str:

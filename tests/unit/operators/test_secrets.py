@@ -52,11 +52,13 @@ def test_values_come_from_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_DB", "postgres://air:s3%40cret@db.example:5433/lake?sslmode=require")
     monkeypatch.setenv("AIRFLOW_CONN_SERVICE", '{"conn_type": "generic", "extra": {"token": "t0ken-of-it"}}')
     wanted = {"AIRLOOP_CATALOG": "db.uri", "PGUSER": "db.login", "TOKEN": "service.extra.token"}
-    assert fetch_secrets(wanted) == {
+    secrets, plain = fetch_secrets(wanted)
+    assert secrets == {
         "AIRLOOP_CATALOG": "postgres://air:s3%40cret@db.example:5433/lake?sslmode=require",
-        "PGUSER": "air",
         "TOKEN": "t0ken-of-it",
     }
+    assert plain == {"PGUSER": "air"}, "masked, it would be blanked in every text that has an air in it"
+    assert fetch_secrets({}) == ({}, {})
     with pytest.raises(BadArgument, match="connection service has no password"):
         fetch_secrets({"PASSWORD": "service.password"})
     with pytest.raises(BadArgument, match=r"is not connection_id\.field"):
