@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Connection
 
 PLAIN = ("login", "host", "schema")
-"""Fields that Airflow shows to whoever may see connections. Masked, a user called ``lake`` would blank every address."""
+"""Fields that are shown to whoever may see connections. Masked, a user called ``lake`` would blank every address."""
 FIELDS = ("password", *PLAIN, "uri")
 _SECRET = re.compile(rf"([A-Za-z_]\w*)=([^\s.,=]+\.(?:{'|'.join(FIELDS)}|extra\.[^\s,=]+))", re.ASCII)
 
