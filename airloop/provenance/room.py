@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
-from airloop.config import Config, local_folder
+from airloop.config import Config, S3Address
 from airloop.contract import ENV_CALL, ENV_LOG_FORMAT, ENV_RECEIPT, Call, Interval, Receipt, RunInfo
 from airloop.errors import ContractBroken, NotFound
 from airloop.frame.archive import FEATURES, PYTHON, unpack
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 LINES = 15
 """Of a failed task's log that are shown."""
+REPLAYS = "replays"
+"""Where in a bucket a replay's tables would be that are no copies of the original's; there are none."""
 ASK = "import sys; from airloop.steps import load; print(load(sys.argv[1]).acts)"
 
 
@@ -35,10 +38,7 @@ class Room:
     def __init__(self, config: Config, folder: Path) -> None:
         """
         :param folder: empty; everything that is made comes there.
-        :raises BadConfiguration: the tables' files are in a bucket.
         """
-        # Its tables are forks in folders that read the originals' files in place.
-        local_folder(config.warehouse, "airloop replay")
         self.config = config
         self.folder = folder
         self.tolerance = 0.0
@@ -108,7 +108,8 @@ class Room:
 
         if ref.exists(Scope(self.config)):
             return self.config
-        then = Config.from_environment({"AIRLOOP_HOME": str(self.folder / "then" / str(ref.snapshot))})
+        home = self.folder / "then" / str(ref.snapshot)
+        then = Config.from_environment({"AIRLOOP_HOME": str(home), **self._warehouse(home)})
         at = ref.snapshot or 0
         if not Warehouse.open(then).exists(ref.name):
             fork(Warehouse.open(self.config).table(ref.name), then, snapshots=[at], main=0, as_of=at)
@@ -141,6 +142,7 @@ class Room:
         home.mkdir(exist_ok=True)
         return {
             "AIRLOOP_HOME": str(home),
+            **self._warehouse(home),
             "AIRLOOP_MLFLOW": f"sqlite:///{self.folder / 'mlflow.db'}",
             "AIRLOOP_MLFLOW_ARTIFACTS": str(self.folder / "mlflow"),
             "AIRLOOP_FEATURE_REPO": str(self._tree(task) / FEATURES),
@@ -148,6 +150,16 @@ class Room:
             "AIRLOOP_MEMORY_MB": str(self.config.memory_mb),
             "AIRLOOP_ROWS_PER_CHUNK": str(self.config.rows_per_chunk),
         }
+
+    def _warehouse(self, home: Path) -> dict[str, str]:
+        """
+        What lets a task read its tables' files where they are in a bucket. What it writes comes below ``home`` all the
+        same, for that is where its tables are.
+        """
+        original = self.config.warehouse
+        if not isinstance(original, S3Address):
+            return {}
+        return {"AIRLOOP_WAREHOUSE": f"{original}/{REPLAYS}/{hashlib.sha256(str(home).encode()).hexdigest()[:16]}"}
 
     def _tree(self, task: Task) -> Path:
         return self.folder / "code" / str(task.manifest["code"]["tree"])

@@ -65,7 +65,7 @@ def _attempts(
     usual_mb = settings.memory_mb if (operator.runner or settings.runner) == "local" else 0
     memory_mb = usual_mb if operator.memory_mb is None else operator.memory_mb
     interval = interval_of(context, operator.interval)
-    secrets = fetch_secrets(operator.secrets or {})
+    secrets, plain = fetch_secrets({**settings.secrets, **(operator.secrets or {})})
     for attempt, identity in enumerate(_attempt_ids(operator, ti)):
         call = Call(
             step=step,
@@ -77,7 +77,7 @@ def _attempts(
         )
         request = RunRequest(
             call=call,
-            environment={**settings.environment, **(operator.environment or {})},
+            environment={**settings.environment, **plain, **(operator.environment or {})},
             secrets=secrets,
             artifacts=settings.artifacts,
             memory_mb=memory_mb or None,

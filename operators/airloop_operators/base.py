@@ -55,8 +55,9 @@ class StepOperator(BaseOperator):
         is ended and OOM is named.
     :param cpus: processors that the step may use; default all.
     :param environment: more environment variables for the step. (templated)
-    :param secrets: environment variable by ``connection_id.field`` (``password``, ``login``, ``uri`` or
-        ``extra.NAME``). Fetched when the task runs; masked in logs; never rendered, never in a manifest.
+    :param secrets: environment variable by ``connection_id.field`` (``password``, ``uri`` or ``extra.NAME``). Fetched
+        when the task runs; masked in logs; never rendered, never in a manifest. ``login``, ``host`` and ``schema`` can
+        be named too; they are not masked. Those of every task: ``[airloop] secrets``.
     :param python: interpreter of another virtual environment that has airloop installed.
     :param infrastructure_retries: how often a step that was ended by its surroundings (not by memory or time limits)
         is started again before the task itself fails; apart from the task's ``retries``.
