@@ -76,18 +76,15 @@ class Orphans:
         """
         # Read after the files were seen: what was committed since is named here.
         named: set[str] = set()
-        resting: set[str] = set()
         for name in self._warehouse.tables():
             table = self._warehouse.table(name)
             named |= References(table, known=self._references.get(name)).all()
             # What another tool expired in spite of us can be read as long as its files are there.
             named |= {path for s in recall(table, reasons.get(name, {})).values() for path in files_of(s, table.io)}
-            place = local_path(table.location())
-            for file in [f for path, f in self._seen.items() if NOTE.search(path) and path.startswith(f"{place}/")]:
-                if self._is_young(file):
-                    resting |= noted(table, file.path)
         for path in named.intersection(self._seen):
             del self._seen[path]
+        young_notes = (path for path, file in self._seen.items() if NOTE.search(path) and self._is_young(file))
+        resting = set().union(*map(noted, young_notes))
         going = []
         for file in self._seen.values():
             if self._is_young(file) or file.path in resting:
@@ -112,7 +109,9 @@ class Orphans:
                     old.append(file)
                 else:
                     self.waiting += 1
-            yield from _pieces(old)
+            # It may have been registered again since it was missed.
+            if not self._warehouse.exists(name):
+                yield from _pieces(old)
 
     def _is_young(self, file: File) -> bool:
         store = tree.split(file.path)[0] if file.path.startswith(tree.SCHEME) else ""

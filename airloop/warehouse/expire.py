@@ -24,11 +24,11 @@ from pyiceberg.table.update import AssertTableUUID, RemoveSnapshotsUpdate, SetPr
 
 from airloop.errors import CommitConflict, ContractBroken
 from airloop.faults import point
+from airloop.warehouse import tree
 from airloop.warehouse.commit import KEY, TRIES, send
 from airloop.warehouse.expired import PROPERTY, remembering
 from airloop.warehouse.localio import local_path
 from airloop.warehouse.references import References
-from airloop.warehouse.tree import SCHEME
 
 NOTE = re.compile(r"/metadata/expired-[0-9a-f-]{36}\.json")
 
@@ -89,22 +89,20 @@ def expire(
     raise CommitConflict(f"{name}: other writers won {TRIES} times", "run it again when fewer tasks write this table")
 
 
-def noted(table: Table, note: str) -> set[str]:
+def noted(note: str) -> set[str]:
     """
-    The files that a note names.
+    The files that a note names; none if it is gone.
 
     :raises ContractBroken: it cannot be read.
     """
-    with table.io.new_input(note).open() as stream:
-        content = stream.read()
     try:
-        return set(map(str, json.loads(content)["files"]))
+        return set(map(str, json.loads(tree.read(note) or b'{"files": []}')["files"]))
     except (ValueError, KeyError, TypeError) as cause:
         raise ContractBroken(f"{note} cannot be read: {cause}", "remove it if it is not Airloop's") from cause
 
 
 def _make_young(table: Table, paths: Collection[str]) -> None:
-    in_bucket = sorted(path for path in paths if path.startswith(SCHEME))
+    in_bucket = sorted(path for path in paths if path.startswith(tree.SCHEME))
     for path in set(paths).difference(in_bucket):
         with suppress(FileNotFoundError):
             os.utime(path)

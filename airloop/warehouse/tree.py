@@ -67,6 +67,14 @@ def remove(paths: Collection[str]) -> None:
         Bulk(S3Address(bucket, "")).remove_all(names)
 
 
+def read(path: str) -> bytes | None:
+    """What is in a file; None if it is not there."""
+    if not path.startswith(SCHEME):
+        return Path(path).read_bytes() if Path(path).exists() else None
+    bucket, key = split(path)
+    return Bulk(S3Address(bucket, "")).read(key)
+
+
 def exists(path: str) -> bool:
     """Whether a file is there."""
     if not path.startswith(SCHEME):
@@ -81,11 +89,12 @@ def those_there(paths: Iterable[str], place: str) -> list[str]:
     return sorted(path for path in paths if path in here or exists(path))
 
 
-def ahead_s(place: str) -> float:
+def ahead_s(path: str) -> float:
     """What to add to a time of this machine's clock to compare a file's with it: no file looks older than it is."""
-    if not place.startswith(SCHEME):
+    if not path.startswith(SCHEME):
         return 0.0
-    return Bulk(S3Address(split(place)[0], "")).clock_ahead_s() - CLOCK_STEP_S
+    bucket, key = split(path)
+    return Bulk(S3Address(bucket, key.rpartition("/")[0])).clock_ahead_s() - CLOCK_STEP_S
 
 
 def real(place: str) -> str:
