@@ -64,7 +64,8 @@ def restore(source: Path, home: Path, *, point: str | None = None, config: Confi
 
             # The last step: it is what makes tables of the files. To open a catalog makes folders, which stay apart.
             scratch = staging / ".catalog"
-            import_catalog(replace(config, home=scratch), staging / "catalog.db")
+            warehouse = config.warehouse if isinstance(config.warehouse, S3Address) else scratch
+            import_catalog(replace(config, home=scratch, warehouse=warehouse), staging / "catalog.db")
             shutil.rmtree(scratch)
             (staging / "catalog.db").unlink()
         staging.chmod(0o755)
