@@ -154,6 +154,8 @@ class _Work:
         for scratch in ("work", "spill"):
             # Nothing runs: what is there belongs to killed steps and to replays that were kept, rows and all.
             shutil.rmtree(self.config.home / scratch, ignore_errors=True)
+        if isinstance(self.config.warehouse, S3Address):
+            tree.remove([file.path for file in tree.below(f"{self.config.warehouse}/{tree.REPLAYS}")])
         self._conclude(subject, journal)
         erasures.finish(self.warehouse, entry, self.done.as_json())
         point("erase:done")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from airloop.config import S3Address
 from airloop.objects.bulk import AT_A_TIME
 from airloop.upkeep.dropped import dropped
 from airloop.upkeep.known import known_tables
@@ -51,8 +52,8 @@ class Orphans:
         return references
 
     def places(self) -> set[str]:
-        """Folders of tables, and of those that were dropped."""
-        return {*self._places.values(), *self._gone.values()}
+        """Folders of tables, of those that were dropped, and of replays in a bucket."""
+        return {*self._places.values(), *self._gone.values(), *self._replays()}
 
     def look(self) -> None:
         """See what lies in the folders of tables."""
@@ -93,6 +94,14 @@ class Orphans:
                 going.append(file)
         yield from _pieces(going)
         yield from self._of_dropped(dry_run=dry_run)
+        for place in self._replays():
+            old = [file for file in tree.below(place) if not self._is_young(file)]
+            yield from (("working folders", piece) for _, piece in _pieces(old))
+
+    def _replays(self) -> list[str]:
+        """Where tables of replays are that were killed or kept; in a folder they are in that of the replay."""
+        root = self._warehouse.config.warehouse
+        return [f"{root}/{tree.REPLAYS}"] if isinstance(root, S3Address) else []
 
     def _of_dropped(self, *, dry_run: bool) -> Iterator[tuple[str, list[File]]]:
         """Files of tables that were dropped before the cutoff, as far as we know."""

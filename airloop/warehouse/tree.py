@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from airloop.warehouse.catalog import Warehouse
 
 SCHEME = "s3://"
+REPLAYS = ".replays"
+"""Folder of a warehouse in a bucket for tables of replays; no namespace of a catalog can have such a name."""
 
 
 @dataclass(frozen=True, slots=True)
