@@ -222,7 +222,10 @@ def _remove_files(kind: str, going: Sequence[File], found: Collected, dry_run: b
 
 def _sweep(published: Published, policy: Policy, found: Collected, dry_run: bool) -> None:
     """What is of no use any more among artifacts and records."""
-    _remove_published(UNFINISHED, published, published.unfinished(), found, dry_run)
+    for file in published.unfinished():
+        # One by one, and looked at right before: its step may be at it again.
+        if published.is_same(file):
+            _remove_published(UNFINISHED, published, [file], found, dry_run)
     records = published.attempts(policy.keep_days * 86_400)
     _remove_published("attempts' records", published, records, found, dry_run)
 

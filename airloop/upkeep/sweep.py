@@ -123,6 +123,12 @@ class Published:
                 if self.objects.look(f"{folder}/manifest.json") is None:
                     yield from left
 
+    def is_same(self, file: Listed) -> bool:
+        """Whether nobody wrote a file, which was old, since it was seen."""
+        now = self.objects.look(file.name)
+        # Some stores list parts of seconds and tell whole ones of a single file.
+        return now is not None and (now.bytes, int(now.changed_at)) == (file.bytes, int(file.changed_at))
+
     def attempts(self, keep_s: float) -> Iterator[Listed]:
         """
         Records of attempts that are not the newest of their task in their run.
