@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,7 +197,7 @@ def _recent(table: Table, cutoff: float) -> set[int]:
     metadata = table.metadata
     recent = {s.snapshot_id for s in metadata.snapshots if s.timestamp_ms / 1000 >= cutoff}
     entries = metadata.snapshot_log
-    for entry, following in zip(entries, [*entries[1:], None], strict=True):
+    for entry, following in zip_longest(entries, entries[1:]):
         if following is None or following.timestamp_ms / 1000 >= cutoff:
             recent.add(entry.snapshot_id)
     return recent
