@@ -110,7 +110,7 @@ def test_nothing_young_expires(config: Config, history: list[int]) -> None:
     assert gc.collect(config, NOTHING_KEPT).snapshots == []
 
 
-@pytest.mark.parametrize("config", ["folder", "bucket", "cluster"], indirect=True)
+@ALONE_AND_TOGETHER
 def test_what_nothing_names_expires_and_its_files_wait(
     config: Config, warehouse: Warehouse, history: list[int]
 ) -> None:
