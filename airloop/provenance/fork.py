@@ -48,9 +48,8 @@ def fork(table: Table, into: Config, *, snapshots: Sequence[int], main: int, as_
         if wanted and wanted not in known:
             raise NotFound(f"{name} has no snapshot {wanted}", "it has expired, or never was")
     kept = {found for wanted in (*snapshots, main) for found in _line(known, wanted)}
-    # In a folder, wherever the original's files are.
-    folder = into.warehouse if isinstance(into.warehouse, Path) else into.home / "warehouse"
-    location = f"file://{folder}/{name.replace('.', '/')}-{uuid.uuid4().hex[:12]}"
+    root = f"file://{into.warehouse}" if isinstance(into.warehouse, Path) else str(into.warehouse)
+    location = f"{root}/{name.replace('.', '/')}-{uuid.uuid4().hex[:12]}"
     schema_id = known[as_of].schema_id if as_of else None
     metadata = table.metadata.model_copy(
         update={
