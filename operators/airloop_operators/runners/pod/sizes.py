@@ -19,6 +19,7 @@ Sizes and pools of pods: configuration, not a matter of DAG files.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -126,6 +127,8 @@ class Patience:
     """Between asking a payload to end and killing it."""
     lost_s: float = 60.0
     """For a node that does not confirm an end, on top of the grace."""
+    log_s: float = math.inf
+    """Between two looks at the log of a deferred task's pod; default: it is read when the pod has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
