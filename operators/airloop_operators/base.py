@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import jinja2
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
+    from airflow.sdk.definitions.mappedoperator import OperatorPartial
 
     from airloop_operators.deferral import Deferral, Woken
     from airloop_operators.runners.base import Runner, RunOutcome
@@ -136,6 +137,8 @@ class StepOperator(BaseOperator):
     ) -> None:
         if announces is not None:
             kwargs["outlets"] = [*(kwargs.get("outlets") or []), AssetAlias(announces.name)]
+        if size is not None:
+            kwargs = _counted(kwargs, size, runner)
         super().__init__(**kwargs)
         # Not one by one: Airflow looks at each for tasks that it comes from, and then again at all of them when the
         # operator is complete. With thousands of tasks that is a large part of a parse.
@@ -156,6 +159,17 @@ class StepOperator(BaseOperator):
             order=order,
             announces=announces,
         )
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> OperatorPartial:
+        """
+        As Airflow does it, with the pool that counts its accelerators.
+
+        A size that ``expand`` gives, or ``default_args``, comes too late for that.
+        """
+        if isinstance(size := kwargs.get("size"), str):
+            kwargs = _counted(kwargs, size, kwargs.get("runner"))
+        return super().partial(**kwargs)
 
     def resolve_template_files(self) -> None:
         """
@@ -353,6 +367,14 @@ def declared(constructor: _Constructor) -> _Constructor:
     itself = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
     vars(make).update(declares=tuple(defaults), __signature__=Signature([itself, *own, *_PARAMETERS]))
     return cast("_Constructor", make)
+
+
+def _counted(kwargs: dict[str, Any], size: str, runner: str | None) -> dict[str, Any]:
+    """With the Airflow pool that counts the accelerators of a size, unless the task names one or some of its slots."""
+    from airloop_operators.budget import pool_of
+
+    counted = pool_of(size, runner)
+    return kwargs if "pool" in kwargs or "pool_slots" in kwargs else {**kwargs, **counted}
 
 
 def _places(tasks: Iterable[Any]) -> Iterator[Place]:
