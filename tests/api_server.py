@@ -156,7 +156,8 @@ class ScriptedPod:
 
     def condition(self, kind: str, status: str, reason: str = "", message: str = "") -> None:
         found = [c for c in self.object["status"].get("conditions", []) if c["type"] != kind]
-        self.change(conditions=[*found, {"type": kind, "status": status, "reason": reason, "message": message}])
+        new = {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": _now()}
+        self.change(conditions=[*found, new])
 
     def state(self, phase: str, state: dict[str, Any], **status: Any) -> None:
         container = {"name": "step", "state": state, "imageID": "airloop@sha256:0123", "restartCount": 0}
@@ -302,10 +303,15 @@ class _Handler(BaseHTTPRequestHandler):
             if kind == "events":
                 uid = dict(part.split("=") for part in query["fieldSelector"].split(","))["involvedObject.uid"]
                 items = [event for event in server.events if event["_uid"] == uid]
-            elif kind == "pods":
+            elif "fieldSelector" in query:
+                only = query["fieldSelector"].partition("=")[2]
+                items = [pod for pod in server.pods.values() if pod["metadata"]["name"] == only]
+            else:
                 key, _, value = query["labelSelector"].partition("=")
                 items = [pod for pod in server.pods.values() if pod["metadata"]["labels"].get(key) == value]
-            return self._json(200, {"kind": "List", "items": items})
+            return self._json(
+                200, {"kind": "List", "metadata": {"resourceVersion": str(server._version)}, "items": items}
+            )
 
     def _create(self, kind: str, wanted: dict[str, Any]) -> None:
         server, name = self.server_of_pods, wanted["metadata"]["name"]

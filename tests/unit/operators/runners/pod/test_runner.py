@@ -39,7 +39,7 @@ from airloop.errors import (
 from airloop_operators import StepOperator, turn
 from airloop_operators.runners import get_runner
 from airloop_operators.runners.base import RunOutcome, RunRequest
-from airloop_operators.runners.pod import attempt, names
+from airloop_operators.runners.pod import attempt, keeper, names, watcher
 from airloop_operators.runners.pod.runner import PodRunner
 from airloop_operators.runners.pod.sizes import Patience, Pods
 from airloop_operators.runners.pod.spec import make
@@ -65,8 +65,8 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps({"conn_type": "kubernetes", "extra": extra}))
         return server
 
-    monkeypatch.setattr(attempt, "SETTLE_S", 0.5)
-    monkeypatch.setattr(attempt, "QUOTA_S", 0.2)
+    monkeypatch.setattr(watcher, "SETTLE_S", 0.5)
+    monkeypatch.setattr(keeper, "QUOTA_S", 0.2)
     yield begin
     for server in opened:
         server.__exit__()
