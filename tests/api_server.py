@@ -113,6 +113,10 @@ class ApiServer:
         self.lock.notify_all()
 
 
+Start = Callable[..., ApiServer]
+"""Begins one with scripts, to which Airflow's connection leads."""
+
+
 class Gone(Exception):
     """A script's pod is not there any more."""
 
