@@ -92,7 +92,6 @@ class Task:
         except TaskDeferred as deferred:
             from airflow.sdk._shared.module_loading import import_string
 
-            assert deferred.method_name == "resume"
             classpath, kwargs = deferred.trigger.serialize()
             found = import_string(classpath)(**deserialize(json.loads(self._keep(serialize(kwargs)))))
             found.task_instance = self.context["ti"]
