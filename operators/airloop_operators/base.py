@@ -229,6 +229,8 @@ class StepOperator(BaseOperator):
             return self._run(context, self._until(context), lost=True)
         if woken.trouble:
             self.log.warning("the trigger could not watch: %s", woken.why)
+        else:
+            self.log.info("woken up: %s", woken.why)
         back = woken.back
         until = None if back.until is None else time.monotonic() + back.until - time.time()
         return self._run(context, until, woken=woken)

@@ -21,7 +21,7 @@ from airloop.errors import AirloopError, InfrastructureFailure, PodLost
 from airloop.redact import Redactor
 from airloop_operators.runners.base import Ending, RunOutcome, RunRequest, Underway, conclude, read_record
 from airloop_operators.runners.logs import LogStream
-from airloop_operators.runners.pod import ending
+from airloop_operators.runners.pod import ending, names
 from airloop_operators.runners.pod.access import Connect
 from airloop_operators.runners.pod.case import MARGIN_S, Case
 from airloop_operators.runners.pod.cluster import Abandoned, Away, Cluster, Refused, refusal
@@ -47,13 +47,15 @@ class Attempt:
         self._request = request
         self._pods = pods
         self._connect = connect
+        self._name = names.pod_name(request.call)
         self._mask = Redactor(request.secrets.values(), request.environment)
         self._stream = LogStream(logging.getLogger("airloop.payload"), self._mask)
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._until: float | None = None
         """When its time is over, by the monotonic clock."""
         self._stopped = False
-        self._finished = False
+        self._finished = True
+        """Nothing is done for it."""
         self._verdict: Verdict | Left | None = None
         self._error: BaseException | None = None
         self._killer: Cluster | None = None
@@ -78,6 +80,7 @@ class Attempt:
         case = self._begin()
         before = read_record(request)
         thread = threading.Thread(target=self._work, args=(case,), name="airloop-pod", daemon=True)
+        self._finished = False
         thread.start()
         try:
             self._listen()
@@ -114,8 +117,16 @@ class Attempt:
         access = self._connect(pods)
         # What was left is where it was made, whatever is configured since.
         namespace = self._left.namespace if self._left else access.namespace
+        cluster = partial(Cluster, namespace=namespace, redact=self._mask)
+        self._killer = cluster(access.apis[1], patience_s=MARGIN_S)
         spawned_at = datetime.fromtimestamp(self._began_at, UTC).isoformat(timespec="milliseconds")
-        made = make(request, pods, namespace=namespace, spawned_at=spawned_at)
+        try:
+            made = make(request, pods, namespace=namespace, spawned_at=spawned_at)
+        except AirloopError:
+            # Nobody would look after what was left.
+            if self._left is not None:
+                self._killer.delete_by_name(self._name, pods.patience.grace_s)
+            raise
         about = About(
             step=request.call.step,
             pod=f"{namespace}/{made.name}",
@@ -124,9 +135,6 @@ class Attempt:
             image=made.place.image,
             origin=pods.origin,
         )
-        cluster = partial(Cluster, namespace=namespace, redact=self._mask)
-        self._killer = cluster(access.apis[1], patience_s=MARGIN_S)
-        self._made = made
         case = Case(
             request=request,
             pods=pods,
@@ -155,9 +163,9 @@ class Attempt:
             return
         grace_s = self._pods.patience.grace_s
         try:
-            killer.delete_by_name(self._made.name, grace_s)
+            killer.delete_by_name(self._name, grace_s)
         except (Refused, Away) as no:
-            log.warning("pod %s could not be asked to end: %s", self._made.name, no)
+            log.warning("pod %s could not be asked to end: %s", self._name, no)
         until = time.monotonic() + grace_s + MARGIN_S
         while not self._finished and time.monotonic() < until:
             time.sleep(0.05)

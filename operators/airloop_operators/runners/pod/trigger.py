@@ -44,7 +44,6 @@ class PodTrigger(BaseTrigger):
         super().__init__()
         self.deferral = dict(deferral)
         self.pause_s = pause_s
-        self._fired = False
         self._said = ""
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -59,18 +58,17 @@ class PodTrigger(BaseTrigger):
             event = event_of({**self.deferral, "state": left.as_json()}, why)
         except Exception as error:  # noqa: BLE001  the task has to look, whatever is wrong here
             event = event_of(self.deferral, f"{type(error).__name__}: {error}"[:500], trouble=True)
-        self._fired = True
         yield TriggerEvent(event)
 
     async def on_kill(self) -> None:
         """
         End the pod of a task that was marked as failed or successful, or cleared, or whose run was.
 
-        A trigger that another triggerer took over is told the same. So is one whose task was cleared and is on its way
-        already: its next try ends what the one before has left.
+        Airflow asks for it too where another triggerer took the trigger over, or has woken the task up meanwhile. Then
+        the pod stays, also if it is its next try that is on its way: that ends what the one before has left.
         """
         left = Left.of(self.deferral["state"])
-        if self._fired or not left.uid:
+        if not left.uid:
             return
         state = await self._state_of_task()
         if state in COMES_BACK:

@@ -590,7 +590,6 @@ class TestKilledWhileDeferred:
         trigger = Task().start()
         running(server)
         trigger.deferral["state"]["uid"] = "another"
-        trigger._fired = False
 
         async def kill() -> None:
             with pytest.MonkeyPatch.context() as patch:
