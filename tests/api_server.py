@@ -43,6 +43,8 @@ class ApiServer:
         """Pods as they were asked for."""
         self.secrets_created: list[dict[str, Any]] = []
         self.requests: list[str] = []
+        self.watches: list[str] = []
+        """Programs that watch pods, as they name themselves."""
         self.bodies: list[str] = []
         self.refusals: list[tuple[int, str, str]] = []
         """Answers to the next attempts to make a pod: status, reason, message."""
@@ -352,6 +354,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _watch(self, query: dict[str, str]) -> None:
         server = self.server_of_pods
+        server.watches.append(str(self.headers.get("User-Agent")))
         name = query["fieldSelector"].partition("=")[2]
         seen = int(query.get("resourceVersion") or 0)
         until = time.monotonic() + int(query["timeoutSeconds"])
