@@ -20,6 +20,7 @@ from airflow.sdk import DAG, Asset, AssetAlias
 from airflow.sdk.bases.operator import ExecutorSafeguard, TriggerFailureReason
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
 from airflow.sdk.execution_time import task_runner
+from airflow.sdk.execution_time.comms import GetTaskStates
 from airflow.sdk.serde import deserialize, serialize
 
 from airloop_operators import StepOperator, turn
@@ -224,7 +225,7 @@ class TestAStepThatIsDone:
 
 
 class TestAPodThatIsLost:
-    def test_deleted(self, start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    def test_deleted(self, start: Start, capsys: pytest.CaptureFixture[str]) -> None:
         def deleted(pod: ScriptedPod) -> None:
             pod.run()
             go(pod).wait(20)
@@ -236,7 +237,7 @@ class TestAPodThatIsLost:
         running(server)
         go(server.handles[next(iter(server.pods))]).set()
         found = task.resume(wake(trigger))
-        assert "PodLost" in caplog.text
+        assert "PodLost" in capsys.readouterr().out
         while not isinstance(found, dict):
             found = task.resume(wake(found))
         assert found["status"] == "done"
@@ -408,7 +409,7 @@ class TestATriggerThatFails:
             task.resume(event)
 
     def test_is_replaced_a_few_times_and_then_the_worker_waits(
-        self, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+        self, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr("airloop_operators.deferral.PAUSE_S", 0.01)
 
@@ -437,7 +438,7 @@ class TestATriggerThatFails:
         threading.Timer(1.0, go(server.handles[next(iter(server.pods))]).set).start()
         with pytest.raises(AirflowException, match="exit code 3"):
             task.resume({**event, "deferral": {**event["deferral"], "troubles": MOST_TROUBLES}})
-        assert "the trigger could not watch" in caplog.text
+        assert "the trigger could not watch" in capsys.readouterr().out
         assert len(server.created) == 1
 
     @pytest.mark.parametrize("event", [None, "success", {"status": "success"}, {"deferral": {}}])
@@ -462,7 +463,7 @@ class TestATriggerThatFails:
         found = task.resume({"deferral": trigger.deferral, "why": "has ended", "trouble": False})
         assert not isinstance(found, dict), "it is deferred again"
 
-    def test_and_is_lost(self, start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    def test_and_is_lost(self, start: Start, capsys: pytest.CaptureFixture[str]) -> None:
         """As Airflow tells it of a trigger that cannot be loaded; in the second of a task's attempts."""
 
         def evicted(pod: ScriptedPod) -> None:
@@ -479,7 +480,7 @@ class TestATriggerThatFails:
         told = {"error": TriggerFailureReason.TRIGGER_FAILURE.value, "traceback": ["ImportError: no\n"]}
         result = task.resume(told, method="__fail__")
         assert result["status"] == "done"
-        assert "ImportError: no" in caplog.text
+        assert "ImportError: no" in capsys.readouterr().out
         assert len(server.created) == 2
 
     def test_and_nobody_wakes_the_task_in_time(self, start: Start) -> None:
@@ -522,6 +523,8 @@ class TestKilledWhileDeferred:
         asked: list[Any] = []
 
         async def asend(message: Any) -> Any:
+            if not isinstance(message, GetTaskStates):
+                return None
             asked.append(message)
             return SimpleNamespace(task_states={"r2": {"t": state}})
 
@@ -550,24 +553,24 @@ class TestKilledWhileDeferred:
     async def by_a_restart(task: asyncio.Task[Any]) -> None:
         task.cancel()
 
-    @pytest.mark.parametrize("state", ["failed", "success", "skipped", None, "removed"])
-    def test_marked_or_cleared_its_pod_is_gone(self, start: Start, state: str | None) -> None:
+    @pytest.mark.parametrize("task_is", ["failed", "success", "skipped", None, "removed"])
+    def test_marked_or_cleared_its_pod_is_gone(self, start: Start, task_is: str | None) -> None:
         server = start(slow)
         trigger = Task().start()
         running(server)
-        (asked,) = self.in_triggerer(trigger, self.by_somebody, state)
+        (asked,) = self.in_triggerer(trigger, self.by_somebody, task_is)
         assert (asked.dag_id, asked.task_ids, asked.run_ids) == ("loop", ["t"], ["r2"])
         until = time.monotonic() + 3
         while server.pods and time.monotonic() < until:
             time.sleep(0.02)
         assert server.pods == server.secrets == {}
 
-    @pytest.mark.parametrize("state", ["deferred", "queued", "running"])
-    def test_a_trigger_that_moved_leaves_its_pod(self, start: Start, state: str) -> None:
+    @pytest.mark.parametrize("task_is", ["deferred", "queued", "running"])
+    def test_a_trigger_that_moved_leaves_its_pod(self, start: Start, task_is: str) -> None:
         server = start(slow)
         trigger = Task().start()
         running(server)
-        self.in_triggerer(trigger, self.by_somebody, state)
+        self.in_triggerer(trigger, self.by_somebody, task_is)
         running(server)
 
     def test_a_restart_leaves_its_pod_and_the_next_trigger_watches_it(self, start: Start) -> None:
