@@ -349,8 +349,11 @@ class _Handler(BaseHTTPRequestHandler):
             uid = (options.get("preconditions") or {}).get("uid")
             if uid not in (None, pod["metadata"]["uid"]):
                 return self._status(409, "Conflict", "the UID in the precondition does not match")
-            self._json(200, pod)
-        return server.handles[name].delete(options.get("gracePeriodSeconds"))
+            answer = copy.deepcopy(pod)
+        # Before the answer: who has it finds a pod that has no grace gone.
+        with contextlib.suppress(Gone):
+            server.handles[name].delete(options.get("gracePeriodSeconds"))
+        return self._json(200, answer)
 
     def _watch(self, query: dict[str, str]) -> None:
         server = self.server_of_pods

@@ -99,16 +99,17 @@ def _attempts(
             may_leave=may_leave,
             left=left,
         )
-        outcome = runner.run(request)
-        if isinstance(outcome, Underway):
+        found = runner.run(request)
+        if isinstance(found, Underway):
             # Its pod was ended with it.
             if operator.killed:
                 raise ProcessLost(f"the step of {operator.task_id} was ended because its task was stopped")
             until_unix = None if until is None else time.time() + until - time.monotonic()
             troubles = back.troubles if back is not None else 0
             return Deferral(
-                attempt=attempt, timeout_s=timeout_s, until=until_unix, troubles=troubles, state=outcome.state
+                attempt=attempt, timeout_s=timeout_s, until=until_unix, troubles=troubles, state=found.state
             )
+        outcome = found
         error = outcome.error
         # A limit that was hit once will be hit again: that is for a person, or the task's own retries.
         if not isinstance(error, InfrastructureFailure) or isinstance(error, OutOfMemory | TimedOut):

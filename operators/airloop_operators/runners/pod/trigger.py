@@ -41,7 +41,7 @@ class PodTrigger(BaseTrigger):
     """
 
     def __init__(self, deferral: Mapping[str, Any], pause_s: float = 0.0) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.deferral = dict(deferral)
         self.pause_s = pause_s
         self._said = ""
@@ -58,7 +58,7 @@ class PodTrigger(BaseTrigger):
             event = event_of({**self.deferral, "state": left.as_json()}, why)
         except Exception as error:  # noqa: BLE001  the task has to look, whatever is wrong here
             event = event_of(self.deferral, f"{type(error).__name__}: {error}"[:500], trouble=True)
-        yield TriggerEvent(event)
+        yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
     async def on_kill(self) -> None:
         """
