@@ -43,6 +43,8 @@ class ApiServer:
         """Pods as they were asked for."""
         self.secrets_created: list[dict[str, Any]] = []
         self.requests: list[str] = []
+        self.watches: list[str] = []
+        """Programs that watch pods, as they name themselves."""
         self.bodies: list[str] = []
         self.refusals: list[tuple[int, str, str]] = []
         """Answers to the next attempts to make a pod: status, reason, message."""
@@ -113,6 +115,10 @@ class ApiServer:
         self.lock.notify_all()
 
 
+Start = Callable[..., ApiServer]
+"""Begins one with scripts, to which Airflow's connection leads."""
+
+
 class Gone(Exception):
     """A script's pod is not there any more."""
 
@@ -156,7 +162,8 @@ class ScriptedPod:
 
     def condition(self, kind: str, status: str, reason: str = "", message: str = "") -> None:
         found = [c for c in self.object["status"].get("conditions", []) if c["type"] != kind]
-        self.change(conditions=[*found, {"type": kind, "status": status, "reason": reason, "message": message}])
+        new = {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": _now()}
+        self.change(conditions=[*found, new])
 
     def state(self, phase: str, state: dict[str, Any], **status: Any) -> None:
         container = {"name": "step", "state": state, "imageID": "airloop@sha256:0123", "restartCount": 0}
@@ -302,10 +309,15 @@ class _Handler(BaseHTTPRequestHandler):
             if kind == "events":
                 uid = dict(part.split("=") for part in query["fieldSelector"].split(","))["involvedObject.uid"]
                 items = [event for event in server.events if event["_uid"] == uid]
-            elif kind == "pods":
+            elif "fieldSelector" in query:
+                only = query["fieldSelector"].partition("=")[2]
+                items = [pod for pod in server.pods.values() if pod["metadata"]["name"] == only]
+            else:
                 key, _, value = query["labelSelector"].partition("=")
                 items = [pod for pod in server.pods.values() if pod["metadata"]["labels"].get(key) == value]
-            return self._json(200, {"kind": "List", "items": items})
+            return self._json(
+                200, {"kind": "List", "metadata": {"resourceVersion": str(server._version)}, "items": items}
+            )
 
     def _create(self, kind: str, wanted: dict[str, Any]) -> None:
         server, name = self.server_of_pods, wanted["metadata"]["name"]
@@ -337,11 +349,15 @@ class _Handler(BaseHTTPRequestHandler):
             uid = (options.get("preconditions") or {}).get("uid")
             if uid not in (None, pod["metadata"]["uid"]):
                 return self._status(409, "Conflict", "the UID in the precondition does not match")
-            self._json(200, pod)
-        return server.handles[name].delete(options.get("gracePeriodSeconds"))
+            answer = copy.deepcopy(pod)
+        # Before the answer: who has it finds a pod that has no grace gone.
+        with contextlib.suppress(Gone):
+            server.handles[name].delete(options.get("gracePeriodSeconds"))
+        return self._json(200, answer)
 
     def _watch(self, query: dict[str, str]) -> None:
         server = self.server_of_pods
+        server.watches.append(str(self.headers.get("User-Agent")))
         name = query["fieldSelector"].partition("=")[2]
         seen = int(query.get("resourceVersion") or 0)
         until = time.monotonic() + int(query["timeoutSeconds"])

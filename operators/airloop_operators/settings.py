@@ -46,6 +46,8 @@ class Settings:
     """Modules that the warm process imports; None: its own list."""
     sizes: Path | None = None
     """File of sizes and pools of pods."""
+    deferrable: bool = False
+    """Whether tasks that do not say so are deferred while their pods run, as Airflow's ``[operators]`` has it."""
 
     @classmethod
     def read(cls) -> Self:
@@ -71,4 +73,5 @@ class Settings:
             warm=conf.getboolean("airloop", "warm", fallback=True),
             preload=tuple(m.strip() for m in preload.split(",") if m.strip()) if preload else None,
             sizes=Path(sizes).expanduser() if sizes else None,
+            deferrable=conf.getboolean("operators", "default_deferrable", fallback=False),
         )

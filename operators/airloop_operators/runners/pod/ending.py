@@ -156,6 +156,15 @@ def waiting(pod: Object, events: Sequence[Object], about: About) -> Waiting | No
     return Waiting(what="start", reason=text, hopeless=hopeless)
 
 
+def scheduled_after_s(pod: Object) -> float | None:
+    """Seconds from its making until it had a node, by the cluster's clock; None: it has none, or nobody tells."""
+    condition = _condition(pod, "PodScheduled")
+    made, scheduled = _time(pod["metadata"].get("creationTimestamp")), _time(condition.get("lastTransitionTime"))
+    if condition.get("status") != "True" or made is None or scheduled is None:
+        return None
+    return max(0.0, (scheduled - made).total_seconds())
+
+
 def too_late(why: Waiting, about: About, waited_s: float) -> AirloopError:
     """The error of a pod that was waited for in vain."""
     if why.what == "node":
