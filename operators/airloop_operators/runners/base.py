@@ -67,6 +67,24 @@ class RunRequest:
     """Working directory of the payload; default: this process's."""
     size: str | None = None
     """Size of its pod; None: the configured default. Local runs have none."""
+    ranks: int = 1
+    """
+    Processes that work on the step together, each of this size. They are one attempt: one call for all, one record and
+    one manifest, which the first of them publishes; if one is lost, all are ended. A runner that starts a single
+    process says so by :meth:`alone`.
+    """
+
+    def alone(self, runner: str) -> None:
+        """
+        For a runner that starts one process.
+
+        :raises BadConfiguration: several are asked for.
+        """
+        if self.ranks != 1:
+            raise BadConfiguration(
+                f"step {self.call.step} asks for {self.ranks} ranks; the {runner} runner starts one process of a step",
+                "leave out ranks, or let the step start its processes itself, on one machine",
+            )
 
     @property
     def objects(self) -> Objects:
