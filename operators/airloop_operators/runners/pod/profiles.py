@@ -44,8 +44,8 @@ class Profile:
 
 
 # NVIDIA Container Toolkit, "Specialized Configurations with Docker"
-# (https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/docker-specialized.html): which of the driver's
-# libraries a container gets. Unset it is the same, but for older versions (utility only) and images that ask for more.
+# (https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/docker-specialized.html): which libraries of
+# the driver a container gets. Unset it is the same, but for older versions (utility only) and images that ask for more.
 _NVIDIA = {"NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
 
 PROFILES: Mapping[str, Profile] = {
@@ -99,10 +99,10 @@ PROFILES: Mapping[str, Profile] = {
         # The resource is not checked at Moore Threads: DLRover and HAMi know it by this name, and newer versions of its
         # device plugin can be told another. The back end is of torch_musa (https://github.com/MooreThreads/torch_musa).
         Profile(name="mthreads", resource="mthreads.com/gpu", variant="musa", backends=("mccl", GLOO)),
-        # Google Kubernetes Engine, "Deploy TPU workloads" (https://cloud.google.com/kubernetes-engine/docs/how-to/tpus):
+        # GKE, "Plan TPUs in GKE" (https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus):
         # a pod has to ask for all chips of its node, and the pool's node_selector has to name
-        # cloud.google.com/gke-tpu-accelerator and, for most node pools, cloud.google.com/gke-tpu-topology. That the back
-        # end is called xla, as PyTorch/XLA does, is not checked.
+        # cloud.google.com/gke-tpu-accelerator and, for most node pools, cloud.google.com/gke-tpu-topology. The back
+        # end's name is PyTorch/XLA's: not checked.
         Profile(name="tpu", resource="google.com/tpu", variant="tpu", backends=("xla",)),
     )
 }
