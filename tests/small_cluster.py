@@ -9,6 +9,7 @@ their own; a container sees the files of this machine.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -245,6 +246,8 @@ class SmallCluster(ApiServer):
             folder.mkdir()
             for name, text in (found.get("data") or {}).items():
                 (folder / name).write_text(text)
+            for name, content in (found.get("binaryData") or {}).items():
+                (folder / name).write_bytes(base64.b64decode(content))
         return paths
 
     @staticmethod

@@ -76,9 +76,8 @@ def test_it_is_evicted(world: World) -> None:
     with world.underway(world.request("wait", seconds=300)) as attempt:
         attempt.says("waiting")
         about = {"name": attempt.name, "namespace": world.namespace}
-        world.core.create_namespaced_pod_eviction(
-            attempt.name, world.namespace, {"metadata": about}, _preload_content=False
-        )
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": about}
+        world.core.create_namespaced_pod_eviction(attempt.name, world.namespace, eviction, _preload_content=False)
         outcome = attempt.outcome()
     assert type(outcome.error) is PodLost, outcome.error
     assert "was evicted, as when its node is drained" in str(outcome.error)

@@ -91,10 +91,11 @@ def _accelerators(world: World) -> Iterator[Accelerators]:
 
 
 def _found(world: World) -> Accelerators | None:
-    for node in json.loads(world.core.list_node(_preload_content=False).data)["items"]:
-        count = int((node["status"].get("allocatable") or {}).get(world.accelerator, 0))
-        if not count:
-            continue
+    nodes = json.loads(world.core.list_node(_preload_content=False).data)["items"]
+    by_count = {int((node["status"].get("allocatable") or {}).get(world.accelerator, 0)): node for node in nodes}
+    count = max(by_count, default=0)
+    if count:
+        node = by_count[count]
         labels = node["metadata"].get("labels") or {}
         own = {key: value for key, value in labels.items() if "kubernetes.io" not in key and "k8s.io" not in key}
         name = node["metadata"]["name"]

@@ -17,6 +17,7 @@ from airloop.errors import ProcessLost
 from airloop_operators.runners.base import RunRequest
 from airloop_operators.runners.pod.runner import PodRunner
 from airloop_operators.runners.pod.sizes import Pods
+from airloop_operators.runners.pod.spec import make
 from tests.cluster.world import World, started
 
 WORKER = """
@@ -50,7 +51,7 @@ def _killed_worker(world: World, request: RunRequest, pods: Pods, folder: Path) 
 
 
 def test_the_same_attempt_adopts_its_pod(world: World, tmp_path: Path) -> None:
-    request, pods = world.request("wait", seconds=30 if world.real else 8), world.pods()
+    request, pods = world.request("wait", seconds=30 if world.real else 4), world.pods()
     uid = _killed_worker(world, request, pods, tmp_path)
     with world.underway(request, pods) as attempt:
         outcome = attempt.outcome()
@@ -61,18 +62,21 @@ def test_the_same_attempt_adopts_its_pod(world: World, tmp_path: Path) -> None:
     assert outcome.manifest["attempt"] == request.call.attempt
 
 
-def test_another_try_ends_the_pod_of_the_one_before(world: World, tmp_path: Path) -> None:
+def test_another_try_ends_the_pod_of_the_one_before(world: World) -> None:
     pods = world.pods()
     run = RunInfo("cluster_tests", f"run-{time.time_ns()}", "wait", -1, 1)
     first = world.request("wait", run=run, seconds=300)
-    uid = _killed_worker(world, first, pods, tmp_path)
+    # As the worker of the first try has left it.
+    made = make(first, pods, namespace=world.namespace, spawned_at="2013-01-01T00:00:00.000+00:00")
+    world.core.create_namespaced_pod(world.namespace, made.pod, _preload_content=False)
+    world.until(lambda: started(world.pod(made.name) or {"status": {}}), "the pod of the first try runs")
     second = world.request("count", run=replace(run, try_number=2), rows=2)
     outcome = world.run(second, pods)
     assert outcome.error is None, outcome.error
     assert outcome.manifest is not None
     assert outcome.manifest["attempt"] == second.call.attempt
     assert any("of an earlier try" in line for line in world.heard)
-    world.until(lambda: not world.left(), f"the earlier try's pod {uid} is gone")
+    world.until(lambda: not world.left(), "the pod of the first try is gone")
 
 
 def test_a_task_that_is_stopped_leaves_no_pod(world: World) -> None:

@@ -292,9 +292,16 @@ class Hears(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-def has_phase(phase: str) -> Callable[[Object], bool]:
-    """Whether a pod is in a phase."""
-    return lambda pod: bool(pod["status"].get("phase") == phase)
+@contextmanager
+def gone_is_fine() -> Iterator[None]:
+    """For the removal of what may be gone."""
+    from kubernetes.client.exceptions import ApiException
+
+    try:
+        yield
+    except ApiException as error:
+        if error.status != 404:
+            raise
 
 
 def started(pod: Object) -> bool:
