@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tests.api_server import ApiServer, Gone, ScriptedPod
@@ -242,8 +242,10 @@ class SmallCluster(ApiServer):
                 told = True
                 pod.object  # noqa: B018  it may be gone
                 time.sleep(LOOK_S)
-            folder = paths[mount["mountPath"]] = root / mount["name"]
-            folder.mkdir()
+            top = PurePosixPath(*PurePosixPath(mount["mountPath"]).parts[:3])
+            paths[str(top)] = root / "files" / top.relative_to("/")
+            folder = root / "files" / mount["mountPath"].lstrip("/")
+            folder.mkdir(parents=True)
             for name, text in (found.get("data") or {}).items():
                 (folder / name).write_text(text)
             for name, content in (found.get("binaryData") or {}).items():

@@ -18,7 +18,7 @@ from tests.cluster.world import SCRATCH, World
 from tests.fault.flights_loop import write_data
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CARRIERS = "9E AA AS B6 DL EV F9 FL HA MQ OO UA US VX WN YV".split()
+CARRIERS = ["9E", "AA", "AS", "B6", "DL", "EV", "F9", "FL", "HA", "MQ", "OO", "UA", "US", "VX", "WN", "YV"]
 PACKAGES = "/etc/airloop/packages"
 FEATURES = "/etc/airloop/features"
 TASKS = 23
