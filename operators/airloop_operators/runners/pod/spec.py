@@ -154,6 +154,8 @@ def _environment(
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
         "HOME": SCRATCH,
+        # The image's list of users may not know this one, and MLflow asks for its name.
+        "USER": "airloop",
         "TMPDIR": "/tmp",  # noqa: S108  a volume of the pod's own
         **limit_environment(memory_mb=memory_mb, cpus=float(quantity(limits["cpu"]))),
         **place.profile.environment,

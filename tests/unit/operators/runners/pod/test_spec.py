@@ -61,6 +61,7 @@ def test_the_payload_gets_what_the_contract_says(request_of: RunRequest, pods: P
     assert environment["AIRLOOP_RECEIPT"] == container(made)["terminationMessagePath"] == "/dev/termination-log"
     assert container(made)["terminationMessagePolicy"] == "File"
     assert environment["AIRLOOP_LOG_FORMAT"] == "json"
+    assert environment["USER"] == "airloop", "getpass finds a name, whoever the user is"
     assert environment["AIRLOOP_SPAWNED_AT"] == "2013-01-01T00:00:00.000+00:00"
     assert environment["LEVEL"] == "3"
     assert environment["AIRLOOP_THREADS"] == "1"
