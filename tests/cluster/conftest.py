@@ -177,6 +177,7 @@ def _real(told: Told, folder: Path, stack: ExitStack) -> World:
     secret = {"metadata": world.about("s3"), "stringData": {"key": store.key, "secret": store.secret}}
     world.core.create_namespaced_secret(world.namespace, secret)
     if told.store is not None:
+        _make_bucket(store)
         stack.callback(_empty, store, world.artifacts.prefix)
     _put_steps(world)
     world.services = services
@@ -225,16 +226,31 @@ def _leave(world: World, made: bool) -> None:
     world.core.delete_collection_namespaced_resource_quota(world.namespace, **options)
 
 
-def _empty(store: Store, prefix: str) -> None:
-    """Remove the tests' files from a store that is not theirs."""
+def _client(store: Store) -> Any:
     import boto3
 
-    with closing(
-        boto3.client(
-            "s3", endpoint_url=store.here, region_name="us-east-1",
-            aws_access_key_id=store.key, aws_secret_access_key=store.secret,
-        )
-    ) as client:  # fmt: skip
+    return boto3.client(
+        "s3", endpoint_url=store.here, region_name="us-east-1",
+        aws_access_key_id=store.key, aws_secret_access_key=store.secret,
+    )  # fmt: skip
+
+
+def _make_bucket(store: Store) -> None:
+    """Make the bucket, if it is not there."""
+    from botocore.exceptions import ClientError
+
+    with closing(_client(store)) as client:
+        try:
+            client.head_bucket(Bucket=store.bucket)
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+                raise
+            client.create_bucket(Bucket=store.bucket)
+
+
+def _empty(store: Store, prefix: str) -> None:
+    """Remove the tests' files from a store that is not theirs."""
+    with closing(_client(store)) as client:
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=store.bucket, Prefix=f"{prefix}/"):
             for found in page.get("Contents", ()):
                 client.delete_object(Bucket=store.bucket, Key=found["Key"])

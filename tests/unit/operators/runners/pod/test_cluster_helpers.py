@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import http.server
+import json
 import socket
 import ssl
 import threading
@@ -216,3 +217,26 @@ def test_a_way_is_closed_for_a_while_and_cut(tmp_path: Path) -> None:
             assert one.recv(100) == b"again"
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(way.place, timeout=5)
+
+
+def test_the_services_are_what_a_cluster_takes_and_what_people_are_told() -> None:
+    import kubernetes_validate
+    import yaml
+
+    folder = Path(reach.__file__).parent
+    objects = list(yaml.safe_load_all((folder / "services.yaml").read_text()))
+    for version in ("1.30", "1.36"):
+        for found in objects:
+            kubernetes_validate.validate(found, version, strict=True)
+    (secret,) = (o["stringData"] for o in objects if o["kind"] == "Secret")
+    (identity,) = json.loads(secret["s3.json"])["identities"]
+    told = (folder / "README.md").read_text()
+    key = identity["credentials"][0]
+    assert f"http://{key['accessKey']}:{key['secretKey']}@$node:" in told
+    assert f":{secret['password']}@airloop-test-postgresql:" in told
+    services = {o["metadata"]["name"]: o["spec"]["ports"][0] for o in objects if o["kind"] == "Service"}
+    for name, port in services.items():
+        assert (f"{name}:{port['port']}" in told) or f"@$node:{port['nodePort']}/" in told
+    deployments = [o["spec"]["template"] for o in objects if o["kind"] == "Deployment"]
+    assert {d["metadata"]["labels"]["app"] for d in deployments} == set(services)
+    assert all(d["spec"]["securityContext"]["runAsNonRoot"] for d in deployments)
