@@ -193,7 +193,8 @@ class SmallCluster(ApiServer):
         taint = _untolerated(pod, node, "NoSchedule", "NoExecute")
         if taint:
             return f"node(s) had untolerated taint {{{taint['key']}: {taint.get('value', '')}}}"
-        here = [p for p in self.pods.values() if p["spec"].get("nodeName") == node["metadata"]["name"]]
+        there = (p for p in self.pods.values() if p["spec"].get("nodeName") == node["metadata"]["name"])
+        here = [other for other in there if other["status"]["phase"] not in ("Succeeded", "Failed")]
         for name, count in (_resources(pod)).items():
             used = sum(int(_resources(other).get(name, 0)) for other in here)
             if "/" in name and used + int(count) > int(node["status"]["allocatable"].get(name, 0)):

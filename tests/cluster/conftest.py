@@ -228,9 +228,10 @@ def _leave(world: World, made: bool) -> None:
 
 def _client(store: Store) -> Any:
     import boto3
+    from botocore.config import Config
 
     return boto3.client(
-        "s3", endpoint_url=store.here, region_name="us-east-1",
+        "s3", endpoint_url=store.here, region_name="us-east-1", config=Config(s3={"addressing_style": "path"}),
         aws_access_key_id=store.key, aws_secret_access_key=store.secret,
     )  # fmt: skip
 
