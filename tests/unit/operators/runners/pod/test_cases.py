@@ -14,7 +14,7 @@ TESTS = Path(__file__).resolve().parents[4]
 CLUSTER, DOUBLE = TESTS / "cluster", TESTS / "unit/operators/runners/pod"
 
 
-def tests_in(folder: Path) -> set[str]:
+def named_in(folder: Path) -> set[str]:
     """``file::test`` and ``file::class::test`` of all tests in a folder's files."""
     found = set()
     for path in folder.glob("test_*.py"):
@@ -31,12 +31,12 @@ def tests_in(folder: Path) -> set[str]:
 def test_a_case_has_its_tests_in_both_places(case: Case) -> None:
     assert case.cluster
     assert case.double
-    assert set(case.cluster) <= tests_in(CLUSTER)
-    assert set(case.double) <= tests_in(DOUBLE)
+    assert set(case.cluster) <= named_in(CLUSTER)
+    assert set(case.double) <= named_in(DOUBLE)
 
 
 def test_each_test_of_a_cluster_is_of_a_case() -> None:
-    assert tests_in(CLUSTER) == {test for case in CASES for test in case.cluster}
+    assert named_in(CLUSTER) == {test for case in CASES for test in case.cluster}
 
 
 def test_people_are_told_of_cases_and_settings() -> None:

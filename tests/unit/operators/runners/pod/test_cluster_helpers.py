@@ -171,7 +171,7 @@ def test_tls_holds_on_the_way(tls_server: int, tmp_path: Path, right: bool) -> N
         assert written.stat().st_mode & 0o077 == 0, "it holds credentials"
         with closing(new_client_from_config(config_file=str(written))) as client:
             if right:
-                assert VersionApi(client).get_code().git_version == "v1.36.0"
+                assert b"v1.36.0" in VersionApi(client).get_code(_preload_content=False).data
                 assert way.connections == 1
             else:
                 with pytest.raises(MaxRetryError, match="certificate verify failed"):
