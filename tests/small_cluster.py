@@ -195,10 +195,11 @@ class SmallCluster(ApiServer):
             return f"node(s) had untolerated taint {{{taint['key']}: {taint.get('value', '')}}}"
         there = (p for p in self.pods.values() if p["spec"].get("nodeName") == node["metadata"]["name"])
         here = [other for other in there if other["status"]["phase"] not in ("Succeeded", "Failed")]
-        for name, count in (_resources(pod)).items():
-            used = sum(int(_resources(other).get(name, 0)) for other in here)
-            if "/" in name and used + int(count) > int(node["status"]["allocatable"].get(name, 0)):
-                return f"Insufficient {name}"
+        for name, count in _resources(pod).items():
+            if "/" in name:
+                used = sum(int(_resources(other).get(name, 0)) for other in here)
+                if used + int(count) > int(node["status"]["allocatable"].get(name, 0)):
+                    return f"Insufficient {name}"
         if any(self._avoids(pod, other) for other in here):
             return "node(s) didn't match pod anti-affinity rules"
         return ""
