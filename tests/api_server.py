@@ -286,7 +286,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         url = urlsplit(self.path)
-        if (answer := server.other(self.command, url.path, body)) is not None:
+        if (answer := server.other(self.command, self.path, body)) is not None:
             self._json(*answer)
             return
         found = _PATH.fullmatch(url.path)
@@ -324,6 +324,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _create(self, kind: str, wanted: dict[str, Any]) -> None:
         server, name = self.server_of_pods, wanted["metadata"]["name"]
         if kind == "secrets":
+            plain = wanted.pop("stringData", {})
+            wanted.setdefault("data", {}).update({k: base64.b64encode(v.encode()).decode() for k, v in plain.items()})
             with server.lock:
                 if name in server.secrets:
                     return self._status(409, "AlreadyExists", f'secrets "{name}" already exists')

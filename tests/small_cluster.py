@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import parse_qs
 
 from tests.api_server import ApiServer, Gone, ScriptedPod
 
@@ -31,6 +32,7 @@ _OTHERS = re.compile(
     r"/(?:api/v1|apis/[^/]+/v1)(?:/namespaces/[^/]+)?"
     r"/(nodes|configmaps|resourcequotas|priorityclasses|namespaces)(?:/([^/]+))?(?:/status)?"
 )
+_MANY = re.compile(r"/api/v1/namespaces/[^/]+/(pods|secrets|configmaps|resourcequotas)")
 _EVICTION = re.compile(r"/api/v1/namespaces/[^/]+/pods/([^/]+)/eviction")
 _UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 
@@ -82,6 +84,10 @@ class SmallCluster(ApiServer):
         return super().admit(pod)
 
     def other(self, method: str, path: str, body: str) -> tuple[int, Object] | None:
+        path, _, query = path.partition("?")
+        many = _MANY.fullmatch(path)
+        if method == "DELETE" and many:
+            return self._remove_all(many[1], parse_qs(query)["labelSelector"][0])
         evicted = _EVICTION.fullmatch(path)
         if evicted:
             handle = self.handles[evicted[1]]
@@ -95,6 +101,19 @@ class SmallCluster(ApiServer):
         with self.lock:
             self.lock.notify_all()
             return self._stored(method, kind, name, json.loads(body or "{}"))
+
+    def _remove_all(self, kind: str, selector: str) -> tuple[int, Object]:
+        """What has a label."""
+        label, _, value = selector.partition("=")
+        kept: dict[str, Object] = {"pods": self.pods, "secrets": self.secrets}.get(kind) or self.objects.get(kind) or {}
+        with self.lock:
+            for name, found in list(kept.items()):
+                if (found["metadata"].get("labels") or {}).get(label) == value:
+                    if kind == "pods":
+                        self.handles[name].remove()
+                    else:
+                        del kept[name]
+        return 200, {"kind": "Status", "status": "Success"}
 
     def _stored(self, method: str, kind: str, name: str | None, given: Object) -> tuple[int, Object]:
         kept = self.objects[kind]

@@ -23,19 +23,12 @@ from airloop_operators.runners.pod import attempt, names
 from tests.cluster import reach
 from tests.cluster.services import Services
 from tests.cluster.settings import PREFIX, Missing, Store, Told
-from tests.cluster.world import REAL, SMALL, Hears, World
+from tests.cluster.world import IMAGE, REAL, SMALL, Hears, World
 from tests.small_cluster import SmallCluster, node
 from tests.way import Way
 
 REAL_CLUSTER = os.environ.get(PREFIX) == "1"
 HERE = Path(__file__).parent
-IMAGE = "airloop/payload:test"
-"""Of the small cluster."""
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "real: needs a real cluster")
-    config.addinivalue_line("markers", "slow: takes minutes on a real cluster")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

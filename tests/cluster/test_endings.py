@@ -17,7 +17,7 @@ from airloop.errors import (
     TimedOut,
     TryAgain,
 )
-from tests.cluster.world import World
+from tests.cluster.world import ALIKE, World
 
 
 def test_a_done_step(world: World) -> None:
@@ -37,9 +37,9 @@ def test_a_done_step(world: World) -> None:
     ("how", "kind", "says"),
     [
         ("rejected", Rejected, "214 rows are bad"),
-        ("try again", TryAgain, "127.0.0.1:1 does not answer"),
-        ("skipped", StepSkipped, "nothing to do on a Sunday"),
-        ("bug", AirloopError, "rows by zero"),
+        pytest.param("try again", TryAgain, "127.0.0.1:1 does not answer", marks=ALIKE),
+        pytest.param("skipped", StepSkipped, "nothing to do on a Sunday", marks=ALIKE),
+        pytest.param("bug", AirloopError, "rows by zero", marks=ALIKE),
         ("3", AirloopError, "exit code 3"),
         ("0", ResultLost, "ended well, but"),
     ],

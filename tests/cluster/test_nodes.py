@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from airloop.errors import NotStarted, PodLost
+from airloop_operators.runners.pod.sizes import Patience
 from tests.cluster.settings import Told, optional
-from tests.cluster.world import Pace, World, started
+from tests.cluster.world import World, started
 
 
 def test_its_node_is_lost(world: World) -> None:
@@ -127,13 +128,13 @@ def test_an_accelerator_pool(world: World) -> None:
     assert environment["AIRLOOP_COLLECTIVE"] == "nccl"
 
 
-def _impatient(pace: Pace) -> Any:
-    return replace(pace.patience, schedule_s=15 if pace.patience.schedule_s > 15 else 1.5)
+def _impatient(world: World) -> Patience:
+    return replace(world.pace.patience, schedule_s=15 if world.real else 1.5)
 
 
 def test_more_accelerators_than_there_are(world: World) -> None:
     with _accelerators(world) as found:
-        pods = replace(_pods(world, found.pool(), found.count + 1), patience=_impatient(world.pace))
+        pods = replace(_pods(world, found.pool(), found.count + 1), patience=_impatient(world))
         outcome = world.run(replace(world.request("count"), size="gpu"), pods)
     assert type(outcome.error) is NotStarted, outcome.error
     assert f"Insufficient {found.resource}" in str(outcome.error)
@@ -143,7 +144,7 @@ def test_a_pool_without_its_toleration(world: World) -> None:
     with _accelerators(world) as found:
         if not found.tolerations:
             pytest.skip(f"node {found.node} has no taint")
-        pods = replace(_pods(world, found.pool(tolerations=[]), 1), patience=_impatient(world.pace))
+        pods = replace(_pods(world, found.pool(tolerations=[]), 1), patience=_impatient(world))
         outcome = world.run(replace(world.request("count"), size="gpu"), pods)
     assert type(outcome.error) is NotStarted, outcome.error
     assert "untolerated taint" in str(outcome.error)

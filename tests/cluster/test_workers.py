@@ -18,7 +18,7 @@ from airloop_operators.runners.base import RunRequest
 from airloop_operators.runners.pod.runner import PodRunner
 from airloop_operators.runners.pod.sizes import Pods
 from airloop_operators.runners.pod.spec import make
-from tests.cluster.world import World, started
+from tests.cluster.world import ALIKE, World, started
 
 WORKER = """
 import pickle, sys
@@ -106,7 +106,7 @@ def test_names_of_over_63_characters(world: World) -> None:
     assert all(len(value) <= 63 for about in found for value in [about["name"], *about["labels"].values()])
 
 
-@pytest.mark.parametrize("mapped", [False, True], ids=["two runs", "two mapped tasks"])
+@pytest.mark.parametrize("mapped", [False, pytest.param(True, marks=ALIKE)], ids=["two runs", "two mapped tasks"])
 def test_two_of_one_task_at_once(world: World, mapped: bool) -> None:
     runs = [RunInfo("cluster_tests", "run" if mapped else f"run-{n}", "wait", n if mapped else -1, 1) for n in range(2)]
     requests = [world.request("wait", run=run, seconds=5 if world.real else 1) for run in runs]

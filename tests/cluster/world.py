@@ -24,6 +24,10 @@ from airloop_operators.runners.pod.sizes import Patience, Pods, parse_pods
 from tests.way import Way
 
 Object = Mapping[str, Any]
+ALIKE = pytest.mark.real
+"""For a test that shows nothing on the small cluster that another does not."""
+IMAGE = "airloop/payload:test"
+"""Of the small cluster."""
 STEPS = "/etc/airloop/steps"
 """Where pods have the tests' steps."""
 SCRATCH = {
