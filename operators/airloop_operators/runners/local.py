@@ -69,10 +69,12 @@ class LocalRunner:
         Run an attempt to its end.
 
         :raises BadArgument: its call has no attempt.
+        :raises BadConfiguration: it asks for several ranks.
         :raises ProcessLost: the task was stopped before.
         """
         if not request.call.attempt:
             raise BadArgument(f"the call of step {request.call.step} has no attempt", "see airloop.contract.attempt_id")
+        request.alone("local")
         attempt = _Attempt(request, self._grace_s, self._server)
         self._attempts.add(attempt)
         try:
