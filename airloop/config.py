@@ -128,6 +128,8 @@ class Config:
     """``AIRLOOP_THREADS``: threads of DuckDB and of trainers; 0: as many as the process may use."""
     memory_mb: int = 2048
     """``AIRLOOP_MEMORY_MB``: memory that DuckDB may take before it spills to disk, MiB."""
+    prices: Path | None = None
+    """``AIRLOOP_PRICES``: YAML or JSON file of what an hour of a resource costs, for ``airloop cost``."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ, *, home: Path | None = None) -> Self:
@@ -168,6 +170,7 @@ class Config:
             rows_per_chunk=number("ROWS_PER_CHUNK", 1_000_000, 1),
             threads=number("THREADS", 0, 0),
             memory_mb=number("MEMORY_MB", 2048, 64),
+            prices=path("PRICES", None),
         )
 
     def cpu_threads(self) -> int:

@@ -31,6 +31,7 @@ from airloop.upkeep.exported import export_catalog
 from airloop.upkeep.gc import alone
 from airloop.upkeep.points import Kept, Point, Vault, safe
 from airloop.upkeep.sweep import folders_below
+from airloop.usage import FOLDER
 
 TRIES = 3
 MANIFEST = "manifest.json"
@@ -159,7 +160,7 @@ def _artifacts(config: Config) -> Iterator[list[str]]:
         found = _names(root, folder)
         return [name for name in found if ".part-" not in name and not f"{root}/{name}".startswith(tables)]
 
-    yield [*names("runs"), *names("attempts")]
+    yield [*names("runs"), *names("attempts"), *names(FOLDER)]
     yield [n for n in names("steps") if n.count("/") == 4 and n.endswith(f"/{MANIFEST}")]
     # A manifest that came since may name what is not copied.
     yield [n for n in names() if n.rpartition("/")[2] != MANIFEST]

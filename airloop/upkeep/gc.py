@@ -228,6 +228,8 @@ def _sweep(published: Published, policy: Policy, found: Collected, dry_run: bool
             _remove_published(UNFINISHED, published, [file], found, dry_run)
     records = published.attempts(policy.keep_days * 86_400)
     _remove_published("attempts' records", published, records, found, dry_run)
+    used = published.usage(policy.keep_days * 86_400)
+    _remove_published("records of use", published, used, found, dry_run)
 
 
 def _sweep_code(

@@ -50,6 +50,8 @@ class Made:
     """What a manifest says that matters here."""
 
     key: str
+    attempt: str
+    """Which made it."""
     step: str
     run: str
     used_at: datetime
@@ -184,6 +186,7 @@ def _manifests(config: Config, used: Mapping[str, datetime]) -> Iterator[Made]:
             key = manifest["key"]
             yield Made(
                 key=key,
+                attempt=str(manifest["attempt"]),
                 step=manifest["step"],
                 run="/".join(filter(None, (run["dag_id"] or "by hand", run["run_id"]))),
                 used_at=max(datetime.fromisoformat(manifest["finished_at"]), used.get(key, _NEVER)),

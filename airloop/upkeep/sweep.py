@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +15,7 @@ from airloop.objects import Bulk, Listed, Objects, open_objects
 from airloop.objects.bulk import CLOCK_STEP_S
 from airloop.upkeep.records import read_record
 from airloop.upkeep.retention import Told
+from airloop.usage import FOLDER
 
 UNFINISHED = "unfinished artifacts"
 
@@ -135,10 +136,23 @@ class Published:
 
         :param keep_s: seconds for which they are kept.
         """
+        return self._of_attempts("attempts", keep_s, self._told.attempts)
+
+    def usage(self, keep_s: float) -> Iterator[Listed]:
+        """
+        What attempts took: it goes with their records.
+
+        What a manifest's own attempt took stays with the manifest, what a task's last attempt took with its record.
+
+        :param keep_s: seconds for which it is kept in any case.
+        """
+        return self._of_attempts(FOLDER, keep_s, self._told.attempts | {made.attempt for made in self._told.manifests})
+
+    def _of_attempts(self, folder: str, keep_s: float, stay: Set[str]) -> Iterator[Listed]:
         cutoff = min(self.cutoff, self._now - keep_s)
-        for file in self._files("attempts"):
+        for file in self._files(folder):
             attempt = file.name.rpartition("/")[2].removesuffix(".json")
-            if file.changed_at < cutoff and file.name.endswith(".json") and attempt not in self._told.attempts:
+            if file.changed_at < cutoff and file.name.endswith(".json") and attempt not in stay:
                 yield file
 
     def code(self) -> Iterator[Listed]:

@@ -37,7 +37,7 @@ CODE = ("code",)
 """Folder of the artifacts whose files are named by their digest."""
 DECISION = ("decision.json",)
 """File of a gate's decision, which the ledger names with its digest."""
-RECORDS = {("runs",), ("attempts",)}
+RECORDS = {("runs",), ("attempts",), ("usage",)}
 MANIFESTS = ("steps", "manifest.json")
 
 

@@ -50,7 +50,7 @@ OPTIONS: dict[str, tuple[str, str, str | None, str | None]] = {
 
 SENSITIVE = frozenset({"catalog", "mlflow", "online_store", "feast_registry"})
 
-LINKS = ("ManifestLink", "ReportLink", "MlflowRunLink")
+LINKS = ("ManifestLink", "ReportLink", "MlflowRunLink", "PodLink")
 
 
 def get_provider_info() -> dict[str, Any]:

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from airloop import usage
 from airloop.config import Config, S3Address
 from airloop.contract import RunInfo
 from airloop.errors import BadArgument, BadConfiguration, ContractBroken, NotFound
+from airloop.objects import open_objects
 from airloop.upkeep.backup import backup
 from airloop.upkeep.points import Vault
 from airloop.upkeep.relocate import mover
@@ -48,6 +50,10 @@ def test_all_of_it_in_another_place(
     warehouse.compact(TABLE)
     warehouse.commit(TABLE, rows([2, 9], amount=5.0), key="more", mode="upsert")
     run_step(look, table=f"{TABLE}@main", run=RunInfo("shop", "r", "look"))
+    took = usage.document(
+        attempt="aaaa0000", step="look", run=RunInfo("shop", "r", "look"), runner="local", started_at="2013-01-01"
+    )
+    usage.publish(open_objects(config.artifacts), took)
     before = warehouse.scan(TableRef(TABLE)).read_all()
     snapshots = [s.id for s in warehouse.history(TABLE)]
     made, copied = backup(config, vault)
@@ -57,6 +63,7 @@ def test_all_of_it_in_another_place(
     new = at(tmp_path / "another place" / "new 'home'")
     restore(vault, new.home)
     restored = Warehouse.open(new)
+    assert usage.of_task(open_objects(new.artifacts), RunInfo("shop", "r", "look")) == [took]
     assert restored.scan(TableRef(TABLE)).read_all().equals(before)
     assert [s.id for s in restored.history(TABLE)] == snapshots
     assert restored.count(TableRef(TABLE, history[2])) == 3

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from airloop import postgres
+from airloop import postgres, usage
 from airloop.config import Config
 from airloop.contract import Call, RunInfo
 from airloop.errors import NotFound, StoreBusy, Unreachable
 from airloop.frame import StepContext, StepResult, step
 from airloop.frame import running as frame_running
-from airloop.objects import Bulk
+from airloop.objects import Bulk, open_objects
+from airloop.records import run_record_path
 from airloop.upkeep import gc
 from airloop.upkeep.retention import Policy, protected
 from airloop.warehouse import expire
@@ -335,6 +336,30 @@ def test_loops_run_meanwhile(
         ref = TableRef.parse(manifest["outputs"]["table"]["reference"])
         assert warehouse.scan(ref).read_all().num_rows == manifest["counts"]["rows"]
     assert run_step(bring, first=0, run=RunInfo("shop", "again", "bring"))["status"] == "reused"
+
+
+def test_what_attempts_took_stays_as_long_as_they_do(
+    config: Config, warehouse: Warehouse, history: list[int], run_step: Callable[..., dict[str, object]],
+    age: Callable[[Path], None],
+) -> None:  # fmt: skip
+    run = RunInfo("shop", "2013-01", "look")
+    made = run_step(look, table=f"{TABLE}@{history[2]}", run=run)
+    reused = run_step(look, table=f"{TABLE}@{history[2]}", run=run)
+    assert reused["status"] == "reused"
+    newest = json.loads((config.artifacts / run_record_path(run)).read_text())["attempt"]
+    assert newest != made["attempt"]
+    objects = open_objects(config.artifacts)
+    attempts = {"maker": str(made["attempt"]), "newest": newest, "failed": "aaaa0000", "young": "bbbb0000"}
+    for attempt in attempts.values():
+        usage.publish(
+            objects, usage.document(attempt=attempt, step="look", run=run, runner="local", started_at="2013-01-01")
+        )
+    age(config.artifacts / "usage")
+    (config.artifacts / usage.usage_path(run, attempts["young"])).touch()
+    assert gc.collect(config, grace_s=0).files.get("records of use") is None, "a run may be looked at for 30 days"
+    assert gc.collect(config, NOTHING_KEPT, grace_s=3600).files["records of use"] == 1
+    left = {one["attempt"] for one in usage.of_task(objects, run)}
+    assert left == set(attempts.values()) - {"aaaa0000"}
 
 
 # --- state that pods share

@@ -191,23 +191,66 @@ def too_late(why: Waiting, about: About, waited_s: float) -> AirloopError:
 
 
 def usage(pod: Object) -> dict[str, float | int | str]:
-    """What the attempt used, as the cluster tells it: ``pod_s``, ``queue_s``, ``node``, ``image_id``."""
+    """
+    What a pod used, as the cluster tells it: ``node``, ``image_id``, ``queue_s`` without a node, ``pod_s`` with one.
+    """
     found: dict[str, float | int | str] = {"pod": str(pod.get("metadata", {}).get("name", ""))}
     node, image = pod.get("spec", {}).get("nodeName"), _container(pod).get("imageID")
     if node:
         found["node"] = str(node)
     if image:
         found["image_id"] = str(image)
+    when = times(pod)
+    if when.made and when.began:
+        found["queue_s"] = max(0.0, ((when.scheduled or when.began) - when.made).total_seconds())
+    if when.began and when.ended:
+        found["pod_s"] = max(0.0, (when.ended - (when.scheduled or when.began)).total_seconds())
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """When what happened to a pod, by the clocks of the cluster; None: it did not, or it was not told."""
+
+    made: datetime | None
+    scheduled: datetime | None
+    """It has a node since: what it asks for is taken from others."""
+    began: datetime | None
+    """Its payload."""
+    ended: datetime | None
+    """Its payload."""
+
+
+def times(pod: Object) -> Times:
+    """When what happened to a pod."""
     state = _container(pod).get("state") or {}
     ended = state.get("terminated") or {}
-    created = _time(pod.get("metadata", {}).get("creationTimestamp"))
-    began = _time(ended.get("startedAt") or (state.get("running") or {}).get("startedAt"))
-    finished = _time(ended.get("finishedAt"))
-    if created and began:
-        found["queue_s"] = max(0.0, (began - created).total_seconds())
-    if began and finished:
-        found["pod_s"] = max(0.0, (finished - began).total_seconds())
-    return found
+    scheduled = _condition(pod, "PodScheduled")
+    return Times(
+        made=_time(pod.get("metadata", {}).get("creationTimestamp")),
+        scheduled=_time(scheduled.get("lastTransitionTime")) if scheduled.get("status") == "True" else None,
+        began=_time(ended.get("startedAt") or (state.get("running") or {}).get("startedAt")),
+        ended=_time(ended.get("finishedAt")),
+    )
+
+
+def summary(pod: Object) -> dict[str, str | int]:
+    """What a page tells of a pod: ``phase``, ``node``, ``image_id``, ``exit_code``, ``reason``, ``message``."""
+    state = _container(pod).get("state") or {}
+    at = state.get("terminated") or state.get("waiting") or {}
+    phase = "Terminating" if is_going(pod) and not is_over(pod) else _status(pod).get("phase")
+    found = {
+        "phase": phase or "",
+        "node": pod.get("spec", {}).get("nodeName") or "",
+        "image_id": _container(pod).get("imageID") or "",
+        "reason": _status(pod).get("reason") or at.get("reason") or "",
+        # A container's own message is the payload's receipt, unless its node could not start it.
+        "message": _status(pod).get("message") or ("" if state.get("terminated") else at.get("message") or ""),
+    }
+    told: dict[str, str | int] = {name: str(value) for name, value in found.items() if value}
+    if state.get("terminated"):
+        told["exit_code"] = int(at.get("exitCode", 0))
+    return told
 
 
 def _cause(

@@ -59,6 +59,12 @@ class Made:
         return str(self.pod["spec"]["containers"][0]["resources"]["limits"]["memory"])
 
     @property
+    def reserved(self) -> dict[str, float]:
+        """What a node keeps for it: processors, bytes of memory, accelerators by their resource."""
+        requests = self.pod["spec"]["containers"][0]["resources"]["requests"]
+        return {str(name): float(quantity(amount)) for name, amount in requests.items()}
+
+    @property
     def name(self) -> str:
         """Of the pod."""
         return str(self.pod["metadata"]["name"])
