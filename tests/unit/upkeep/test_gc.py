@@ -21,7 +21,7 @@ from airloop.frame import running as frame_running
 from airloop.objects import Bulk
 from airloop.upkeep import gc
 from airloop.upkeep.retention import Policy, protected
-from airloop.warehouse import expire
+from airloop.warehouse import commit, expire
 from airloop.warehouse.artifacts import ArtifactStore
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.references import References
@@ -344,6 +344,24 @@ def put(config: Config, name: str, content: bytes = b"x" * 100) -> str:
     """A file beside those that the table names; returns its path."""
     Bulk(config.warehouse).publish(name, content)
     return f"{config.warehouse}/{name}"
+
+
+@ALONE_AND_TOGETHER
+def test_a_file_that_is_committed_after_it_was_seen_stays(
+    config: Config, warehouse: Warehouse, history: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = commit.send
+
+    def send_once_seen(*arguments: Any) -> None:
+        """All files of the commit are there, and count as old; it is done between gc's look and its decision."""
+        monkeypatch.setattr(commit, "send", send)
+        monkeypatch.setattr(gc, "point", lambda name: send(*arguments) if name == "gc:listed" else None)
+        gc.collect(config, KEPT, grace_s=ANY_AGE)
+
+    monkeypatch.setattr(commit, "send", send_once_seen)
+    warehouse.commit(TABLE, rows([6]), key="key-6")
+    assert warehouse.scan(TableRef(TABLE)).read_all().num_rows == 7
+    assert References(warehouse.table(TABLE)).all() <= table_files(config)
 
 
 @pytest.fixture
