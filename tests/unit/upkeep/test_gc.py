@@ -20,6 +20,7 @@ from airloop.frame import StepContext, StepResult, step
 from airloop.frame import running as frame_running
 from airloop.objects import Bulk
 from airloop.upkeep import gc
+from airloop.upkeep.orphans import Orphans
 from airloop.upkeep.retention import Policy, protected
 from airloop.warehouse import commit, expire
 from airloop.warehouse.artifacts import ArtifactStore
@@ -394,6 +395,22 @@ def test_what_killed_writers_left_in_a_bucket_goes_once_it_is_old(
     assert table_files(config) == named | {others}
     assert gc.collect(config, KEPT, grace_s=ANY_AGE).files == {}
     assert warehouse.scan(TableRef(TABLE)).read_all().num_rows == 6
+
+
+@IN_A_CLUSTER
+def test_old_files_of_what_expired_stay_as_long_as_its_note_is_young(
+    config: Config, warehouse: Warehouse, history: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gc.collect(config, NOTHING_KEPT, grace_s=0)
+    before = table_files(config)
+    put(config, "shop/orders/data/0-left.parquet")
+    # Nothing in a bucket can be made older than it is.
+    monkeypatch.setattr(Orphans, "_is_young", lambda self, file: expire.NOTE.search(file.path) is not None)
+    found = gc.collect(config)
+    resting = before - References(warehouse.table(TABLE)).all()
+    assert (found.files, found.waiting) == ({"data": 1}, len(resting))
+    assert table_files(config) == before
+    assert len(resting) == len(history), "the lists of manifests of all but the head, and the note"
 
 
 @IN_A_CLUSTER
