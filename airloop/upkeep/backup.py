@@ -137,8 +137,8 @@ def _not_in_it(config: Config, mlflow: Path | None) -> Iterator[str]:
         yield "Feast's registry is in a database; the next step that uses features applies the definitions again"
     if mlflow is None:
         yield (
-            f"MLflow is at {without_password(config.mlflow)}: copy its database and its files by their own means, "
-            "after this point and before the next gc; the ledger names versions that have to be there"
+            f"MLflow is at {without_password(config.mlflow)}: copy its database and then its files by their own means, "
+            "after this point: the ledger names versions that have to be there"
         )
 
 

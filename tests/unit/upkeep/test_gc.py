@@ -21,8 +21,9 @@ from airloop.frame import running as frame_running
 from airloop.objects import Bulk, open_objects
 from airloop.records import run_record_path
 from airloop.upkeep import gc
+from airloop.upkeep.orphans import Orphans
 from airloop.upkeep.retention import Policy, protected
-from airloop.warehouse import expire
+from airloop.warehouse import commit, expire
 from airloop.warehouse.artifacts import ArtifactStore
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.references import References
@@ -371,6 +372,24 @@ def put(config: Config, name: str, content: bytes = b"x" * 100) -> str:
     return f"{config.warehouse}/{name}"
 
 
+@ALONE_AND_TOGETHER
+def test_a_file_that_is_committed_after_it_was_seen_stays(
+    config: Config, warehouse: Warehouse, history: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = commit.send
+
+    def send_once_seen(*arguments: Any) -> None:
+        """All files of the commit are there, and count as old; it is done between gc's look and its decision."""
+        monkeypatch.setattr(commit, "send", send)
+        monkeypatch.setattr(gc, "point", lambda name: send(*arguments) if name == "gc:listed" else None)
+        gc.collect(config, KEPT, grace_s=ANY_AGE)
+
+    monkeypatch.setattr(commit, "send", send_once_seen)
+    warehouse.commit(TABLE, rows([6]), key="key-6")
+    assert warehouse.scan(TableRef(TABLE)).read_all().num_rows == 7
+    assert References(warehouse.table(TABLE)).all() <= table_files(config)
+
+
 @pytest.fixture
 def settled(config: Config, history: list[int]) -> None:
     """Six rows in a table of which nothing is left that could go."""
@@ -401,6 +420,22 @@ def test_what_killed_writers_left_in_a_bucket_goes_once_it_is_old(
     assert table_files(config) == named | {others}
     assert gc.collect(config, KEPT, grace_s=ANY_AGE).files == {}
     assert warehouse.scan(TableRef(TABLE)).read_all().num_rows == 6
+
+
+@IN_A_CLUSTER
+def test_old_files_of_what_expired_stay_as_long_as_its_note_is_young(
+    config: Config, warehouse: Warehouse, history: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gc.collect(config, NOTHING_KEPT, grace_s=0)
+    before = table_files(config)
+    put(config, "shop/orders/data/0-left.parquet")
+    # Nothing in a bucket can be made older than it is.
+    monkeypatch.setattr(Orphans, "_is_young", lambda self, file: expire.NOTE.search(file.path) is not None)
+    found = gc.collect(config)
+    resting = before - References(warehouse.table(TABLE)).all()
+    assert (found.files, found.waiting) == ({"data": 1}, len(resting))
+    assert table_files(config) == before
+    assert len(resting) == len(history), "the lists of manifests of all but the head, and the note"
 
 
 @IN_A_CLUSTER
