@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trouble = wrong(budgets, _pools())
     except AirloopError as error:
         trouble = [str(error)]
-    for line in trouble or [f"{len(budgets)} budgets: Airflow's pools are as they should be"]:
+    for line in trouble or [f"budgets: {len(budgets)}; Airflow's pools are as they should be"]:
         sys.stdout.write(f"{line}\n")
     return 1 if trouble else 0
 

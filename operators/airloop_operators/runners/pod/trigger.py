@@ -26,8 +26,8 @@ LOOK_S = 120.0
 """Seconds after which a pod is looked at though nothing was told of it."""
 PAUSE_S = (0.5, 15.0)
 """Seconds between two requests to an API server that does not answer: at first, and at most."""
-KILL_S = 20.0
-"""Seconds for ending a pod; Airflow grants 30."""
+KILL_S = 60.0
+"""Seconds for asking an API server that is away to end a pod."""
 COMES_BACK = frozenset({"deferred", "scheduled", "queued", "running", "restarting", "up_for_reschedule"})
 """States of a task that has only changed its trigger, or that soon looks after its pods itself."""
 
@@ -67,31 +67,24 @@ class PodTrigger(BaseTrigger):
         Airflow asks for it too where another triggerer took the trigger over, or has woken the task up meanwhile. Then
         the pod stays, also if it is its next try that is on its way: that ends what the one before has left.
         """
-        left = Left.of(self.deferral["state"])
+        killing = asyncio.create_task(self._kill(Left.of(self.deferral["state"])))
+        _killing.add(killing)
+        killing.add_done_callback(_killing.discard)
+        # Airflow 3.3 cancels this method again each second that it takes.
+        await asyncio.shield(killing)
+
+    async def _kill(self, left: Left) -> None:
         if not left.uid:
             return
-        state = await self._state_of_task()
-        if state in COMES_BACK:
-            self.log.info("pod %s/%s stays: its task is %s", left.namespace, left.pod, state)
-            return
-        self.log.info("ending pod %s/%s: its task is %s", left.namespace, left.pod, state or "cleared")
-        options = {"gracePeriodSeconds": round(left.grace_s), "preconditions": {"uid": left.uid}}
-        until = time.monotonic() + KILL_S
-        while True:
-            try:
-                async with _hook(left).get_conn() as connection:
-                    await _ask(_api(connection).delete_namespaced_pod, left, name=left.pod, body=options)
+        try:
+            state = await self._state_of_task()
+            if state in COMES_BACK:
+                self.log.info("pod %s/%s stays: its task is %s", left.namespace, left.pod, state)
                 return
-            except Refused as no:
-                # It is gone, or another has its name.
-                if no.status in (404, 409):
-                    return
-                if no.status not in PASSING or time.monotonic() >= until:
-                    raise
-            except _passing():
-                if time.monotonic() >= until:
-                    raise
-            await asyncio.sleep(1)
+            self.log.info("ending pod %s/%s: its task is %s", left.namespace, left.pod, state or "cleared")
+            await _end(left)
+        except Exception:
+            self.log.exception("pod %s/%s could not be ended; a next try of its task ends it", left.namespace, left.pod)
 
     async def _state_of_task(self) -> str | None:
         """None: cleared."""
@@ -183,6 +176,29 @@ class PodTrigger(BaseTrigger):
         if now != self._said:
             self._said = now
             self.log.info("pod %s/%s %s", left.namespace, left.pod, now)
+
+
+_killing: set[asyncio.Task[None]] = set()
+"""An event loop keeps weak references only."""
+
+
+async def _end(left: Left) -> None:
+    """Ask a pod to end, this very one."""
+    options = {"gracePeriodSeconds": round(left.grace_s), "preconditions": {"uid": left.uid}}
+    until = time.monotonic() + KILL_S
+    while True:
+        try:
+            async with _hook(left).get_conn() as connection:
+                await _ask(_api(connection).delete_namespaced_pod, left, name=left.pod, body=options)
+            return
+        except _passing() as no:
+            status = no.status if isinstance(no, Refused) else 503
+            # It is gone, or another has its name.
+            if status in (404, 409):
+                return
+            if status not in PASSING or time.monotonic() >= until:
+                raise
+        await asyncio.sleep(1)
 
 
 def _hook(left: Left) -> Any:

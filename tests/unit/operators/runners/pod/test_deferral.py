@@ -26,6 +26,7 @@ from airflow.sdk.serde import deserialize, serialize
 from airloop_operators import StepOperator, turn
 from airloop_operators.attempts import MARGIN_S
 from airloop_operators.deferral import MOST_TROUBLES
+from airloop_operators.runners.pod import trigger as pod_trigger
 from tests.api_server import ApiServer, ScriptedPod, Start
 from tests.unit.operators.test_turn import a_run
 
@@ -526,6 +527,7 @@ class TestKilledWhileDeferred:
             if not isinstance(message, GetTaskStates):
                 return None
             asked.append(message)
+            await asyncio.sleep(0.3)
             return SimpleNamespace(task_states={"r2": {"t": state}})
 
         async def both() -> None:
@@ -537,6 +539,7 @@ class TestKilledWhileDeferred:
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert not runner.events
+            await asyncio.gather(*pod_trigger._killing)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(task_runner, "SUPERVISOR_COMMS", SimpleNamespace(asend=asend), raising=False)
@@ -547,7 +550,10 @@ class TestKilledWhileDeferred:
     async def by_somebody(task: asyncio.Task[Any]) -> None:
         from airflow.jobs.triggerer_job_runner import _USER_ACTION_CANCEL_MSG
 
-        task.cancel(_USER_ACTION_CANCEL_MSG)
+        # As Airflow does it each second, until the trigger has ended.
+        for _ in range(3):
+            task.cancel(_USER_ACTION_CANCEL_MSG)
+            await asyncio.sleep(0.1)
 
     @staticmethod
     async def by_a_restart(task: asyncio.Task[Any]) -> None:
