@@ -191,20 +191,6 @@ def place_of(value: str) -> Path | S3Address | None:
     return (S3Address.parse(value) or Path(value).expanduser().resolve()) if value else None
 
 
-def local_folder(place: Path | S3Address, what: str) -> Path:
-    """
-    The folder of a place.
-
-    :param what: what needs one, for the error: "airloop gc".
-    :raises BadConfiguration: the place is in a bucket.
-    """
-    if isinstance(place, Path):
-        return place
-    raise BadConfiguration(
-        f"{what} works on local folders only, and this state is in {place}", "use the means of the object store"
-    )
-
-
 def without_password(address: str) -> str:
     """The same address with its passwords, if it has any, replaced by ``***``; also one that cannot be read."""
     scheme, separator, rest = address.partition("://")

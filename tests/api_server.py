@@ -43,6 +43,8 @@ class ApiServer:
         """Pods as they were asked for."""
         self.secrets_created: list[dict[str, Any]] = []
         self.requests: list[str] = []
+        self.watches: list[str] = []
+        """Programs that watch pods, as they name themselves."""
         self.bodies: list[str] = []
         self.refusals: list[tuple[int, str, str]] = []
         """Answers to the next attempts to make a pod: status, reason, message."""
@@ -99,6 +101,14 @@ class ApiServer:
             threading.Thread(target=self._play, args=(script, handle), daemon=True).start()
         return handle
 
+    def admit(self, pod: dict[str, Any]) -> tuple[int, str, str] | None:
+        """What speaks against a pod that is asked for: status, reason, message."""
+        return self.refusals.pop(0) if self.refusals else None
+
+    def other(self, method: str, path: str, body: str) -> tuple[int, dict[str, Any]] | None:
+        """Answer to a request for something else than pods, events and secrets; None: it is for them."""
+        return None
+
     def next_script(self) -> Script | None:
         return self.scripts.pop(0) if len(self.scripts) > 1 else (self.scripts[0] if self.scripts else None)
 
@@ -111,6 +121,10 @@ class ApiServer:
         pod["metadata"]["resourceVersion"] = str(self._version)
         self.history.append((self._version, kind, copy.deepcopy(pod)))
         self.lock.notify_all()
+
+
+Start = Callable[..., ApiServer]
+"""Begins one with scripts, to which Airflow's connection leads."""
 
 
 class Gone(Exception):
@@ -156,8 +170,8 @@ class ScriptedPod:
 
     def condition(self, kind: str, status: str, reason: str = "", message: str = "") -> None:
         found = [c for c in self.object["status"].get("conditions", []) if c["type"] != kind]
-        told = {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": _now()}
-        self.change(conditions=[*found, told])
+        new = {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": _now()}
+        self.change(conditions=[*found, new])
 
     def state(self, phase: str, state: dict[str, Any], **status: Any) -> None:
         container = {"name": "step", "state": state, "imageID": "airloop@sha256:0123", "restartCount": 0}
@@ -269,6 +283,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_DELETE(self) -> None:
         self._answer()
 
+    def do_PATCH(self) -> None:
+        self._answer()
+
     def _answer(self) -> None:
         server = self.server_of_pods
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
@@ -276,6 +293,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         url = urlsplit(self.path)
+        if (answer := server.other(self.command, self.path, body)) is not None:
+            self._json(*answer)
+            return
         found = _PATH.fullmatch(url.path)
         assert found, self.path
         _, kind, name, log = found.groups()
@@ -303,22 +323,29 @@ class _Handler(BaseHTTPRequestHandler):
             if kind == "events":
                 uid = dict(part.split("=") for part in query["fieldSelector"].split(","))["involvedObject.uid"]
                 items = [event for event in server.events if event["_uid"] == uid]
-            elif kind == "pods":
+            elif "fieldSelector" in query:
+                only = query["fieldSelector"].partition("=")[2]
+                items = [pod for pod in server.pods.values() if pod["metadata"]["name"] == only]
+            else:
                 key, _, value = query["labelSelector"].partition("=")
                 items = [pod for pod in server.pods.values() if pod["metadata"]["labels"].get(key) == value]
-            return self._json(200, {"kind": "List", "items": items})
+            return self._json(
+                200, {"kind": "List", "metadata": {"resourceVersion": str(server._version)}, "items": items}
+            )
 
     def _create(self, kind: str, wanted: dict[str, Any]) -> None:
         server, name = self.server_of_pods, wanted["metadata"]["name"]
         if kind == "secrets":
+            plain = wanted.pop("stringData", {})
+            wanted.setdefault("data", {}).update({k: base64.b64encode(v.encode()).decode() for k, v in plain.items()})
             with server.lock:
                 if name in server.secrets:
                     return self._status(409, "AlreadyExists", f'secrets "{name}" already exists')
                 server.secrets[name] = wanted
                 server.secrets_created.append(wanted)
             return self._json(201, wanted)
-        if server.refusals:
-            return self._status(*server.refusals.pop(0))
+        if (refused := server.admit(wanted)) is not None:
+            return self._status(*refused)
         with server.lock:
             if name in server.pods:
                 return self._status(409, "AlreadyExists", f'pods "{name}" already exists')
@@ -338,11 +365,15 @@ class _Handler(BaseHTTPRequestHandler):
             uid = (options.get("preconditions") or {}).get("uid")
             if uid not in (None, pod["metadata"]["uid"]):
                 return self._status(409, "Conflict", "the UID in the precondition does not match")
-            self._json(200, pod)
-        return server.handles[name].delete(options.get("gracePeriodSeconds"))
+            answer = copy.deepcopy(pod)
+        # Before the answer: who has it finds a pod that has no grace gone.
+        with contextlib.suppress(Gone):
+            server.handles[name].delete(options.get("gracePeriodSeconds"))
+        return self._json(200, answer)
 
     def _watch(self, query: dict[str, str]) -> None:
         server = self.server_of_pods
+        server.watches.append(str(self.headers.get("User-Agent")))
         name = query["fieldSelector"].partition("=")[2]
         seen = int(query.get("resourceVersion") or 0)
         until = time.monotonic() + int(query["timeoutSeconds"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,9 @@ from airloop.errors import (
     StepSkipped,
     TimedOut,
 )
+from airloop_operators.deferral import Deferral
 from airloop_operators.intervals import interval_of
-from airloop_operators.runners.base import RunRequest
+from airloop_operators.runners.base import RunRequest, Underway
 from airloop_operators.secrets import fetch_secrets
 
 if TYPE_CHECKING:
@@ -40,57 +41,79 @@ LONGEST_DELAY_S = 120.0
 
 
 def run_step(
-    operator: StepOperator, runner: Runner, context: Context, settings: Settings, *, until: float | None
-) -> RunOutcome:
+    operator: StepOperator,
+    runner: Runner,
+    context: Context,
+    settings: Settings,
+    *,
+    until: float | None,
+    may_leave: bool = False,
+    back: Deferral | None = None,
+    lost: bool = False,
+) -> RunOutcome | Deferral:
     """
-    Run an operator's step, again if its surroundings ended it.
+    Run an operator's step, again if its surroundings ended it; or until the task may be deferred.
 
-    :param until: when Airflow will break the task off, by the monotonic clock; None: never.
+    :param until: when the task's time is over, by the monotonic clock; None: never.
+    :param may_leave: whether the task may be deferred.
+    :param back: what the task knew when it was deferred; None: it was not.
+    :param lost: it was, and what it knew is lost.
     :raises AirflowException: it could not be started; the type says whether a retry helps.
     """
     try:
         # Airflow's handler of SIGTERM only calls on_kill(): it may have come while the task waited for its turn.
         if operator.killed:
             raise ProcessLost(f"the step of {operator.task_id} was not started because its task was stopped")
-        return _attempts(operator, runner, context, settings, until)
+        return _attempts(operator, runner, context, settings, until, may_leave, back, lost)
     except AirloopError as error:
         raise for_airflow(error) from error
 
 
 def _attempts(
-    operator: StepOperator, runner: Runner, context: Context, settings: Settings, until: float | None
-) -> RunOutcome:
-    step = operator.step or operator.step_name
-    if not step:
-        raise BadArgument(f"task {operator.task_id} names no step", "pass step='extract' or 'package.module:function'")
-    ti = context["ti"]
-    run = _run_info(ti)
+    operator: StepOperator,
+    runner: Runner,
+    context: Context,
+    settings: Settings,
+    until: float | None,
+    may_leave: bool,
+    back: Deferral | None,
+    lost: bool,
+) -> RunOutcome | Deferral:
+    calls = _calls(operator, context)
     # A pod's size has a limit of its own.
     usual_mb = settings.memory_mb if (operator.runner or settings.runner) == "local" else 0
     memory_mb = usual_mb if operator.memory_mb is None else operator.memory_mb
-    interval = interval_of(context, operator.interval)
-    secrets = fetch_secrets(operator.secrets or {})
-    for attempt, identity in enumerate(_attempt_ids(operator, ti)):
-        call = Call(
-            step=step,
-            arguments=operator.call_arguments(),
-            attempt=identity,
-            run=run,
-            interval=interval,
-            force=operator.force,
-        )
+    secrets, plain = fetch_secrets({**settings.secrets, **(operator.secrets or {})})
+    first = back.attempt if back is not None else runner.under_way(calls) if lost else 0
+    for attempt, call in list(enumerate(calls))[first:]:
+        if back is not None and attempt == first:
+            timeout_s, left = back.timeout_s, back.state
+        else:
+            timeout_s, left = None if until is None else _time_for_step(until - time.monotonic()), None
         request = RunRequest(
             call=call,
-            environment={**settings.environment, **(operator.environment or {})},
+            environment={**settings.environment, **plain, **(operator.environment or {})},
             secrets=secrets,
             artifacts=settings.artifacts,
             memory_mb=memory_mb or None,
             cpus=operator.cpus,
-            timeout_s=None if until is None else _time_for_step(until - time.monotonic()),
+            timeout_s=timeout_s,
             python=operator.python,
             size=operator.size,
+            may_leave=may_leave,
+            left=left,
         )
-        outcome = runner.run(request)
+        found = runner.run(request)
+        if isinstance(found, Underway):
+            # Its pod was ended with it.
+            if operator.killed:
+                raise ProcessLost(f"the step of {operator.task_id} was ended because its task was stopped")
+            until_unix = None if until is None else time.time() + until - time.monotonic()
+            troubles = back.troubles if back is not None else 0
+            return Deferral(
+                attempt=attempt, timeout_s=timeout_s, until=until_unix, troubles=troubles, state=found.state
+            )
+        outcome = found
         error = outcome.error
         # A limit that was hit once will be hit again: that is for a person, or the task's own retries.
         if not isinstance(error, InfrastructureFailure) or isinstance(error, OutOfMemory | TimedOut):
@@ -104,6 +127,22 @@ def _attempts(
             if not _rest(operator, delay_s):
                 break
     return outcome
+
+
+def _calls(operator: StepOperator, context: Context) -> list[Call]:
+    """Of a try's attempts: the later ones are made only if the surroundings end those before."""
+    step, ti = operator.step or operator.step_name, context["ti"]
+    if not step:
+        raise BadArgument(f"task {operator.task_id} names no step", "pass step='extract' or 'package.module:function'")
+    once = Call(
+        step=step,
+        arguments=operator.call_arguments(),
+        attempt="",
+        run=_run_info(ti),
+        interval=interval_of(context, operator.interval),
+        force=operator.force,
+    )
+    return [replace(once, attempt=identity) for identity in _attempt_ids(operator, ti)]
 
 
 def delay_before(again: int, first: timedelta | float, until: float | None) -> float:

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import lru_cache, update_wrapper
 from inspect import Parameter, Signature, signature, unwrap
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeVar, cast
 
 from airflow.sdk import Asset, AssetAlias, BaseOperator
+from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR, TriggerFailureReason
 
 from airloop_operators.links import ManifestLink, MlflowRunLink, PodLink, ReportLink
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     import jinja2
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
+    from airflow.sdk.definitions.mappedoperator import OperatorPartial
 
+    from airloop_operators.deferral import Deferral, Woken
     from airloop_operators.runners.base import Runner, RunOutcome
     from airloop_operators.turn import Order, Place
 
@@ -51,13 +54,17 @@ class StepOperator(BaseOperator):
     :param force: do the work even if a complete manifest under the same key exists. A table that holds this very
         commit already keeps it as it is.
     :param runner: where to run: ``local`` or ``pod``; default ``[airloop] runner``.
-    :param size: size of its pod, by a name that ``[airloop] sizes`` explains; a local run has none.
+    :param size: size of its pod, by a name that ``[airloop] sizes`` explains; a local run has none. Where that file
+        counts its accelerators in an Airflow pool, the task takes as many slots of it, unless it names a pool itself.
+    :param deferrable: give the worker's place back while the pod runs; default ``[operators] default_deferrable``. A
+        local run keeps its place: nobody else could look after its process.
     :param memory_mb: memory limit, MiB; 0: none; default ``[airloop] memory_mb``, in a pod its size's; over it the step
         is ended and OOM is named.
     :param cpus: processors that the step may use; default all.
     :param environment: more environment variables for the step. (templated)
-    :param secrets: environment variable by ``connection_id.field`` (``password``, ``login``, ``uri`` or
-        ``extra.NAME``). Fetched when the task runs; masked in logs; never rendered, never in a manifest.
+    :param secrets: environment variable by ``connection_id.field`` (``password``, ``uri`` or ``extra.NAME``). Fetched
+        when the task runs; masked in logs; never rendered, never in a manifest. ``login``, ``host`` and ``schema`` can
+        be named too; they are not masked. Those of every task: ``[airloop] secrets``.
     :param python: interpreter of another virtual environment that has airloop installed.
     :param infrastructure_retries: how often a step that was ended by its surroundings (not by memory or time limits)
         is started again before the task itself fails; apart from the task's ``retries``.
@@ -90,6 +97,7 @@ class StepOperator(BaseOperator):
     force: bool
     runner: Literal["local", "pod"] | None
     size: str | None
+    deferrable: bool | None
     memory_mb: int | None
     cpus: float | None
     environment: Mapping[str, str] | None
@@ -121,6 +129,7 @@ class StepOperator(BaseOperator):
         force: bool = False,
         runner: Literal["local", "pod"] | None = None,
         size: str | None = None,
+        deferrable: bool | None = None,
         memory_mb: int | None = None,
         cpus: float | None = None,
         environment: Mapping[str, str] | None = None,
@@ -134,6 +143,8 @@ class StepOperator(BaseOperator):
     ) -> None:
         if announces is not None:
             kwargs["outlets"] = [*(kwargs.get("outlets") or []), AssetAlias(announces.name)]
+        if size is not None:
+            kwargs = _counted(kwargs, size, runner)
         super().__init__(**kwargs)
         # Not one by one: Airflow looks at each for tasks that it comes from, and then again at all of them when the
         # operator is complete. With thousands of tasks that is a large part of a parse.
@@ -144,6 +155,7 @@ class StepOperator(BaseOperator):
             force=force,
             runner=runner,
             size=size,
+            deferrable=deferrable,
             memory_mb=memory_mb,
             cpus=cpus,
             environment=environment,
@@ -154,6 +166,17 @@ class StepOperator(BaseOperator):
             order=order,
             announces=announces,
         )
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> OperatorPartial:
+        """
+        As Airflow does it, with the pool that counts its accelerators.
+
+        A size that ``expand`` gives, or ``default_args``, comes too late for that.
+        """
+        if isinstance(size := kwargs.get("size"), str):
+            kwargs = _counted(kwargs, size, kwargs.get("runner"))
+        return super().partial(**kwargs)
 
     def resolve_template_files(self) -> None:
         """
@@ -194,23 +217,77 @@ class StepOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the step, once it is its turn; returns its references and counts."""
+        from airloop_operators.turn import PATIENCE_S, wait_for_turn
+
+        until = self._until()
+        # A time limit is for the work.
+        patience_s = PATIENCE_S if until is None else 0.0
+        others = list(_places(self.dag.tasks))
+        wait_for_turn(context, self.place, others, self.log, patience_s=patience_s, killed=lambda: self.killed)
+        return self._run(context, until)
+
+    def resume(self, context: Context, event: Any = None) -> dict[str, Any]:
+        """Go on after a deferral: judge the attempt if it has ended, else wait for it, here or deferred again."""
+        from airloop_operators.deferral import Woken
+
+        woken = Woken.read(event)
+        if woken is None:
+            self.log.warning("what the trigger says cannot be understood: %.200r; looking here", event)
+            return self._run(context, self._until(context), lost=True)
+        if woken.trouble:
+            self.log.warning("the trigger could not watch: %s", woken.why)
+        else:
+            self.log.info("woken up: %s", woken.why)
+        back = woken.back
+        until = None if back.until is None else time.monotonic() + back.until - time.time()
+        return self._run(context, until, woken=woken)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """As Airflow does it; but of a trigger that failed nothing follows for the step: it is looked at."""
+        if next_method != TRIGGER_FAIL_REPR:
+            return super().resume_execution(next_method, next_kwargs, context)
+        told = next_kwargs or {}
+        error = str(told.get("error", "unknown"))
+        self.log.warning("the trigger failed: %s\n%s", error, "".join(told.get("traceback") or []))
+        # It is given one time limit only: the task's own.
+        late = told.get("error") == TriggerFailureReason.TRIGGER_TIMEOUT
+        return self._run(context, time.monotonic() if late else self._until(context), lost=True)
+
+    def _until(self, context: Context | None = None) -> float | None:
+        """
+        When the task's time is over, by the monotonic clock; None: never.
+
+        :param context: of a task that was deferred and has run before; None: it begins now.
+        """
+        limit = self.execution_timeout
+        if limit is None:
+            return None
+        began = getattr(context["ti"], "start_date", None) if context is not None else None
+        gone_s = time.time() - began.timestamp() if began is not None else 0.0
+        return time.monotonic() + limit.total_seconds() - gone_s
+
+    def _run(
+        self, context: Context, until: float | None, *, woken: Woken | None = None, lost: bool = False
+    ) -> dict[str, Any]:
         from airloop_operators.attempts import for_airflow, run_step
+        from airloop_operators.deferral import Deferral
         from airloop_operators.results import links_of, result_of
         from airloop_operators.runners import get_runner
         from airloop_operators.settings import Settings
-        from airloop_operators.turn import PATIENCE_S, wait_for_turn
 
-        limit = self.execution_timeout
-        until = time.monotonic() + limit.total_seconds() if limit else None
-        # A time limit is for the work.
-        patience_s = 0.0 if limit else PATIENCE_S
-        others = list(_places(self.dag.tasks))
-        wait_for_turn(context, self.place, others, self.log, patience_s=patience_s, killed=lambda: self.killed)
         settings = Settings.read()
-        self._running: Runner = get_runner(self.runner or settings.runner, settings)
-        if (self.runner or settings.runner) == "pod":
+        name = self.runner or settings.runner
+        self._running: Runner = get_runner(name, settings)
+        if name == "pod":
             PodLink().show(self, context["ti"])
-        outcome = run_step(self, self._running, context, settings, until=until)
+        deferrable = settings.deferrable if self.deferrable is None else self.deferrable
+        may_leave = deferrable and name == "pod" and not lost and (woken is None or woken.may_leave)
+        outcome = run_step(
+            self, self._running, context, settings,
+            until=until, may_leave=may_leave, back=woken.back if woken else None, lost=lost,
+        )  # fmt: skip
+        if isinstance(outcome, Deferral):
+            self._defer(outcome, after_trouble=woken is not None and woken.trouble)
         self._outcome = outcome
         self.step_links = links_of(outcome, settings)
         if outcome.error is not None:
@@ -219,6 +296,12 @@ class StepOperator(BaseOperator):
         if self.announces is not None:
             self._announce(self.announces, context, outcome, result)
         return result
+
+    def _defer(self, deferral: Deferral, *, after_trouble: bool) -> NoReturn:
+        from airloop_operators.deferral import latest, trigger_of
+
+        trigger = trigger_of(deferral, after_trouble=after_trouble)
+        self.defer(trigger=trigger, method_name="resume", timeout=latest(deferral))
 
     def get_openlineage_facets_on_start(self) -> OperatorLineage[Any, Any]:
         """What Airflow's provider for OpenLineage tells when the task starts."""
@@ -295,6 +378,14 @@ def declared(constructor: _Constructor) -> _Constructor:
     itself = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
     vars(make).update(declares=tuple(defaults), __signature__=Signature([itself, *own, *_PARAMETERS]))
     return cast("_Constructor", make)
+
+
+def _counted(kwargs: dict[str, Any], size: str, runner: str | None) -> dict[str, Any]:
+    """With the Airflow pool that counts the accelerators of a size, unless the task names one or some of its slots."""
+    from airloop_operators.budget import pool_of
+
+    counted = pool_of(size, runner)
+    return kwargs if "pool" in kwargs or "pool_slots" in kwargs else {**kwargs, **counted}
 
 
 def _places(tasks: Iterable[Any]) -> Iterator[Place]:

@@ -111,6 +111,7 @@ def test_rights_are_these_and_no_more(chart: Chart, options: Any, profile: str, 
     expected = {
         "airloop-runner": follow
         | {("pods", "create"), ("events", "list"), ("secrets", "create"), ("secrets", "delete")},
+        "airloop-triggerer": {("pods", "list"), ("pods", "watch"), ("pods", "delete")},
     }
     if executor == "KubernetesExecutor":
         expected["airloop-executor"] = follow | {("pods", "create"), ("pods", "patch")}
@@ -124,7 +125,10 @@ def test_rights_are_these_and_no_more(chart: Chart, options: Any, profile: str, 
         if o["kind"] == "RoleBinding"
     }
     runs_tasks = "scheduler" if executor == "LocalExecutor" else "worker"
-    expected_bound = {"airloop-runner": [(f"airloop-{runs_tasks}", "loops")]}
+    expected_bound = {
+        "airloop-runner": [(f"airloop-{runs_tasks}", "loops")],
+        "airloop-triggerer": [("airloop-triggerer", "loops")],
+    }
     if executor == "KubernetesExecutor":
         expected_bound["airloop-executor"] = [("airloop-scheduler", "loops")]
     assert bound == expected_bound
@@ -136,6 +140,7 @@ def test_rights_are_in_the_namespace_of_the_pods(chart: Chart, options: Any) -> 
     for kind, name in (
         ("Role", "airloop-runner"),
         ("RoleBinding", "airloop-runner"),
+        ("Role", "airloop-triggerer"),
         ("ServiceAccount", "airloop-step"),
         ("NetworkPolicy", "airloop-steps"),
     ):
@@ -493,6 +498,7 @@ DOCUMENTED = [
     "postgresql.enabled", "scheduler.logGroomerSidecar.enabled", "scheduler.serviceAccount.create",
     "scheduler.serviceAccount.name", "secret", "securityContexts.containers.*", "securityContexts.pod.*",
     "statsd.enabled", "triggerer.logGroomerSidecar.enabled", "triggerer.persistence.enabled",
+    "triggerer.serviceAccount.create", "triggerer.serviceAccount.name",
     "uid", "volumeMounts", "volumes",
     "workers.kubernetes.serviceAccount.create", "workers.kubernetes.serviceAccount.name",
 ]  # fmt: skip
@@ -514,7 +520,7 @@ def test_values_for_airflow_name_what_the_chart_makes(chart: Chart, options: Any
     defaults = yaml.safe_load((FOLDER / "values.yaml").read_text())
     assert AIRFLOW["executor"] == defaults["airflow"]["executor"]
     assert f"{AIRFLOW['defaultAirflowRepository']}:{AIRFLOW['defaultAirflowTag']}" == defaults["images"]["control"]
-    for account in (AIRFLOW["scheduler"], AIRFLOW["workers"]["kubernetes"]):
+    for account in (AIRFLOW["scheduler"], AIRFLOW["triggerer"], AIRFLOW["workers"]["kubernetes"]):
         named(objects, "ServiceAccount", account["serviceAccount"]["name"])
     (settings,) = yaml.safe_load(AIRFLOW["extraEnvFrom"])
     named(objects, "ConfigMap", settings["configMapRef"]["name"])

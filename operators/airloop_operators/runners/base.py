@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -67,6 +67,28 @@ class RunRequest:
     """Working directory of the payload; default: this process's."""
     size: str | None = None
     """Size of its pod; None: the configured default. Local runs have none."""
+    ranks: int = 1
+    """
+    Processes that work on the step together, each of this size. They are one attempt: one call for all, one record and
+    one manifest, which the first of them publishes; if one is lost, all are ended. A runner that starts a single
+    process says so by :meth:`alone`.
+    """
+    may_leave: bool = False
+    """Whether the attempt may be left to itself once it is under way; local runs never are."""
+    left: Mapping[str, Any] | None = None
+    """State of an attempt that was left before; None: it is started now."""
+
+    def alone(self, runner: str) -> None:
+        """
+        For a runner that starts one process.
+
+        :raises BadConfiguration: several are asked for.
+        """
+        if self.ranks != 1:
+            raise BadConfiguration(
+                f"step {self.call.step} asks for {self.ranks} ranks; the {runner} runner starts one process of a step",
+                "leave out ranks, or let the step start its processes itself, on one machine",
+            )
 
     @property
     def objects(self) -> Objects:
@@ -130,15 +152,27 @@ class RunOutcome:
     """Something odd about a success, for the log."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Underway:
+    """An attempt that goes on without its task: it is judged when it is run again with its state."""
+
+    state: Mapping[str, Any]
+    """JSON values; no secrets, for Airflow keeps it."""
+
+
 class Runner(Protocol):
     """Runs attempts. One instance belongs to one task."""
 
-    def run(self, request: RunRequest) -> RunOutcome:
+    def run(self, request: RunRequest) -> RunOutcome | Underway:
         """
-        Run an attempt to its end; its log goes to this process's log as it comes.
+        Run an attempt to its end, or until it may be left; its log goes to this process's log as it comes.
 
         :raises AirloopError: the attempt could not even be started.
         """
+        ...
+
+    def under_way(self, calls: Sequence[Call]) -> int:
+        """Which of a try's attempts was left and is still there; 0 if none is."""
         ...
 
     def on_kill(self) -> None:

@@ -13,13 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 import airloop
-from airloop.contract import ENV_CALL, ENV_LOG_FORMAT, ENV_RECEIPT, ENV_SECRETS, ENV_SPAWNED_AT, RECEIPT_LIMIT
+from airloop.contract import ENV_CALL, ENV_LOG_FORMAT, ENV_RECEIPT, ENV_SECRETS, ENV_SPAWNED_AT, RECEIPT_LIMIT, Call
 from airloop.errors import AirloopError, BadArgument, BadConfiguration, ProcessLost
 from airloop.minder.folder import runtime_folder
 from airloop.minder.wire import Report, Request, receive, send
@@ -70,10 +70,12 @@ class LocalRunner:
         Run an attempt to its end.
 
         :raises BadArgument: its call has no attempt.
+        :raises BadConfiguration: it asks for several ranks.
         :raises ProcessLost: the task was stopped before.
         """
         if not request.call.attempt:
             raise BadArgument(f"the call of step {request.call.step} has no attempt", "see airloop.contract.attempt_id")
+        request.alone("local")
         attempt = _Attempt(request, self._grace_s, self._server)
         self._attempts.add(attempt)
         try:
@@ -98,6 +100,10 @@ class LocalRunner:
         except (AirloopError, OSError) as error:
             log.warning("no warm server: %s", error)
             return None
+
+    def under_way(self, calls: Sequence[Call]) -> int:
+        """None is: a process is never left."""
+        return 0
 
     def on_kill(self) -> None:
         """End everything that runs, and start nothing more; returns when it is gone."""

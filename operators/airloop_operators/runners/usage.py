@@ -91,6 +91,19 @@ class UsageRecord:
             self._thread.join(FINISH_S)
         self._write(document, last=True)
 
+    def leave(self, **parts: Any) -> None:
+        """Write what is known, now: the attempt goes on, and another process will tell its end."""
+        with self._changed:
+            if self._closed or not self._kept:
+                return
+            self._closed = True
+            self._parts |= parts
+            document = self._document()
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(FINISH_S)
+        self._write(document)
+
     def conclude(self, outcome: RunOutcome, **parts: Any) -> None:
         """Write how the attempt ended, as its runner judged it."""
         error = outcome.error

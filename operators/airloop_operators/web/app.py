@@ -29,6 +29,7 @@ from airloop_operators.web.data import RUNS_SHOWN, Loop, Reader, too_long
 
 log = logging.getLogger(__name__)
 
+CATALOG = "AIRLOOP_CATALOG"
 Last = Annotated[int, Query(ge=1, le=500)]
 
 
@@ -38,7 +39,13 @@ def create_app(config: Config | None = None) -> FastAPI:
 
     :param config: where the state lives; default the ``[airloop]`` section of ``airflow.cfg``.
     """
-    reader = Reader(config or Config.from_environment(Settings.read().environment))
+    ledger_unknown = ""
+    if config is None:
+        settings = Settings.read()
+        config = Config.from_environment(settings.environment)
+        if CATALOG in settings.secrets and CATALOG not in settings.environment:
+            ledger_unknown = f"tasks get {CATALOG} from a connection; give it to the API server by its environment too"
+    reader = Reader(config, ledger_unknown=ledger_unknown)
     app = FastAPI(title="Airloop", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.reader = reader
     app.add_exception_handler(NotSignedIn, to_login)

@@ -126,6 +126,17 @@ def test_only_what_a_restart_may_cure_is_started_again(runner: Runner, error: Ai
     assert len(runner.requests) == count
 
 
+def test_secrets_of_all_tasks_give_way_to_those_of_one(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Settings.read()
+    ours = {"PGPASSWORD": "db.password", "TOKEN": "service.login"}
+    monkeypatch.setattr(Settings, "read", lambda: replace(read, secrets=ours))
+    monkeypatch.setenv("AIRFLOW_CONN_DB", "postgres://air:of-the-db@db/lake")
+    monkeypatch.setenv("AIRFLOW_CONN_SERVICE", "http://user:of-the-service@service")
+    Task(runner).execute(secrets={"TOKEN": "service.password"})
+    assert runner.requests[0].secrets == {"PGPASSWORD": "of-the-db", "TOKEN": "of-the-service"}
+    assert "of-the" not in repr(runner.requests[0])
+
+
 class TestWaitsBeforeItStartsAgain:
     """What took one pod may take the next as well, and many at once."""
 

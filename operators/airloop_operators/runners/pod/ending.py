@@ -15,6 +15,7 @@ from typing import Any, Literal
 from airloop.contract import Exit
 from airloop.errors import AirloopError, BadConfiguration, NotStarted, OutOfMemory, PodLost, TimedOut
 from airloop_operators.runners.base import Ending
+from airloop_operators.runners.pod.queues import KUEUE_QUEUE
 from airloop_operators.runners.pod.spec import CONTAINER
 
 Object = Mapping[str, Any]
@@ -28,6 +29,11 @@ _DISRUPTIONS = {
     "TerminationByKubelet": "was ended by its node",
 }
 """By the reason of the condition ``DisruptionTarget``."""
+_QUEUES = {
+    "WorkloadEvictedDueToPreempted": "was preempted by its queue: a workload of higher priority took its place",
+    "WorkloadEvictedDueToPodsReadyTimeout": "was taken back by its queue: it was not ready in time",
+}
+"""By the reason of the condition ``TerminationTarget``, which Kueue sets before it deletes a pod."""
 _POD_REASONS = {
     "Evicted": "was evicted by its node",
     "Preempting": "was preempted by its node",
@@ -141,8 +147,8 @@ def waiting(pod: Object, events: Sequence[Object], about: About) -> Waiting | No
     if not pod.get("spec", {}).get("nodeName") and scheduled.get("status") != "True":
         reason = scheduled.get("message") or _told(events, "FailedScheduling")
         if scheduled.get("reason") == "SchedulingGated":
-            reason = f"its queue has not admitted it: {reason}"
-        return Waiting(what="node", reason=reason or "no scheduler has looked at it")
+            reason = f"{_queue(pod)} has not admitted it: {reason}"
+        return Waiting(what="node", reason=reason or _unseen(pod))
     waits = state.get("waiting") or {}
     reason, message = waits.get("reason") or "", waits.get("message") or ""
     trouble = _told(events, "Failed", "FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
@@ -154,6 +160,15 @@ def waiting(pod: Object, events: Sequence[Object], about: About) -> Waiting | No
             f"{about} cannot be started: image {about.image}: {text}", f"correct images in {about.origin}"
         )
     return Waiting(what="start", reason=text, hopeless=hopeless)
+
+
+def scheduled_after_s(pod: Object) -> float | None:
+    """Seconds from its making until it had a node, by the cluster's clock; None: it has none, or nobody tells."""
+    condition = _condition(pod, "PodScheduled")
+    made, scheduled = _time(pod["metadata"].get("creationTimestamp")), _time(condition.get("lastTransitionTime"))
+    if condition.get("status") != "True" or made is None or scheduled is None:
+        return None
+    return max(0.0, (scheduled - made).total_seconds())
 
 
 def too_late(why: Waiting, about: About, waited_s: float) -> AirloopError:
@@ -252,6 +267,12 @@ def _cause(
         )
     if reason == "DeadlineExceeded":
         return TimedOut(f"{about} ran over its deadline: {said}", "raise its task's execution_timeout")
+    queue = _condition(pod, "TerminationTarget")
+    if queue.get("status") == "True":
+        why = str(queue.get("reason") or "")
+        return PodLost(
+            _sentence(about, _QUEUES.get(why, f"was ended by its queue: {why}"), queue.get("message") or said)
+        )
     disruption = _condition(pod, "DisruptionTarget")
     if disruption.get("status") == "True":
         why = str(disruption.get("reason") or "")
@@ -270,10 +291,28 @@ def _cause(
         return PodLost(_sentence(about, f"was given up: {node} has not confirmed its end for {lost_s:,.0f} s", ""))
     if gone or is_going(pod):
         return PodLost(
-            _sentence(about, "was deleted", _told(events, "Evicted", "Preempted", "TaintManagerEviction", "Killing")),
+            # Volcano says Evict. That its container is stopped is told last, and explains least.
+            _sentence(
+                about,
+                "was deleted",
+                _told(events, "Evicted", "Evict", "Preempted", "TaintManagerEviction") or _told(events, "Killing"),
+            ),
             "somebody or something in the cluster deleted it",
         )
     return None
+
+
+def _queue(pod: Object) -> str:
+    """Who holds a gated pod back, and who knows why."""
+    name = (pod.get("metadata", {}).get("labels") or {}).get(KUEUE_QUEUE)
+    return f"queue {name} (its Workload says why: kubectl get workloads)" if name else "its queue"
+
+
+def _unseen(pod: Object) -> str:
+    name = pod.get("spec", {}).get("schedulerName") or ""
+    if name in ("", "default-scheduler"):
+        return "no scheduler has looked at it"
+    return f"scheduler {name} has not looked at it: see that it runs, and that its queue is there and open"
 
 
 def _sentence(about: About, what: str, said: str) -> str:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 log = logging.getLogger("airloop.runner")
 
@@ -26,6 +26,18 @@ class OpenLog(Protocol):
     def __call__(self, *, follow: bool, since_s: int | None) -> Iterator[bytes]: ...
 
 
+class Mark(NamedTuple):
+    """How far a log has been read."""
+
+    at_ns: int = 0
+    """Time of the last line that was taken, by the node's clock; 0: none was."""
+    lines: int = 0
+    """How many lines of that time were taken."""
+
+
+UNREAD = Mark()
+
+
 class _Gap(Exception):
     """What was read again does not reach back to what was read last."""
 
@@ -39,6 +51,7 @@ class LogFollower:
 
     :param feed: takes each line once, with its end.
     :param trouble: errors of a stream that is cut or refused.
+    :param read: how far it has been read before; those lines are not taken again.
     """
 
     def __init__(
@@ -48,17 +61,36 @@ class LogFollower:
         trouble: tuple[type[BaseException], ...],
         *,
         pause_s: float = PAUSE_S,
+        read: Mark = UNREAD,
     ) -> None:
         self._open = open_log
         self._feed = feed
         self._trouble = trouble
         self._pause_s = pause_s
-        self._last_ns = 0
-        self._at_last = 0
+        self._last_ns, self._at_last = read
         """Lines that were taken with the last time."""
         self._ended = threading.Event()
         self._abandoned = False
         self._thread = threading.Thread(target=self._run, name="airloop-pod-log", daemon=True)
+
+    @property
+    def mark(self) -> Mark:
+        """How far it has been read."""
+        return Mark(self._last_ns, self._at_last)
+
+    def catch_up(self) -> None:
+        """
+        Take what there is by now, in the caller's thread, instead of following.
+
+        The very last line stays for the next time, for it may not be complete yet.
+        """
+        try:
+            try:
+                self._read(follow=False, since_s=self._since_s(), hold=True)
+            except _Gap:
+                self._read(follow=False, since_s=None, hold=True)
+        except self._trouble as cut:
+            log.debug("the log's stream was cut: %s", cut)
 
     def start(self) -> None:
         """Begin to follow."""
@@ -81,7 +113,8 @@ class LogFollower:
             # Looked at first: what is read after the end is all there is.
             ended = self._ended.is_set()
             try:
-                self._read(follow=not ended)
+                # What is left after the end may reach back further than clocks say.
+                self._read(follow=not ended, since_s=None if ended else self._since_s())
                 if ended:
                     return
             except _Gap:
@@ -95,11 +128,11 @@ class LogFollower:
             if ended:
                 time.sleep(self._pause_s)
 
-    def _read(self, *, follow: bool) -> None:
-        since_s = self._since_s() if follow else None
+    def _read(self, *, follow: bool, since_s: int | None, hold: bool = False) -> None:
         known = self._last_ns > 0
         left = self._at_last
-        for line in self._open(follow=follow, since_s=since_s):
+        stream = self._open(follow=follow, since_s=since_s)
+        for line in _but_the_last(stream) if hold else stream:
             if self._abandoned:
                 return
             stamp = _STAMP.match(line)
@@ -133,6 +166,14 @@ class LogFollower:
             self._whole = False
             return None
         return max(0, math.ceil(time.time() - self._last_ns / 1e9)) + OVERLAP_S
+
+
+def _but_the_last(lines: Iterator[bytes]) -> Iterator[bytes]:
+    held: bytes | None = None
+    for line in lines:
+        if held is not None:
+            yield held
+        held = line
 
 
 def _nanoseconds(stamp: re.Match[bytes]) -> int:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from airloop.contract import Call
 from airloop.errors import BadArgument, ProcessLost
-from airloop_operators.runners.base import RunOutcome, RunRequest
+from airloop_operators.runners.base import RunOutcome, RunRequest, Underway
+from airloop_operators.runners.pod import names
 from airloop_operators.runners.pod.access import Connect, connect
 from airloop_operators.runners.pod.attempt import Attempt
+from airloop_operators.runners.pod.cluster import Cluster, Refused, refusal
 from airloop_operators.runners.pod.sizes import Pods
 
 
@@ -25,24 +30,47 @@ class PodRunner:
         self._attempts: set[Attempt] = set()
         self._stopped = False
 
-    def run(self, request: RunRequest) -> RunOutcome:
+    def run(self, request: RunRequest) -> RunOutcome | Underway:
         """
-        Run an attempt to its end.
+        Run an attempt to its end, or until it may be left.
 
         :raises BadArgument: its call has no attempt.
-        :raises BadConfiguration: its size, its state's places or the access to the cluster are wrong.
+        :raises BadConfiguration: its size, its state's places or the access to the cluster are wrong, or it asks for
+            several ranks.
         :raises ProcessLost: the task was stopped before.
         """
         if not request.call.attempt:
             raise BadArgument(f"the call of step {request.call.step} has no attempt", "see airloop.contract.attempt_id")
+        request.alone("pod")
         attempt = Attempt(request, self._pods, self._connect)
         self._attempts.add(attempt)
+        outcome: RunOutcome | Underway | None = None
         try:
             if self._stopped:
                 raise ProcessLost(f"step {request.call.step} was not started because its task was stopped")
-            return attempt.run()
+            outcome = attempt.run()
+            return outcome
         finally:
-            self._attempts.discard(attempt)
+            # What was left is this task's to end until its process is gone.
+            if not isinstance(outcome, Underway):
+                self._attempts.discard(attempt)
+
+    def under_way(self, calls: Sequence[Call]) -> int:
+        """
+        Which of a try's attempts has a pod; 0 if none has.
+
+        :raises BadConfiguration: pods may not be listed.
+        :raises InfrastructureFailure: the API server is away.
+        """
+        access = self._connect(self._pods)
+        cluster = Cluster(access.apis[0], access.namespace, patience_s=self._pods.patience.api_s)
+        instance = self._pods.instance
+        try:
+            pods = cluster.pods(f"{names.TASK_INSTANCE}={names.task_instance(calls[0], instance)}")
+        except Refused as no:
+            raise refusal(no, "looking for the pods of a task") from None
+        there = [n for n, call in enumerate(calls) if any(names.is_of(p["metadata"], call, instance) for p in pods)]
+        return there[-1] if there else 0
 
     def on_kill(self) -> None:
         """End all pods that run, and start nothing more; returns when they are gone, or their grace is over."""

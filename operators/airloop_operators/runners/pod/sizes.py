@@ -19,6 +19,7 @@ Sizes and pools of pods: configuration, not a matter of DAG files.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -28,6 +29,7 @@ from typing import Any, TypeVar
 
 from airloop.errors import BadConfiguration
 from airloop_operators.runners.pod.profiles import Profile, backend_of, profile_of, resource_of
+from airloop_operators.runners.pod.queues import check_queue
 
 T = TypeVar("T")
 
@@ -68,11 +70,16 @@ class Pool:
     priority_class: str = ""
     runtime_class: str = ""
     scheduler: str = ""
-    """``volcano``, say; default: the cluster's own."""
+    """Default: the cluster's own, or Volcano's."""
+    gang: str = ""
+    """Who admits pods, all ranks of a step or none: ``kueue`` or ``volcano`` (:mod:`.queues`); default: nobody."""
+    queue: str = ""
+    """Its queue."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """More labels: ``kueue.x-k8s.io/queue-name``, say."""
     annotations: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    budget: str = ""
+    """One of ``budgets``, of which a task takes as many slots as its pod has accelerators; default: nobody counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,10 +112,14 @@ class SecretKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
-    """A folder that pods share, with each other and with whoever else mounts it at the same path."""
+    """
+    A folder of pods: a claim, which they share with whoever else mounts it at the same path, or a ConfigMap's files,
+    which they can only read: modules with steps of a team's own, Feast definitions, certificates.
+    """
 
-    claim: str
     path: str
+    claim: str = ""
+    config_map: str = ""
     read_only: bool = False
 
 
@@ -126,6 +137,8 @@ class Patience:
     """Between asking a payload to end and killing it."""
     lost_s: float = 60.0
     """For a node that does not confirm an end, on top of the grace."""
+    log_s: float = math.inf
+    """Between two looks at the log of a deferred task's pod; default: it is read when the pod has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +185,8 @@ class Pods:
         default_factory=lambda: {"small": Size(cpu="1", memory="2Gi"), "large": Size(cpu="4", memory="16Gi")}
     )
     pools: Mapping[str, Pool] = field(default_factory=dict)
+    budgets: Mapping[str, int] = field(default_factory=dict)
+    """Airflow pools that count accelerators, and their slots (:mod:`airloop_operators.budget`)."""
     patience: Patience = field(default_factory=Patience)
     origin: str = "[airloop] sizes"
     """Where it was read, for errors."""
@@ -230,6 +245,13 @@ class Pods:
                 f"size {name!r} has accelerators: {count}; a pod can use {profile.most} of {profile.name}",
                 "use whole devices (nvidia), or several ranks",
             )
+        budget = self.pools[size.pool].budget if size.pool else ""
+        if budget and count > self.budgets[budget]:
+            raise BadConfiguration(
+                f"size {name!r} has accelerators: {count}, its budget {budget!r} is {self.budgets[budget]}: its tasks "
+                "would wait for ever",
+                f"raise budgets.{budget} in {self.origin} and apply it, or give the size fewer",
+            )
 
 
 def read_pods(path: Path | None) -> Pods:
@@ -243,8 +265,10 @@ def read_pods(path: Path | None) -> Pods:
         return Pods()
     import yaml
 
+    # Read at each parse of a DAG that names a size: libyaml's is ten times as fast.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        document = yaml.safe_load(path.read_text())
+        document = yaml.load(path.read_text(), Loader=loader)  # noqa: S506  either of them is safe
     except OSError as cause:
         raise BadConfiguration(f"{path} cannot be read: {cause.strerror}", "see [airloop] sizes") from cause
     except (yaml.YAMLError, UnicodeDecodeError) as cause:
@@ -264,11 +288,27 @@ def parse_pods(document: Any, *, origin: str) -> Pods:
     pods = _made(Pods, {**given, "origin": origin}, origin)
     if pods.user == 0:
         raise BadConfiguration(f"{origin}: user is 0", "payloads do not run as root; give another number")
+    for name, pool in pods.pools.items():
+        if pool.budget and pool.budget not in pods.budgets:
+            raise BadConfiguration(
+                f"{origin}: pools.{name}.budget is {pool.budget!r}, which is not there",
+                f"budgets: {', '.join(pods.budgets) or 'none'}; add budgets: {{{pool.budget}: SLOTS}}",
+            )
+        if pool.budget and not profile_of(pool.accelerator).accelerated:
+            raise BadConfiguration(
+                f"{origin}: pools.{name}.budget is {pool.budget!r}, but {pool.accelerator!r} has no accelerators",
+                "leave it out, or use Airflow's own pools on the tasks",
+            )
     for name in pods.sizes:
         pods.place(name)
     if pods.default not in pods.sizes:
         raise BadConfiguration(
             f"{origin}: default is {pods.default!r}, which is no size", f"sizes: {', '.join(pods.sizes)}"
+        )
+    if pods.place(pods.default).pool.budget:
+        raise BadConfiguration(
+            f"{origin}: default is {pods.default!r}, whose accelerators are counted",
+            "tasks that name no size are not counted: take another default",
         )
     return pods
 
@@ -301,7 +341,11 @@ def _sizes(value: Any, where: str) -> dict[str, Size]:
 
 
 def _pools(value: Any, where: str) -> dict[str, Pool]:
-    return {str(n): _made(Pool, _mapping(v, f"{where}.{n}"), f"{where}.{n}") for n, v in _mapping(value, where).items()}
+    found = {}
+    for name, given in _mapping(value, where).items():
+        pool = found[str(name)] = _made(Pool, _mapping(given, f"{where}.{name}"), f"{where}.{name}")
+        check_queue(pool.gang, pool.queue, pool.scheduler, f"{where}.{name}")
+    return found
 
 
 def _secrets(value: Any, where: str) -> dict[str, SecretKey]:
@@ -314,9 +358,22 @@ def _volumes(value: Any, where: str) -> list[Volume]:
         raise BadConfiguration(f"{where} is not a list", "write - {claim: NAME, path: /srv/airloop}")
     found = [_made(Volume, _mapping(v, where), where) for v in value]
     for volume in found:
+        if bool(volume.claim) == bool(volume.config_map):
+            raise BadConfiguration(
+                f"{where}: {volume.path} has {'a claim and' if volume.claim else 'neither a claim nor'} a config_map",
+                "give one of them",
+            )
         if not PurePosixPath(volume.path).is_absolute() or PurePosixPath(volume.path) == PurePosixPath("/"):
             raise BadConfiguration(f"{where}: path {volume.path!r}", "give the path of a folder, from / on")
     return found
+
+
+def _budgets(value: Any, where: str) -> dict[str, int]:
+    found = dict(_mapping(value, where))
+    for name, slots in found.items():
+        if type(slots) is not int or slots < 1:
+            raise BadConfiguration(f"{where}.{name} is {slots!r}", "give a whole number of accelerators, 1 or more")
+    return {str(name): slots for name, slots in found.items()}
 
 
 def _patience(value: Any, where: str) -> Patience:
@@ -326,6 +383,7 @@ def _patience(value: Any, where: str) -> Patience:
 _NESTED: Mapping[str, Callable[[Any, str], Any]] = {
     "sizes": _sizes,
     "pools": _pools,
+    "budgets": _budgets,
     "secrets": _secrets,
     "volumes": _volumes,
     "patience": _patience,

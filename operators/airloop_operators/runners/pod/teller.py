@@ -5,20 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from airloop_operators.runners.base import RunOutcome, RunRequest
 from airloop_operators.runners.pod import names
+from airloop_operators.runners.pod.case import Say
 from airloop_operators.runners.pod.diary import Diary
 from airloop_operators.runners.pod.ending import Object
 from airloop_operators.runners.pod.spec import Made
 from airloop_operators.runners.usage import UsageRecord, end_for
-
-
-class Say(Protocol):
-    """Log something, from whatever thread."""
-
-    def __call__(self, level: int, text: str, /, *values: object) -> None: ...
 
 
 class Teller:
@@ -79,6 +74,10 @@ class Teller:
         """Of all pods, see :meth:`.diary.Diary.totals`."""
         self._diary.end()
         return self._diary.totals()
+
+    def leave(self) -> None:
+        """The attempt goes on without this process; what was seen is there for whoever looks meanwhile."""
+        self._record.leave(**self._told())
 
     def conclude(self, outcome: RunOutcome) -> None:
         """The attempt has ended."""

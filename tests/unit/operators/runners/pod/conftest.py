@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from airloop.contract import Call, RunInfo
 from airloop_operators.runners.base import RunRequest
+from airloop_operators.runners.pod import keeper, watcher
 from airloop_operators.runners.pod.sizes import Pods, parse_pods
+from tests.api_server import ApiServer, Script, Start
 
 ATTEMPT = "0123456789abcdef0123"
 PASSWORD = "open/sesame-4711"
@@ -67,3 +71,22 @@ def request_of(state: Path) -> RunRequest:
         },
         secrets={"TOKEN": PASSWORD},
     )
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """An API server with scripts, to which Airflow's connection leads."""
+    opened: list[ApiServer] = []
+
+    def begin(*scripts: Script) -> ApiServer:
+        server = ApiServer(*scripts)
+        opened.append(server.__enter__())
+        extra = {"kube_config_path": str(server.kubeconfig(tmp_path / "kubeconfig"))}
+        monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps({"conn_type": "kubernetes", "extra": extra}))
+        return server
+
+    monkeypatch.setattr(watcher, "SETTLE_S", 0.5)
+    monkeypatch.setattr(keeper, "QUOTA_S", 0.2)
+    yield begin
+    for server in opened:
+        server.__exit__()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from airloop_operators.runners.pod.log import LogFollower
+from airloop_operators.runners.pod.log import UNREAD, LogFollower
 
 NOW_S = int(datetime.now(UTC).timestamp())
 
@@ -115,3 +115,28 @@ def test_a_log_that_cannot_be_read_holds_nothing_up() -> None:
     follower = LogFollower(broken, lambda line: None, (OSError,), pause_s=0.01)
     follower.start()
     assert follower.finish(0.1) is False
+
+
+@pytest.mark.parametrize("lines", [LINES, SAME_TIME], ids=["each its time", "several at one time"])
+@pytest.mark.parametrize("looks", [(1,), (2, 4), (3, 3, 6), (6,)])
+def test_a_log_that_is_looked_at_now_and_then_is_read_once(lines: list[bytes], looks: tuple[int, ...]) -> None:
+    found: list[bytes] = []
+    mark = UNREAD
+    for count in looks:
+        follower = LogFollower(Log(lines[:count]).open, found.append, (OSError,), read=mark)
+        follower.catch_up()
+        mark = follower.mark
+        assert len(found) == count - 1, "the last line may not be complete"
+    follower = LogFollower(Log(lines).open, found.append, (OSError,), pause_s=0.01, read=mark)
+    follower.start()
+    assert follower.finish(5)
+    assert b"".join(found).decode().split("\n")[:-1] == TEXTS
+
+
+def test_what_cannot_be_looked_at_now_is_read_later() -> None:
+    found: list[bytes] = []
+    follower = LogFollower(Log(LINES, 2).open, found.append, (OSError,))
+    follower.catch_up()
+    again = LogFollower(Log(LINES).open, found.append, (OSError,), read=follower.mark)
+    again.catch_up()
+    assert b"".join(found).decode().split("\n")[:-1] == TEXTS[:-1]

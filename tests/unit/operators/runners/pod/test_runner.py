@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -48,32 +48,11 @@ from airloop_operators.runners.pod.runner import PodRunner
 from airloop_operators.runners.pod.sizes import Patience, Pods
 from airloop_operators.runners.pod.spec import make
 from airloop_operators.settings import Settings
-from tests.api_server import ApiServer, Script, ScriptedPod
+from tests.api_server import ApiServer, Script, ScriptedPod, Start
 from tests.unit.operators.test_turn import a_run
 
 if not os.environ.get("CI"):
     pytest.importorskip("airflow.providers.cncf.kubernetes", reason="install airloop[kubernetes]")
-
-Start = Callable[..., ApiServer]
-
-
-@pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """An API server with scripts, to which Airflow's connection leads."""
-    opened: list[ApiServer] = []
-
-    def begin(*scripts: Script) -> ApiServer:
-        server = ApiServer(*scripts)
-        opened.append(server.__enter__())
-        extra = {"kube_config_path": str(server.kubeconfig(tmp_path / "kubeconfig"))}
-        monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps({"conn_type": "kubernetes", "extra": extra}))
-        return server
-
-    monkeypatch.setattr(attempt, "SETTLE_S", 0.5)
-    monkeypatch.setattr(attempt, "QUOTA_S", 0.2)
-    yield begin
-    for server in opened:
-        server.__exit__()
 
 
 @pytest.fixture
