@@ -23,6 +23,9 @@ from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import GetTaskStates
 from airflow.sdk.serde import deserialize, serialize
 
+from airloop import usage
+from airloop.contract import RunInfo
+from airloop.objects import open_objects
 from airloop_operators import StepOperator, turn
 from airloop_operators.attempts import MARGIN_S
 from airloop_operators.deferral import MOST_TROUBLES
@@ -60,7 +63,8 @@ class Task:
 
     def operator(self) -> StepOperator:
         with DAG("loop", schedule=None):
-            self.last = StepOperator(task_id="t", step="one", **{"runner": "pod", "deferrable": True, **self.arguments})
+            usual = {"runner": "pod", "deferrable": True, "infrastructure_retry_delay": 0}
+            self.last = StepOperator(task_id="t", step="one", **{**usual, **self.arguments})
         return self.last
 
     @property
@@ -187,6 +191,26 @@ class TestAStepThatIsDone:
         assert outcome.resources["node"] == "node-1"
         assert "Manifest" in task.last.step_links
         assert "sesame" not in "".join(task.kept) + json.dumps(result) + caplog.text
+
+    def test_what_it_took_is_told_in_one_record(
+        self, start: Start, state: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("airloop_operators.runners.usage.EVERY_S", 0.05)
+        server = start(slow)
+        task = Task()
+        trigger = task.start()
+        objects, run = open_objects(state / "artifacts"), RunInfo("loop", "r2", "t")
+        (left,) = usage.of_task(objects, run)
+        assert (left["status"], left["resources"]["pods"]) == ("open", 1), "there while nobody is"
+        running(server)
+        time.sleep(1.1)
+        go(server.handles[next(iter(server.pods))]).set()
+        task.resume(wake(trigger))
+        (found,) = usage.of_task(objects, run)
+        assert (found["status"], found["resources"]["pods"], len(found["pods"])) == ("done", 1, 1)
+        assert found["started_at"] == left["started_at"]
+        assert found["resources"]["pod_s"] >= 1
+        assert (found["pods"][0]["node"], found["pods"][0]["exit_code"]) == ("node-1", 0)
 
     def test_before_it_could_be_deferred(self, start: Start) -> None:
         server = start(success)
