@@ -63,7 +63,7 @@ class Task:
 
     def operator(self) -> StepOperator:
         with DAG("loop", schedule=None):
-            usual = {"runner": "pod", "deferrable": True, "infrastructure_retry_delay": 0}
+            usual: dict[str, Any] = {"runner": "pod", "deferrable": True, "infrastructure_retry_delay": 0}
             self.last = StepOperator(task_id="t", step="one", **{**usual, **self.arguments})
         return self.last
 
