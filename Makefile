@@ -43,6 +43,10 @@ demo: $(VENV)/.demo ## Run the offline loop over three months of flights, in Air
 test: $(VENV)/.dev ## Install what tests need and run them all but the cluster's
 	@$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: test-cluster
+test-cluster: $(VENV)/.dev ## The tests of pods on the cluster of KUBECONFIG; what they need: tests/cluster/README.md
+	@AIRLOOP_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster $(ARGS)
+
 .PHONY: up
 up: $(VENV)/.demo ## Start Airflow (with UI) and MLflow on free loopback ports
 	@$(BIN)/python scripts/stack.py up

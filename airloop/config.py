@@ -128,6 +128,8 @@ class Config:
     """``AIRLOOP_THREADS``: threads of DuckDB and of trainers; 0: as many as the process may use."""
     memory_mb: int = 2048
     """``AIRLOOP_MEMORY_MB``: memory that DuckDB may take before it spills to disk, MiB."""
+    prices: Path | None = None
+    """``AIRLOOP_PRICES``: YAML or JSON file of what an hour of a resource costs, for ``airloop cost``."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ, *, home: Path | None = None) -> Self:
@@ -168,6 +170,7 @@ class Config:
             rows_per_chunk=number("ROWS_PER_CHUNK", 1_000_000, 1),
             threads=number("THREADS", 0, 0),
             memory_mb=number("MEMORY_MB", 2048, 64),
+            prices=path("PRICES", None),
         )
 
     def cpu_threads(self) -> int:
@@ -186,20 +189,6 @@ def place_of(value: str) -> Path | S3Address | None:
     :raises BadConfiguration: it is an address of another kind.
     """
     return (S3Address.parse(value) or Path(value).expanduser().resolve()) if value else None
-
-
-def local_folder(place: Path | S3Address, what: str) -> Path:
-    """
-    The folder of a place.
-
-    :param what: what needs one, for the error: "airloop gc".
-    :raises BadConfiguration: the place is in a bucket.
-    """
-    if isinstance(place, Path):
-        return place
-    raise BadConfiguration(
-        f"{what} works on local folders only, and this state is in {place}", "use the means of the object store"
-    )
 
 
 def without_password(address: str) -> str:

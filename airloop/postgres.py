@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 SCHEME = "postgresql+psycopg"
+SCHEMES = (SCHEME, "postgresql", "postgres")
+"""How addresses begin that can be used; the last is what Airflow makes of a connection."""
 LOST_S = 50
 """Seconds after which both sides give up a connection whose other side is gone without a word: a lost pod's, say."""
 OPTIONS: Mapping[str, str] = {
@@ -64,7 +66,7 @@ def checked(text: str, setting: str) -> str:
     """
     scheme, _, rest = text.partition("://")
     right = f"{SCHEME}://user:password@host:port/database; write %40 for an @ in a password, %2F for a /"
-    if scheme not in (SCHEME, "postgresql"):
+    if scheme not in SCHEMES:
         raise BadConfiguration(f"{setting} is an address of kind {scheme}, not {SCHEME}", f"write {right}")
     try:
         parts = urlsplit(f"{SCHEME}://{rest}")

@@ -99,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--socket", type=Path, help="where to listen")
     parser.add_argument("--lock", type=int, help="descriptor of the lock file, locked")
     parser.add_argument("--preload", default="", help="comma-separated modules; default: a list of large libraries")
+    parser.add_argument("--also", default="", help="comma-separated modules beside them")
     parser.add_argument("--idle", type=float, default=IDLE_S, help="seconds without a request until it exits")
     parser.add_argument("--stop", action="store_true", help="end this user's warm servers")
     given = parser.parse_args(arguments)
@@ -115,6 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.ERROR, format="%(asctime)s %(levelname)s %(message)s")
     log.setLevel(logging.INFO)
     preload = tuple(m for m in given.preload.split(",") if m) or PRELOAD
+    preload += tuple(m for m in given.also.split(",") if m)
     Server(given.socket, given.lock, idle_s=given.idle).run(preload)
     return 0
 

@@ -27,7 +27,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,17 @@ def peak_mb() -> float:
 
 def middle(runs: int, measure: Callable[[], Measured]) -> Measured:
     """Measure several times; the run with the median time stands for all (of an even number, the slower)."""
-    found = sorted((measure() for _ in range(runs)), key=lambda m: m.seconds)
+    return _middle([measure() for _ in range(runs)])
+
+
+def in_turn(runs: int, ways: Mapping[str, Callable[[], Measured]]) -> dict[str, Measured]:
+    """:func:`middle` of several ways to do the same, one after the other in each run: a busy minute meets all."""
+    found = [{way: measure() for way, measure in ways.items()} for _ in range(runs)]
+    return {way: _middle([run[way] for run in found]) for way in ways}
+
+
+def _middle(runs: Sequence[Measured]) -> Measured:
+    found = sorted(runs, key=lambda m: m.seconds)
     one = found[len(found) // 2]
     return Measured(one.seconds, one.peak_mb, one.cpu_s, one.more, tuple(round(m.seconds, 4) for m in found))
 

@@ -23,9 +23,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Measured, finish, middle, own_process, parser_for, row, settled
+from benchmarks.common import Measured, finish, in_turn, own_process, parser_for, row, settled
 
 EVENTS_PER_ENTITY = 100
+LABELS = 1_000_000
+BESIDE_MB = 1024
+"""Memory of libraries and of rows on their way, besides what DuckDB may take."""
 VIEWS = ("pace", "money", "rating")
 FEATURES = [f"{view}__f{i}" for view in VIEWS for i in range(3)]
 REFS = [f"{view}:f{i}" for view in VIEWS for i in range(3)]
@@ -240,15 +243,19 @@ def compare(folder: str, data: str, arguments: argparse.Namespace) -> list[dict[
     }
     if arguments.feast:
         ways["feast"] = lambda: own_process("benchmarks.join:by_feast", folder=folder, repository="files")
-    found = {way: middle(arguments.runs, measure) for way, measure in ways.items()}
+    found = in_turn(arguments.runs, ways)
     answers = {way: (m.more["rows"], m.more["checksum"]) for way, m in found.items()}
     if set(answers.values()) != {(arguments.labels, answers["hand"][1])} or not found["ours"].more["ordered"]:
         raise SystemExit(f"{data}: the ways differ in rows, values or order: {answers}")
     size, ours, hand = f"{arguments.labels:,} labels, {data}", found["ours"], found["hand"]
+    steps_mb = _config(Path(folder)).memory_mb + BESIDE_MB
+    # Through Feast's API the answer is one table in memory; what the steps do keeps to the memory that they are given.
+    million = arguments.labels <= LABELS
     rows = [
         row("join, through Feast's API", size, ours, hand, peer="DuckDB's SQL by hand",
-            target="at most 1.5 times", limit_s=1.5 * hand.seconds),
-        row("join, as the steps do it, with evidence", size, found["loop"], hand, peer="DuckDB's SQL by hand"),
+            target="at most 1.5 times" if million else "", limit_s=1.5 * hand.seconds if million else None),
+        row("join, as the steps do it, with evidence", size, found["loop"], hand, peer="DuckDB's SQL by hand",
+            target="" if million else f"in {steps_mb:,} MB", limit_mb=None if million else steps_mb),
     ]  # fmt: skip
     if arguments.feast:
         feast = found["feast"]
@@ -267,7 +274,7 @@ def main() -> int:
     parser.add_argument("--data", choices=DATA, action="append", help="default: both")
     parser.add_argument("--no-feast", dest="feast", action="store_false", help="it takes nearly all of the time")
     arguments = settled(parser.parse_args())
-    arguments.labels = arguments.labels or (20_000 if arguments.quick else 1_000_000)
+    arguments.labels = arguments.labels or (20_000 if arguments.quick else LABELS)
     arguments.rows = arguments.rows or (66_000 if arguments.quick else 3_300_000)
     rows = []
     for data in arguments.data or DATA:

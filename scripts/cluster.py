@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -41,30 +41,50 @@ def check_programs() -> None:
     if missing:
         without = "Without a cluster, `make demo` runs the same loop as local processes."
         raise ClusterError("\n".join(["make cluster needs more than is here.", *missing, without]))
-    asked = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False)
-    if asked.returncode:
-        said = (asked.stderr.strip() or "it gave no reason").splitlines()[-1]
-        raise ClusterError(f"docker is installed, and its server does not answer: {said}\nstart it, then try again")
+    for command, what in (
+        (["docker", "info"], "docker is installed, and its server does not answer: {}\nstart it, then try again"),
+        (
+            ["docker", "buildx", "version"],
+            "docker has no buildx: {}\ninstall it: https://docs.docker.com/build/install-buildx/",
+        ),
+    ):
+        asked = subprocess.run(command, capture_output=True, text=True, check=False)
+        if asked.returncode:
+            said = (asked.stderr.strip() or "it gave no reason").splitlines()[-1]
+            raise ClusterError(what.format(said))
+
+
+def logical_date(month: date) -> date:
+    """
+    What `airflow dags test` is told for a month to be its run's data interval.
+
+    It takes the last interval that had ended by then; the second day is after the month's end in any time zone.
+    """
+    return (month.replace(day=28) + timedelta(days=5)).replace(day=2)
 
 
 def up(month: date) -> None:
     """
     Make what is not there yet, and run the loop.
 
-    :param month: first day of a month of 2013.
+    :param month: a day of a month of 2013.
     :raises ClusterError: something did not come up, or the loop failed.
     """
     check_programs()
     _run("docker", "buildx", "bake", "--file", "docker-bake.hcl", "kind")
     if NAME not in _read("kind", "get", "clusters").split():
         _run("kind", "create", "cluster", "--name", NAME, "--wait", "180s")
+    else:
+        # Another's kube config, or one from which it was taken out, does not know it.
+        _run("kind", "export", "kubeconfig", "--name", NAME)
     _run("kind", "load", "docker-image", "--name", NAME, *IMAGES)
     # Not --wait: a claim is bound by the first pod that uses it, and that is the loop's.
     values = str(CHART / "values-kind.yaml")
     where = ["--kube-context", f"kind-{NAME}", "--namespace", NAME]
     _run("helm", "upgrade", "--install", NAME, str(CHART), *where, "--create-namespace", "--values", values)
-    _kubectl("delete", "job", "airloop-loop", "--ignore-not-found", "--wait")
-    manifest = JOB.read_text().replace("MONTH", month.isoformat())
+    # In the foreground: a loop that was broken off must not go on beside the new one.
+    _kubectl("delete", "job", "airloop-loop", "--ignore-not-found", "--wait", "--cascade=foreground")
+    manifest = JOB.read_text().replace("LOGICAL_DATE", logical_date(month).isoformat())
     _run("kubectl", *_where(), "apply", "--filename", "-", told=manifest)
     _follow()
 
@@ -78,9 +98,20 @@ def down() -> None:
 def _follow() -> None:
     """Show the loop's log until its job has ended. :raises ClusterError: it failed, or never ends."""
     begun = time.monotonic()
+    shown: list[str] = []
+    said = ""
     while True:
-        # The log ends when its container does, or when the connection is lost.
-        subprocess.run(["kubectl", *_where(), "logs", "--follow", "job/airloop-loop"], check=False)
+        # The log ends when its container does, or when the connection is lost; then only what is new is of interest.
+        logs = ["kubectl", *_where(), "logs", "--follow", *shown, "job/airloop-loop"]
+        asked = subprocess.run(logs, stderr=subprocess.PIPE, text=True, check=False)
+        if asked.returncode == 0:
+            shown = ["--tail", "1"]
+        elif asked.stderr != said:
+            # Why there is none yet: its image, its volume.
+            said = asked.stderr
+            print(said.strip(), file=sys.stderr, flush=True)
+        # The job knows of its container's end a moment later.
+        time.sleep(2)
         states = "jsonpath={.status.succeeded}/{.status.failed}"
         done = _read("kubectl", *_where(), "get", "job", "airloop-loop", "--output", states)
         succeeded, _, failed = done.partition("/")
@@ -92,7 +123,6 @@ def _follow() -> None:
             raise ClusterError(f"the loop failed; its log is above, and: kubectl {' '.join(_where())} describe pods")
         if time.monotonic() - begun > WITHIN_S:
             raise ClusterError(f"the loop has not ended after {WITHIN_S} s: kubectl {' '.join(_where())} describe pods")
-        time.sleep(2)
 
 
 def _where() -> list[str]:
@@ -124,9 +154,11 @@ def main() -> int:
         "--month",
         type=date.fromisoformat,
         default=date(2013, 1, 1),
-        help="first day of a month of 2013; default 2013-01-01",
+        help="a day of a month of 2013; default 2013-01-01",
     )
     arguments = parser.parse_args()
+    if arguments.month.year != 2013:
+        parser.error(f"argument --month: the flights are of 2013, not of {arguments.month.year}")
     try:
         if arguments.what == "down":
             down()

@@ -68,6 +68,8 @@ class Stack:
     mlflow_port: int = 0
     services: list[Service] = field(default_factory=list)
     dags: Path = REPOSITORY / "dags"
+    settings: dict[str, str] = field(default_factory=dict, repr=False)
+    """More environment of every process, before all else: a database, an executor. Not kept with the stack."""
 
     @classmethod
     def load(cls, home: Path) -> Stack:
@@ -128,7 +130,7 @@ class Stack:
         mine = ("AIRFLOW__", "AIRFLOW_CONN_", "AIRFLOW_VAR_")
         # The warm server of this stack is kept below its home, not with the user's others.
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(mine) and k != "XDG_RUNTIME_DIR"}
-        return inherited | settings
+        return inherited | settings | self.settings
 
     def up(self, *, everything: bool = True) -> None:
         """

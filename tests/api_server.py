@@ -101,6 +101,14 @@ class ApiServer:
             threading.Thread(target=self._play, args=(script, handle), daemon=True).start()
         return handle
 
+    def admit(self, pod: dict[str, Any]) -> tuple[int, str, str] | None:
+        """What speaks against a pod that is asked for: status, reason, message."""
+        return self.refusals.pop(0) if self.refusals else None
+
+    def other(self, method: str, path: str, body: str) -> tuple[int, dict[str, Any]] | None:
+        """Answer to a request for something else than pods, events and secrets; None: it is for them."""
+        return None
+
     def next_script(self) -> Script | None:
         return self.scripts.pop(0) if len(self.scripts) > 1 else (self.scripts[0] if self.scripts else None)
 
@@ -275,6 +283,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_DELETE(self) -> None:
         self._answer()
 
+    def do_PATCH(self) -> None:
+        self._answer()
+
     def _answer(self) -> None:
         server = self.server_of_pods
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
@@ -282,6 +293,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         url = urlsplit(self.path)
+        if (answer := server.other(self.command, self.path, body)) is not None:
+            self._json(*answer)
+            return
         found = _PATH.fullmatch(url.path)
         assert found, self.path
         _, kind, name, log = found.groups()
@@ -322,14 +336,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _create(self, kind: str, wanted: dict[str, Any]) -> None:
         server, name = self.server_of_pods, wanted["metadata"]["name"]
         if kind == "secrets":
+            plain = wanted.pop("stringData", {})
+            wanted.setdefault("data", {}).update({k: base64.b64encode(v.encode()).decode() for k, v in plain.items()})
             with server.lock:
                 if name in server.secrets:
                     return self._status(409, "AlreadyExists", f'secrets "{name}" already exists')
                 server.secrets[name] = wanted
                 server.secrets_created.append(wanted)
             return self._json(201, wanted)
-        if server.refusals:
-            return self._status(*server.refusals.pop(0))
+        if (refused := server.admit(wanted)) is not None:
+            return self._status(*refused)
         with server.lock:
             if name in server.pods:
                 return self._status(409, "AlreadyExists", f'pods "{name}" already exists')

@@ -79,10 +79,14 @@ def databases_closed() -> Iterator[None]:
 
 @pytest.fixture
 def config(request: pytest.FixtureRequest, tmp_path: Path) -> Config:
-    """All state below the test's own folder; its tables' files may be in a bucket: see :mod:`tests.places`."""
+    """All state below the test's own folder, unless the test says otherwise: see :mod:`tests.places`."""
     environment = {"AIRLOOP_HOME": str(tmp_path / "home"), "AIRLOOP_MEMORY_MB": "512"}
-    if getattr(request, "param", "folder") == "bucket":
+    place = getattr(request, "param", "folder")
+    if place in ("bucket", "cluster"):
         environment["AIRLOOP_WAREHOUSE"] = f"{request.getfixturevalue('s3_bucket')}/lake"
+    if place == "cluster":
+        environment["AIRLOOP_ARTIFACTS"] = f"{request.getfixturevalue('s3_bucket')}/artifacts"
+        environment["AIRLOOP_CATALOG"] = request.getfixturevalue("postgres_url")
     return Config.from_environment(environment)
 
 

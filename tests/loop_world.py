@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from airloop import usage
 from airloop.config import Config
 from airloop.contract import Interval, Receipt, RunInfo, attempt_id
 from airloop.frame.logs import Redactor
@@ -137,6 +138,58 @@ class World:
         )  # fmt: skip
         return run_id
 
+    def trained_as_pods(self) -> None:
+        """February's training as its runner told it: a try that was evicted, one that ran, and a task that waits."""
+        run = RunInfo("delays", "backfill__2013-02", "train")
+        held = {"cpu": 4.0, "memory": 16 * 2**30, "nvidia.com/gpu": 1}
+        pod = {"name": "train-0123", "namespace": "loops", "image": "airloop:1-cuda", "pods": 1}
+        waits = [
+            {
+                "at": "2026-11-21T21:00:01.000+00:00",
+                "for": "node",
+                "reason": "0/3 nodes are available: 3 Insufficient <b>gpu",
+            }
+        ]
+        events = [
+            {"at": "2026-11-21T21:00:05Z", "type": "Warning", "reason": "FailedScheduling", "count": 7,
+             "message": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/3 nodes are available"},
+            {"at": "2026-11-21T21:01:00Z", "type": "Normal", "reason": "Pulled", "message": "it is here", "count": 1},
+        ]  # fmt: skip
+
+        def tell(attempt: str, status: str, error: str, began: str, **about: Any) -> None:
+            usage.publish(
+                self.store.objects,
+                usage.document(
+                    attempt=attempt, step="train", runner="pod", status=status, error=error, reserved=held,
+                    started_at=f"2026-11-21T{began}:00.000+00:00",
+                    finished_at=None if status == usage.OPEN else "2026-11-21T21:18:00.000+00:00", **about,
+                ),
+            )  # fmt: skip
+
+        lost = pod | {
+            "uid": "a", "phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory.",
+            "node": "gpu-1", "over": True, "held_s": 240.0, "queue_s": 60.0, "waits": waits, "events": events,
+        }  # fmt: skip
+        done = pod | {
+            "uid": "b", "phase": "Succeeded", "reason": "Completed", "exit_code": 0, "node": "gpu-2", "over": True,
+            "image_id": "airloop@sha256:" + "ab" * 32, "held_s": 600.0, "queue_s": 0.0,
+            "scheduled_at": "2026-11-21T21:08:00.000+00:00", "started_at": "2026-11-21T21:08:20.000+00:00",
+        }  # fmt: skip
+        used = {"size": "gpu", "pool": "gpu", "pods": 1, "lost_s": 0.0}
+        tell(
+            "aaaa0000", "try_again", "PodLost", "21:00", run=run,
+            resources=used | {"pod_s": 240.0, "queue_s": 60.0}, pods=[lost],
+        )  # fmt: skip
+        tell(
+            attempt_id(run, 18), "done", "", "21:08", run=RunInfo(run.dag_id, run.run_id, run.task_id, -1, 2),
+            resources=used | {"pod_s": 600.0, "queue_s": 0.0}, pods=[done],
+        )  # fmt: skip
+        waiting = pod | {"uid": "c", "phase": "Pending", "over": False, "waits": waits, "events": events[:1]}
+        tell(
+            "bbbb0000", usage.OPEN, "", "21:30", run=RunInfo("delays", "backfill__2013-03", "train"),
+            resources=used | {"pod_s": 0.0, "queue_s": 90.0}, pods=[waiting],
+        )  # fmt: skip
+
     def promote(
         self, run_id: str, alias: str, version: int, previous: int | None, at: datetime, outcome: str, value: float
     ) -> None:
@@ -190,6 +243,7 @@ def populate(config: Config) -> World:
     world = World(config)
     world.month(1, "promote", version=1, challenger=0.68, champion=None)
     world.month(2, "keep", version=2, challenger=0.71, champion=0.70)
+    world.trained_as_pods()
     table = {"outputs": {"table": {"kind": "table", "reference": "raw.planes@7"}}}
     world.task("secret", "manual__1", "planes", "extract", made=table)
     world.task(

@@ -1,4 +1,7 @@
-"""Where a test's tables are: in a folder, or in a bucket of a real S3-compatible store."""
+"""
+Where a test's state is: in a folder; its tables in a bucket of a real S3-compatible store; or, as in a cluster, tables
+and artifacts in a bucket and catalog and locks in a real PostgreSQL.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,9 @@ from airloop.config import Config
 
 EVERYWHERE = pytest.mark.parametrize("config", ["folder", "bucket"], indirect=True)
 """For a test that has to hold in both; the fixture ``config`` says where."""
+IN_A_CLUSTER = pytest.mark.parametrize("config", ["cluster"], indirect=True)
+ALONE_AND_TOGETHER = pytest.mark.parametrize("config", ["folder", "cluster"], indirect=True)
+"""For a test that has to hold with state of one machine, and with state that many share."""
 IN_A_BUCKET = pytest.mark.parametrize("config", ["bucket"], indirect=True)
 
 
@@ -19,6 +25,13 @@ def data_files(config: Config) -> set[str]:
     if isinstance(config.warehouse, Path):
         return {str(path) for path in config.warehouse.rglob("*.parquet")}
     return {path for path in objects(config) if path.endswith(".parquet")}
+
+
+def table_files(config: Config) -> set[str]:
+    """All files of a warehouse, as the metadata of tables write them."""
+    from airloop.warehouse import tree
+
+    return {file.path for file in tree.below(str(config.warehouse))}
 
 
 def objects(config: Config) -> set[str]:

@@ -11,12 +11,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from airloop.cli import data, doctor, erase, lineage, models, replay, steps, upkeep, why
+from airloop.cli import cost, data, doctor, erase, lineage, models, replay, steps, upkeep, why
 from airloop.cli.output import Output
 from airloop.config import Config
 from airloop.errors import AirloopError, classify
 
-COMMANDS = (steps, data, models, replay, erase, doctor, why, lineage, upkeep)
+COMMANDS = (steps, data, models, replay, erase, doctor, why, cost, lineage, upkeep)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -151,7 +151,9 @@ def _format(config: Config) -> Iterator[Finding]:
     except AirloopError as error:
         yield Finding("format", "bad", error.found, error.advice)
         return
-    if found < HOME_FORMAT and (isinstance(config.warehouse, S3Address) or config.warehouse.exists()):
+    # Beside a catalog on a server a home is scratch; the tables say themselves of which format they are.
+    of_home = config.catalog.startswith("sqlite:///")
+    if of_home and found < HOME_FORMAT and (isinstance(config.warehouse, S3Address) or config.warehouse.exists()):
         yield Finding("format", "note", f"{found}, this airloop's is {HOME_FORMAT}", "run `airloop upgrade`")
     changed = [change.step for change in key_changes(config, load)]
     if changed:
@@ -283,7 +285,8 @@ def _bucket_of_tables(config: Config) -> Iterator[Finding]:
 
 
 def _warehouse(config: Config) -> Iterator[Finding]:
-    if not config.home.exists():
+    # With a catalog on a server the tables are there, whether this machine ran anything or not.
+    if config.catalog.startswith("sqlite:///") and not config.home.exists():
         yield Finding("tables", "note", "none yet", "`make demo` or a first run makes some")
         return
     from airloop.warehouse.catalog import Warehouse

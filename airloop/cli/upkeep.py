@@ -33,7 +33,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     backup.add_argument("--verify", action="store_true", help="make none; read the newest and check every byte")
     backup.set_defaults(run=back_up)
 
-    restore = commands.add_parser("restore", help="lay a backup into the home, which must be empty (see --home)")
+    restore = commands.add_parser(
+        "restore", help="lay a backup into the home (see --home), and the bucket and database if set; all must be empty"
+    )
     restore.add_argument("source", type=Path, help="folder of backups")
     restore.add_argument("--point", help="which; default the newest")
     restore.set_defaults(run=lay_back)
@@ -104,7 +106,7 @@ def back_up(arguments: argparse.Namespace, config: Config, output: Output) -> No
 def lay_back(arguments: argparse.Namespace, config: Config, output: Output) -> None:
     from airloop.upkeep.restore import restore
 
-    made = restore(arguments.source, config.home, point=arguments.point)
+    made = restore(arguments.source, config.home, point=arguments.point, config=config)
     output.data({"point": made.name, "made_at": made.made_at, "home": str(config.home), "files": len(made.files)})
     output.say(f"{config.home} is as {made.roots['home']} was at {made.made_at}: {len(made.files):,} files")
     for note in made.notes:

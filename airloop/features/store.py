@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
@@ -169,7 +170,7 @@ class IcebergOfflineStore(OfflineStore):
                     connection, "entity_rows", specs,
                     time_column=time_column, full_names=full_feature_names, evidence=False,
                 )  # fmt: skip
-                return _in_order(joined)
+                return _in_order(joined, warehouse.config.cpu_threads())
 
         demanded = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
         keys = [c for c in rows.column_names if c not in (ROW, time_column)]
@@ -303,20 +304,24 @@ def _entity_rows(entity_df: pd.DataFrame | pa.Table) -> tuple[pa.Table, str]:
     return rows.append_column(ROW, pa.array(np.arange(rows.num_rows))), name
 
 
-def _in_order(relation: Any) -> pa.Table:
+def _in_order(relation: Any, threads: int) -> pa.Table:
     """The rows as they were numbered, each number once. Putting them there is faster than sorting them."""
     joined = relation.to_arrow_table()
     numbers = joined[ROW].to_numpy()
     places = np.empty_like(numbers)
     places[numbers] = np.arange(len(numbers))
-    joined = joined.drop_columns([ROW])
-    columns = {}
-    for name in joined.column_names:
+    order = pa.array(places)
+    names = [name for name in joined.column_names if name != ROW]
+    left = {name: joined[name] for name in names}
+    # Both orders of all columns at once would double the memory.
+    del joined
+
+    def moved(name: str) -> pa.Array:
         # In one piece: rows are taken from many pieces three times as slowly.
-        columns[name] = joined.select([name]).combine_chunks()[name].take(pa.array(places))
-        # Both orders of all columns at once would double the memory.
-        joined = joined.drop_columns([name])
-    return pa.table(columns)
+        return left.pop(name).combine_chunks().take(order)
+
+    with ThreadPoolExecutor(threads) as pool:
+        return pa.table(dict(zip(names, pool.map(moved, names), strict=True)))
 
 
 def _time_column(schema: pa.Schema) -> str:

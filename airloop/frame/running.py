@@ -22,9 +22,11 @@ from typing import Protocol, Self
 
 from airloop.config import Config
 from airloop.contract import Call
-from airloop.locks import PostgresLocks, locks_of
+from airloop.locks import Held, PostgresLocks, locks_of
 
 GATE = "gate"
+Check = Callable[[], None]
+"""Asks whether what upkeep holds was lost meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class Running:
 
     attempt: str
     started_at: float
-    """Seconds since 1970."""
+    """Seconds since 1970, by the clock of who asks."""
     arguments: str
     """JSON."""
     alive: bool
@@ -54,8 +56,8 @@ class Board(Protocol):
         """Forget an attempt that is over."""
         ...
 
-    def deciding(self) -> AbstractContextManager[object]:
-        """Within the block attempts stay known after their end."""
+    def deciding(self) -> AbstractContextManager[Check]:
+        """Within the block attempts stay known after their end; see :func:`deciding`."""
         ...
 
 
@@ -89,24 +91,29 @@ def attempts(config: Config) -> list[Running]:
 
 
 @contextmanager
-def deciding(config: Config) -> Iterator[None]:
-    """Within the block attempts stay known after their end. One block at a time; the caller sees to that."""
+def deciding(config: Config) -> Iterator[Check]:
+    """
+    Within the block attempts stay known after their end. One block at a time; the caller sees to that.
+
+    :returns: to be called before something takes effect that relies on it; it raises Unreachable if the server that
+        keeps attempts known was restarted meanwhile.
+    """
     board = _board(config)
     with ExitStack() as stack:
         with closed(config):
-            stack.enter_context(board.deciding())
+            check = stack.enter_context(board.deciding())
             # What a killed process left behind is not asked for any more.
             for left in board.attempts():
                 if not left.alive:
                     board.remove(left.attempt)
-        yield
+        yield check
 
 
 @contextmanager
-def closed(config: Config) -> Iterator[None]:
+def closed(config: Config) -> Iterator[Held]:
     """Within the block no attempt resolves its arguments: keep it short."""
-    with locks_of(config).hold(GATE):
-        yield
+    with locks_of(config).hold(GATE) as held:
+        yield held
 
 
 def _board(config: Config) -> Board:
@@ -156,10 +163,11 @@ class _Files:
         (self._folder / f"{attempt}.json").unlink(missing_ok=True)
 
     @contextmanager
-    def deciding(self) -> Iterator[None]:
+    def deciding(self) -> Iterator[Check]:
         self._deciding.touch()
         try:
-            yield
+            # Files are not lost.
+            yield lambda: None
         finally:
             self._deciding.unlink(missing_ok=True)
 

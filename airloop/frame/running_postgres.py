@@ -8,13 +8,14 @@ may read the arguments.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import cast
 
 from airloop import postgres
 from airloop.errors import AirloopError
-from airloop.frame.running import Running
+from airloop.frame.running import Check, Running
 from airloop.locks import HeldInPostgres, Locks, lock_key
 
 log = logging.getLogger("airloop.step")
@@ -31,7 +32,7 @@ PUT = (
 )
 # A server that was restarted has forgotten its locks: an attempt from before counts as alive for a day.
 ATTEMPTS = """
-    SELECT attempt, extract(epoch FROM started_at)::float8, arguments,
+    SELECT attempt, extract(epoch FROM statement_timestamp() - started_at)::float8, arguments,
            lock IN (SELECT (classid::bigint << 32) | objid::bigint
                     FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
                     WHERE locktype = 'advisory' AND objsubid = 1 AND granted AND datname = current_database())
@@ -84,7 +85,10 @@ class Rows:
 
         with closing(postgres.connect(self._address, SETTING)) as connection, postgres.understood("looking who runs"):
             try:
-                return [Running(*row) for row in connection.execute(ATTEMPTS).fetchall()]
+                found = connection.execute(ATTEMPTS).fetchall()
+                # Ages, not times: the server's clock need not be ours.
+                now = time.time()
+                return [Running(attempt, now - age_s, *rest) for attempt, age_s, *rest in found]
             except UndefinedTable:
                 return []
 
@@ -96,6 +100,6 @@ class Rows:
             connection.execute("DELETE FROM airloop_running WHERE attempt = %s", (attempt,))
 
     @contextmanager
-    def deciding(self) -> Iterator[None]:
-        with self._locks.hold(DECIDING):
-            yield
+    def deciding(self) -> Iterator[Check]:
+        with self._locks.hold(DECIDING) as held:
+            yield held.check

@@ -15,9 +15,10 @@ from pathlib import Path
 from airloop.config import S3Address
 from airloop.objects.base import Change, Listed, Objects, Stream, checked
 from airloop.objects.bucket import Bucket
+from airloop.objects.bulk import Bulk, Upload
 from airloop.objects.folder import Folder
 
-__all__ = ["Bucket", "Change", "Folder", "Listed", "Objects", "Stream", "checked", "open_objects"]
+__all__ = ["Bucket", "Bulk", "Change", "Folder", "Listed", "Objects", "Stream", "Upload", "checked", "open_objects"]
 
 
 def open_objects(place: Path | S3Address, environment: Mapping[str, str] = os.environ) -> Objects:
@@ -26,4 +27,4 @@ def open_objects(place: Path | S3Address, environment: Mapping[str, str] = os.en
 
     :param environment: holds credentials and address of an S3-compatible store, see :mod:`airloop.objects.bucket`.
     """
-    return Bucket(place, environment) if isinstance(place, S3Address) else Folder(place)
+    return Bulk(place, environment) if isinstance(place, S3Address) else Folder(place)

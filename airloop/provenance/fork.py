@@ -10,6 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyiceberg.exceptions import NamespaceAlreadyExistsError
@@ -47,7 +48,8 @@ def fork(table: Table, into: Config, *, snapshots: Sequence[int], main: int, as_
         if wanted and wanted not in known:
             raise NotFound(f"{name} has no snapshot {wanted}", "it has expired, or never was")
     kept = {found for wanted in (*snapshots, main) for found in _line(known, wanted)}
-    location = f"file://{into.warehouse}/{name.replace('.', '/')}-{uuid.uuid4().hex[:12]}"
+    root = f"file://{into.warehouse}" if isinstance(into.warehouse, Path) else str(into.warehouse)
+    location = f"{root}/{name.replace('.', '/')}-{uuid.uuid4().hex[:12]}"
     schema_id = known[as_of].schema_id if as_of else None
     metadata = table.metadata.model_copy(
         update={

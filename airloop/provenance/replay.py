@@ -133,9 +133,8 @@ def replay(
     run = find_run(store, text)
     chosen = choose(tasks_of(store, run), tasks)
     _refuse_gone(config, chosen)
-    with _folder(config, into, keep) as folder:
+    with _folder(config, into, keep) as folder, _room(config, folder, keep=keep or into is not None) as room:
         done = Replay(run.dag_id, run.run_id, folder)
-        room = Room(config, folder)
         for task in chosen:
             reason = _known(task) or _acts_now(task) or room.acts(task)
             if reason:
@@ -166,6 +165,16 @@ def _folder(config: Config, into: Path | None, keep: bool) -> Iterator[Path]:
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _room(config: Config, folder: Path, *, keep: bool) -> Iterator[Room]:
+    room = Room(config, folder)
+    try:
+        yield room
+    finally:
+        if not keep:
+            room.clear()
 
 
 def _refuse_gone(config: Config, tasks: Sequence[Task]) -> None:

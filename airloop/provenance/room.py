@@ -10,16 +10,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
+from uuid import uuid4
 
-from airloop.config import Config, local_folder
+from airloop.config import Config, S3Address
 from airloop.contract import ENV_CALL, ENV_LOG_FORMAT, ENV_RECEIPT, Call, Interval, Receipt, RunInfo
 from airloop.errors import ContractBroken, NotFound
 from airloop.frame.archive import FEATURES, PYTHON, unpack
 from airloop.provenance.fork import fork, snapshots_of
 from airloop.registry.refs import DecisionRef, ModelRef
-from airloop.warehouse.artifacts import ArtifactStore
+from airloop.warehouse import tree
+from airloop.warehouse.artifacts import ArtifactStore, sha256
 from airloop.warehouse.commit import KEY, MODE
 from airloop.warehouse.refs import TableRef
+from airloop.warehouse.tree import REPLAYS
 
 if TYPE_CHECKING:
     from airloop.provenance.runs import Task
@@ -34,17 +37,21 @@ class Room:
 
     def __init__(self, config: Config, folder: Path) -> None:
         """
-        :param folder: empty; everything that is made comes there.
-        :raises BadConfiguration: the tables' files are in a bucket.
+        :param folder: empty; everything that is made comes there, but for tables whose originals are in a bucket: they
+            read the originals' files in place, and come below a prefix of their own there.
         """
-        # Its tables are forks in folders that read the originals' files in place.
-        local_folder(config.warehouse, "airloop replay")
         self.config = config
         self.folder = folder
+        self._prefix = f"{config.warehouse}/{REPLAYS}/{uuid4().hex}" if isinstance(config.warehouse, S3Address) else ""
         self.tolerance = 0.0
         """The widest that a trainer of this replay states."""
         self._models: dict[str, str] = {}
         """The replay's own models, by the reference of the original."""
+
+    def clear(self) -> None:
+        """Remove what was made in a bucket; the folder is its owner's."""
+        if self._prefix:
+            tree.remove([file.path for file in tree.below(self._prefix)])
 
     def config_of(self, task: Task) -> Config:
         """The configuration that a task runs with."""
@@ -108,7 +115,8 @@ class Room:
 
         if ref.exists(Scope(self.config)):
             return self.config
-        then = Config.from_environment({"AIRLOOP_HOME": str(self.folder / "then" / str(ref.snapshot))})
+        home = self.folder / "then" / str(ref.snapshot)
+        then = Config.from_environment({"AIRLOOP_HOME": str(home), **self._tables(home.name)})
         at = ref.snapshot or 0
         if not Warehouse.open(then).exists(ref.name):
             fork(Warehouse.open(self.config).table(ref.name), then, snapshots=[at], main=0, as_of=at)
@@ -147,7 +155,13 @@ class Room:
             "AIRLOOP_THREADS": str(task.manifest.get("threads", self.config.threads)),
             "AIRLOOP_MEMORY_MB": str(self.config.memory_mb),
             "AIRLOOP_ROWS_PER_CHUNK": str(self.config.rows_per_chunk),
+            **self._tables(task.task_id),
         }
+
+    def _tables(self, name: str) -> dict[str, str]:
+        """Where the tables of one task's home are, if not in it."""
+        # The name may be any text.
+        return {"AIRLOOP_WAREHOUSE": f"{self._prefix}/{sha256(name.encode())[:12]}"} if self._prefix else {}
 
     def _tree(self, task: Task) -> Path:
         return self.folder / "code" / str(task.manifest["code"]["tree"])

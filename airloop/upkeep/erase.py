@@ -7,13 +7,13 @@ the online store; texts that quote the values; the ledger's closing row. A proce
 intent, and the same request again goes on where it stopped.
 
 No step runs meanwhile. What it does not do: change source files, which bring the rows back when they are read again;
-take out what aggregates and models have learned; reach copies outside, such as backups and servers of MLflow.
+take out what aggregates and models have learned; reach copies outside, such as backups, servers of MLflow, and earlier
+versions of files in a bucket that keeps them.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -21,21 +21,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airloop.config import Config, local_folder
+from airloop.config import Config, S3Address
 from airloop.errors import BadArgument, StoreBusy
 from airloop.faults import point
 from airloop.frame import running
+from airloop.objects import Objects, open_objects
 from airloop.provenance import erasures
 from airloop.provenance.erasures import Erasure
 from airloop.upkeep.dropped import dropped, find_dropped, forget_dropped, holds, strays
-from airloop.upkeep.forget import Found, Rows, find, forget, remove_empty_folders, remove_files
+from airloop.upkeep.forget import Found, Rows, find, forget, remove_empty_folders
 from airloop.upkeep.gc import alone
-from airloop.upkeep.records import read_record
+from airloop.upkeep.records import read_records
 from airloop.upkeep.retention import NAMED
 from airloop.upkeep.serving import unserve
 from airloop.upkeep.subject import Subject, elsewhere, of_rows, types_of
 from airloop.upkeep.traces import JOURNALS, Traces, search
-from airloop.warehouse.artifacts import ArtifactStore
+from airloop.warehouse import tree
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.references import References
 
@@ -97,30 +98,33 @@ def erase(config: Config, request: Request, *, dry_run: bool = False) -> Erased:
 
     :raises StoreBusy: a step runs, or gc or a backup.
     :raises BadArgument: the request cannot be understood.
-    :raises BadConfiguration: artifacts or the tables' files are in a bucket.
+    :raises Unreachable: a store is away, or forgot meanwhile that steps have to wait; the same request goes on.
     """
-    local_folder(config.artifacts, "airloop erase")
     if not request.reason.strip() or not request.asked_by.strip():
         raise BadArgument("an erasure needs a reason and who asked for it", "give --reason and --by")
-    local_folder(config.warehouse, "airloop erase")
     warehouse = Warehouse.open(config)
     with ExitStack() as held:
         held.enter_context(alone(config))
         # Steps wait at the gate until all is done.
-        held.enter_context(running.closed(config))
+        gate = held.enter_context(running.closed(config))
         busy = [a.attempt for a in running.attempts(config) if a.alive]
         if busy and not dry_run:
             raise StoreBusy(f"{len(busy)} steps run", "pause the loops, wait for their tasks, then run it again")
-        return _Work(config, warehouse, request, dry_run).run()
+        return _Work(config, warehouse, request, dry_run, gate.check).run()
 
 
 class _Work:
-    def __init__(self, config: Config, warehouse: Warehouse, request: Request, dry_run: bool) -> None:
+    def __init__(
+        self, config: Config, warehouse: Warehouse, request: Request, dry_run: bool, check: running.Check
+    ) -> None:
+        """:param check: asks whether steps still wait."""
         self.config = config
         self.warehouse = warehouse
         self.request = request
         self.dry_run = dry_run
+        self.check = check
         self.done = Erased()
+        self._journals = _journals(config)
 
     def run(self) -> Erased:
         subject = self.request.subject or self._of_rows()
@@ -137,9 +141,10 @@ class _Work:
         )
         self.done.erasure = entry.erasure
         point("erase:intent")
-        journal = _Journal(self._journal(entry.erasure))
+        journal = _Journal(self._journals, entry.erasure)
         journal.finish_files(self.warehouse)
         for name in self._order(found):
+            self.check()
             self._forget(name, subject, entry, journal)
         for name, here in self._look_at_dropped(subject).items():
             journal.note(name, _described(here), [*here.unneeded, *here.files])
@@ -149,6 +154,8 @@ class _Work:
         for scratch in ("work", "spill"):
             # Nothing runs: what is there belongs to killed steps and to replays that were kept, rows and all.
             shutil.rmtree(self.config.home / scratch, ignore_errors=True)
+        if isinstance(self.config.warehouse, S3Address):
+            tree.remove([file.path for file in tree.below(f"{self.config.warehouse}/{tree.REPLAYS}")])
         self._conclude(subject, journal)
         erasures.finish(self.warehouse, entry, self.done.as_json())
         point("erase:done")
@@ -165,11 +172,8 @@ class _Work:
         closed = {e.erasure for e in rows if e.state == "done"}
         if not self.dry_run:
             for erasure in closed:
-                _Journal(self._journal(erasure)).remove()
+                _Journal(self._journals, erasure).remove()
         return next((e for e in rows if e.erasure not in closed and e.is_about(self.request.canonical)), None)
-
-    def _journal(self, erasure: str) -> Path:
-        return self.config.home / JOURNALS / f"{erasure}.json"
 
     # --- tables
 
@@ -230,7 +234,9 @@ class _Work:
 
     def _conclude(self, subject: Subject, journal: _Journal) -> None:
         """What went in this and in interrupted attempts, and what is still there."""
-        remove_empty_folders(local_folder(self.config.warehouse, "airloop erase"))
+        if isinstance(self.config.warehouse, Path):
+            # A bucket has none.
+            remove_empty_folders(self.config.warehouse)
         self.done.tables = journal.tables()
         self._mark()
         redacted = self._search(subject, redact=True)
@@ -254,7 +260,8 @@ class _Work:
         taught: set[str] = set()
         sources: set[str] = set()
         derived: set[str] = set()
-        manifests = [read_record(path) for path in sorted(self._manifests())]
+        objects = open_objects(self.config.artifacts)
+        manifests = [manifest for _, manifest in read_records(objects, "steps", "*/*/*/manifest.json")]
         for manifest in sorted(manifests, key=lambda m: str(m["finished_at"])):
             given = {str(i["reference"]) for i in manifest["inputs"].values()}
             outputs = {str(o["reference"]) for o in manifest["outputs"].values()}
@@ -269,9 +276,6 @@ class _Work:
                 taught |= _model(manifest)
         self.done.runs, self.done.models = sorted(runs), sorted(taught)
         self.done.derived, self.done.sources = sorted(derived), sorted(sources)
-
-    def _manifests(self) -> list[Path]:
-        return list(ArtifactStore(self.config.artifacts).path("steps").glob("*/*/*/manifest.json"))
 
     def _say_left(self, subject: Subject, traces: Traces, handled: set[str]) -> None:
         left = self.done.left
@@ -310,9 +314,10 @@ def _described(found: Found) -> dict[str, Any]:
 class _Journal:
     """What an erasure is about to take away, kept until its closing row is written; holds paths, no values."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._content: dict[str, dict[str, Any]] = json.loads(path.read_bytes()) if path.is_file() else {}
+    def __init__(self, objects: Objects, erasure: str) -> None:
+        self._objects = objects
+        self._name = f"{JOURNALS}/{erasure}.json"
+        self._content: dict[str, dict[str, Any]] = json.loads(objects.read(self._name) or b"{}")
 
     def note(self, table: str, described: Mapping[str, Any], files: Sequence[str]) -> None:
         """Before a table's commit: its files that will go, beside those of attempts before."""
@@ -324,24 +329,23 @@ class _Journal:
             "files": max(before["files"], described["files"]),
             "paths": sorted({*before["paths"], *files}),
         }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".part")
-        with temporary.open("w") as file:
-            json.dump(self._content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
+        self._objects.publish(self._name, json.dumps(self._content).encode())
 
     def finish_files(self, warehouse: Warehouse) -> None:
         """Take away the files of commits after which an attempt was killed; what a snapshot names stays."""
         for table, noted in self._content.items():
             # A table that was dropped names nothing.
             named = References(warehouse.table(table)).all() if warehouse.exists(table) else set()
-            remove_files(path for path in noted["paths"] if path not in named)
+            tree.remove([path for path in noted["paths"] if path not in named])
 
     def tables(self) -> dict[str, dict[str, Any]]:
         """For the ledger."""
         return {t: {k: v for k, v in noted.items() if k != "paths"} for t, noted in sorted(self._content.items())}
 
     def remove(self) -> None:
-        self._path.unlink(missing_ok=True)
+        self._objects.remove(self._name)
+
+
+def _journals(config: Config) -> Objects:
+    """Where erasures keep their notes: where any process that goes on with one finds them."""
+    return open_objects(config.artifacts if isinstance(config.artifacts, S3Address) else config.home)

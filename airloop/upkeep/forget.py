@@ -3,7 +3,7 @@ Take rows out of a table and out of its whole history.
 
 Every snapshot through which one of the rows could still be found leaves the table: those whose files hold it, and
 those whose manifests still describe such a file, for a manifest keeps least and greatest values. Each branch gets a
-new head with all other rows, in one commit; then the files go from the disk. The snapshots that never held the rows
+new head with all other rows, in one commit; then the files are removed. The snapshots that never held the rows
 stay what they were.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,14 +31,14 @@ from pyiceberg.typedef import EMPTY_DICT
 from airloop.errors import CommitConflict
 from airloop.faults import point
 from airloop.training.examples import FEATURES_PROPERTY
-from airloop.warehouse import read
+from airloop.warehouse import read, tree
 from airloop.warehouse.commit import KEY, TRIES, head, send
-from airloop.warehouse.expire import Unchanged, removal
+from airloop.warehouse.expire import NOTE, Unchanged, removal
 from airloop.warehouse.localio import local_path
 from airloop.warehouse.plan import Plan, plan_delete
 from airloop.warehouse.recall import files as files_of
 from airloop.warehouse.recall import recall
-from airloop.warehouse.references import References, folder
+from airloop.warehouse.references import References
 
 if TYPE_CHECKING:
     from airloop.config import Config
@@ -60,9 +60,9 @@ class Found:
     branches: list[str] = field(default_factory=list)
     """Branches whose head is one of them."""
     files: list[str] = field(default_factory=list)
-    """Data files, local paths, that hold one of the rows, whether a snapshot names them or not."""
+    """Data files, local paths or addresses, that hold one of the rows, whether a snapshot names them or not."""
     unneeded: list[str] = field(default_factory=list)
-    """Other files, local paths, that no snapshot needs which never held the rows; new heads may."""
+    """Other files, likewise, that no snapshot needs which never held the rows; new heads may."""
 
     def __bool__(self) -> bool:
         return bool(self.snapshots or self.files)
@@ -87,9 +87,11 @@ def find(config: Config, table: Table, rows: Rows) -> Found:
     recalled = recall(table)
     entries = _Entries(table, recalled)
     named = {path for snapshot in entries.snapshots for path in entries.paths(snapshot)}
-    loose = {str(path) for path in folder(table).rglob("*.parquet")} - named
+    here = {file.path for file in tree.below(local_path(table.location()))}
+    loose = {path for path in here if path.endswith(".parquet")} - named
     with read.connect(config) as connection:
-        there = sorted(path for path in named if Path(path).exists())
+        # What lies elsewhere, as the files of a table that was copied do, has to be asked for one by one.
+        there = sorted(path for path in named if path in here or tree.exists(path))
         dirty = set(_matching(connection, table, there, where))
         # Nothing reads or writes while an erasure runs: a loose file that is no Parquet file is what a kill left.
         dirty |= {path for path in sorted(loose) if is_broken(connection, path)}
@@ -106,8 +108,10 @@ def find(config: Config, table: Table, rows: Rows) -> Found:
     needed = references.of(s.snapshot_id for s in table.metadata.snapshots if s.snapshot_id not in told)
     needed |= {path for s in recalled.values() if s.snapshot_id not in told for path in files_of(s, table.io)}
     # Manifests keep least and greatest values: those that a killed writer left go as well.
-    manifests = {str(path) for path in folder(table).rglob("*.avro")}
-    found.unneeded = sorted((manifests | references.of(found.snapshots)) - needed - set(found.files))
+    manifests = {path for path in here if path.endswith(".avro")}
+    # Notes of what expired name partitions, and nobody reads now what they keep.
+    notes = {path for path in here if NOTE.search(path)} if found else set()
+    found.unneeded = sorted((manifests | notes | references.of(found.snapshots)) - needed - set(found.files))
     found.branches = sorted(
         name
         for name, ref in table.metadata.refs.items()
@@ -120,7 +124,7 @@ def forget(
     config: Config, load: Callable[[], Table], rows: Rows, *, key: str, before: Callable[[Found, list[str]], None]
 ) -> Found:
     """
-    Take the rows out, in one commit, and their files off the disk.
+    Take the rows out, in one commit, and remove their files.
 
     :param load: gives the table with metadata fresh from the catalog.
     :param key: what the new heads' keys begin with.
@@ -141,15 +145,9 @@ def forget(
                 time.sleep(random.uniform(0.0, 0.02 * 2 ** min(attempt, 6)))
                 continue
         point("erase:committed")
-        remove_files(going - References(load()).all())
+        tree.remove(going - References(load()).all())
         return found
     raise CommitConflict(f"{found.table}: other writers won {TRIES} times", "stop what writes it, then run it again")
-
-
-def remove_files(paths: Iterable[str]) -> None:
-    """Take files off the disk; those that are gone already are no matter."""
-    for path in paths:
-        Path(path).unlink(missing_ok=True)
 
 
 def remove_empty_folders(root: Path) -> None:
@@ -272,7 +270,7 @@ class _Entries:
         self._read: dict[str, list[ManifestEntry]] = {}
 
     def paths(self, snapshot: int, *, live: bool = False) -> set[str]:
-        """Local paths of the data files that a snapshot lists, as there or (unless ``live``) as removed."""
+        """Paths or addresses of the data files that a snapshot lists, as there or (unless ``live``) as removed."""
         return {
             local_path(e.data_file.file_path)
             for e in self._of(snapshot)
@@ -320,8 +318,11 @@ def _count(connection: duckdb.DuckDBPyConnection, table: Table, paths: Sequence[
 
 
 def is_broken(connection: duckdb.DuckDBPyConnection, path: str) -> bool:
-    """Whether a file is no Parquet file."""
-    with suppress(duckdb.IOException, duckdb.InvalidInputException):
+    """Whether a file is no Parquet file. A store that is away says nothing of it."""
+    try:
         connection.execute("SELECT 1 FROM parquet_metadata(?) LIMIT 1", [path])
-        return False
-    return True
+    except duckdb.HTTPException:
+        raise
+    except (duckdb.IOException, duckdb.InvalidInputException):
+        return True
+    return False

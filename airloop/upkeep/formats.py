@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from airloop import postgres
 from airloop.config import Config
 from airloop.errors import AirloopError
 from airloop.faults import point
@@ -73,6 +74,8 @@ def upgrade(config: Config, *, dry_run: bool = False) -> list[str]:
     :raises BadConfiguration: the home is newer than this airloop.
     :raises StoreBusy: a gc or a backup runs.
     """
+    if postgres.is_address(config.catalog):
+        return _upgrade_shared(config, dry_run)
     found = home_format(config.home)
     if found > HOME_FORMAT:
         check_home(config.home)
@@ -87,6 +90,14 @@ def upgrade(config: Config, *, dry_run: bool = False) -> list[str]:
             point(f"upgrade:{number}")
         write_format(config.home)
     return [*done, f"{config.home} is of format {HOME_FORMAT} now, it was of {found}"]
+
+
+def _upgrade_shared(config: Config, dry_run: bool) -> list[str]:
+    """Homes of pods come and go: of what they share, each table says its own format, and each migration asks it."""
+    if dry_run:
+        return [f"every table of an older format: {_summary(migration)}" for migration in MIGRATIONS.values()]
+    with alone(config):
+        return [line for number in sorted(MIGRATIONS) for line in MIGRATIONS[number](config)]
 
 
 def key_changes(config: Config, load: Callable[[str], Step]) -> list[KeyChange]:

@@ -5,7 +5,7 @@ In this order, so that a process that is killed anywhere leaves nothing that a r
 nowhere, snapshots that nothing protects (metadata first), then files that nothing names. A file goes only if no
 snapshot of the table's metadata, read after the file was seen, names it, and it is older than the grace period and
 than the oldest attempt that runs: what a writer has not committed yet stays, and so does what a reader still reads.
-The files of an expired snapshot are as old as its expiry.
+The files of an expired snapshot are as old as its expiry. Ages of files in a bucket are told by the store's clock.
 """
 
 from __future__ import annotations
@@ -15,28 +15,36 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airloop.config import Config, local_folder
+from airloop import postgres
+from airloop.config import Config, S3Address
 from airloop.errors import StoreBusy
 from airloop.faults import point
 from airloop.frame import running
 from airloop.locks import locks_of
-from airloop.upkeep.retention import NAMED, Policy, Reasons, protected
-from airloop.upkeep.sweep import folders_below, leftovers
+from airloop.objects import Bulk, Listed
+from airloop.objects.bulk import AT_A_TIME, CLOCK_STEP_S
+from airloop.upkeep.retention import NAMED, Policy, protected, tell
+from airloop.upkeep.sweep import UNFINISHED, Published, leftovers
 
 if TYPE_CHECKING:
     from pyiceberg.table import Table
 
+    from airloop.upkeep.orphans import Orphans
     from airloop.warehouse.catalog import Warehouse
+    from airloop.warehouse.tree import File
 
 log = logging.getLogger("airloop.upkeep")
 
 GRACE_S = 86_400.0
+CLOCKS_S = 300.0
+"""Seconds by which clocks of machines that share a state may differ: what an attempt may hold is so much older."""
 AUDIT = re.compile(r"audit-[0-9a-f]{12}(-.*)?")
 """Branches that steps make for batches which are not published yet."""
 
@@ -93,31 +101,40 @@ def collect(
     :param grace_s: seconds that a file must be old, and a snapshot no branch's head, to go.
     :param dry_run: only say what would go.
     :param own_attempt: the attempt that calls, if it is a step: it reads no table.
-    :raises BadConfiguration: the tables' files are in a bucket.
     :raises StoreBusy: another gc or a backup runs.
     :raises ContractBroken: a manifest cannot be read, so that nobody knows what it needs.
-    :raises BadConfiguration: the artifacts are in a bucket.
+    :raises Unreachable: a store is away, or forgot meanwhile who runs; what went was needed by nobody.
     """
+    from airloop.upkeep.orphans import Orphans
     from airloop.warehouse.catalog import Warehouse
 
-    local_folder(config.artifacts, "airloop gc")
     policy = policy or Policy()
-    local_folder(config.warehouse, "airloop gc")
     warehouse = Warehouse.open(config)
     found = Collected()
-    with alone(config), running.deciding(config):
+    with alone(config), running.deciding(config) as still:
         # Attempts first, manifests after: what ends in between is in one of them.
         with running.closed(config):
             alive = [a for a in running.attempts(config) if a.alive and a.attempt != own_attempt]
-        cutoff = min([time.time() - grace_s, *(a.started_at for a in alive)])
+        apart_s = CLOCKS_S if postgres.is_address(config.catalog) else 0.0
+        cutoff = min([time.time() - grace_s, *(a.started_at - apart_s for a in alive)])
         for name in warehouse.tables():
             _drop_branches(warehouse, name, cutoff, found, dry_run)
-        reasons = protected(config, policy)
+        told = tell(config)
+        reasons = protected(config, policy, told=told)
+        orphans = Orphans(warehouse, cutoff)
         for name in warehouse.tables():
-            _expire(config, warehouse, name, reasons.get(name, {}), cutoff, found, dry_run)
-        _remove_files(warehouse, reasons, cutoff, found, dry_run)
-        for kind, path in leftovers(config, cutoff, keep_s=policy.keep_days * 86_400, busy=bool(alive)):
+            _expire(config, warehouse, name, reasons.get(name, {}), cutoff, found, dry_run, orphans, still)
+        orphans.look()
+        point("gc:listed")
+        for kind, going in orphans.decide(reasons, dry_run=dry_run):
+            _remove_files(kind, going, found, dry_run)
+        found.waiting += orphans.waiting
+        for kind, path in leftovers(config, cutoff):
             _remove(kind, path, found, dry_run)
+        published = Published(config, told, cutoff)
+        _sweep(published, policy, found, dry_run)
+        _sweep_code(config, published, found, dry_run, own_attempt, still)
+        _abort_uploads(config, orphans.places(), cutoff, found, dry_run)
     return found
 
 
@@ -143,6 +160,8 @@ def _expire(
     cutoff: float,
     found: Collected,
     dry_run: bool,
+    orphans: Orphans,
+    still: running.Check,
 ) -> None:
     from airloop.warehouse.expire import expire
 
@@ -154,9 +173,16 @@ def _expire(
         table = warehouse.table(name)
         gone = sorted(choose(table) - {ref.snapshot_id for ref in table.metadata.refs.values()})
     else:
+        # Read before the gate closes: then little is left to read behind it.
+        known = orphans.known(name)
         # No attempt resolves a reference between the look at what is asked for and the commit.
-        with running.closed(config):
-            gone = expire(name, lambda: warehouse.table(name), choose)
+        with running.closed(config) as gate:
+
+            def check() -> None:
+                gate.check()
+                still()
+
+            gone = expire(name, lambda: warehouse.table(name), choose, known=known, check=check)
     found.snapshots += [f"{name}@{snapshot}" for snapshot in gone]
     kept: Counter[str] = Counter()
     for snapshot in warehouse.table(name).metadata.snapshots:
@@ -171,7 +197,7 @@ def _recent(table: Table, cutoff: float) -> set[int]:
     metadata = table.metadata
     recent = {s.snapshot_id for s in metadata.snapshots if s.timestamp_ms / 1000 >= cutoff}
     entries = metadata.snapshot_log
-    for entry, following in zip(entries, [*entries[1:], None], strict=True):
+    for entry, following in zip_longest(entries, entries[1:]):
         if following is None or following.timestamp_ms / 1000 >= cutoff:
             recent.add(entry.snapshot_id)
     return recent
@@ -183,61 +209,72 @@ def _asked_for(config: Config, name: str) -> set[int]:
     return {int(at) for text in texts for table, at in NAMED.findall(text) if table == name}
 
 
-def _remove_files(warehouse: Warehouse, reasons: Reasons, cutoff: float, found: Collected, dry_run: bool) -> None:
-    """Files below the folders of tables, also of dropped ones, that no table's metadata names."""
-    from airloop.warehouse.recall import files, recall
-    from airloop.warehouse.references import References, folder
+def _remove_files(kind: str, going: Sequence[File], found: Collected, dry_run: bool) -> None:
+    """Files of tables that nothing names."""
+    from airloop.warehouse import tree
 
-    places = {folder(warehouse.table(name)) for name in warehouse.tables()}
-    root = local_folder(warehouse.config.warehouse, "airloop gc").resolve()
-    seen = [
-        path
-        for place in sorted(places)
-        if place.resolve().is_relative_to(root) and place.resolve() != root
-        for path in folders_below(place)
-    ]
-    seen += _of_dropped(warehouse, cutoff, found, dry_run)
-    point("gc:listed")
-    # Read after the files were seen: what was committed since is named here.
-    named: set[str] = set()
-    for name in warehouse.tables():
-        table = warehouse.table(name)
-        named |= References(table).all()
-        # What another tool expired in spite of us can be read as long as its files are there.
-        named |= {path for s in recall(table, reasons.get(name, {})).values() for path in files(s, table.io)}
-    for path in seen:
-        if str(path) in named:
+    point("gc:remove")
+    if not dry_run:
+        tree.remove([file.path for file in going])
+    found.files[kind] += len(going)
+    found.bytes[kind] += sum(file.bytes for file in going)
+
+
+def _sweep(published: Published, policy: Policy, found: Collected, dry_run: bool) -> None:
+    """What is of no use any more among artifacts and records."""
+    for file in published.unfinished():
+        # One by one, and looked at right before: its step may be at it again.
+        if published.is_same(file):
+            _remove_published(UNFINISHED, published, [file], found, dry_run)
+    records = published.attempts(policy.keep_days * 86_400)
+    _remove_published("attempts' records", published, records, found, dry_run)
+    used = published.usage(policy.keep_days * 86_400)
+    _remove_published("records of use", published, used, found, dry_run)
+
+
+def _sweep_code(
+    config: Config, published: Published, found: Collected, dry_run: bool, own_attempt: str, still: running.Check
+) -> None:
+    """Archived code that no manifest names, unless an attempt that runs, or ended since, may be about to name it."""
+
+    def is_quiet() -> bool:
+        return all(a.attempt == own_attempt for a in running.attempts(config))
+
+    if is_quiet():
+        code = list(published.code())
+        with running.closed(config) as gate:
+            if is_quiet():
+                gate.check()
+                still()
+                _remove_published("code", published, code, found, dry_run)
+
+
+def _remove_published(
+    kind: str, published: Published, files: Iterable[Listed], found: Collected, dry_run: bool
+) -> None:
+    waiting = iter(files)
+    while piece := list(islice(waiting, AT_A_TIME)):
+        point("gc:remove")
+        if not dry_run:
+            published.remove([file.name for file in piece])
+        found.files[kind] += len(piece)
+        found.bytes[kind] += sum(file.bytes for file in piece)
+
+
+def _abort_uploads(config: Config, places: Collection[str], cutoff: float, found: Collected, dry_run: bool) -> None:
+    """Uploads to a bucket that killed processes left: of artifacts, and of files of tables."""
+    for place in {config.artifacts, config.warehouse}:
+        if not isinstance(place, S3Address):
             continue
-        with suppress(FileNotFoundError):
-            if path.stat().st_mtime >= cutoff:
-                found.waiting += 1
-                continue
-            kind = "metadata" if path.parent.name == "metadata" else "data"
-            _remove(kind, path, found, dry_run)
-
-
-def _of_dropped(warehouse: Warehouse, cutoff: float, found: Collected, dry_run: bool) -> Iterator[Path]:
-    """
-    Files of tables that were dropped before the cutoff, as far as we know.
-
-    A drop leaves no time: it counts from the first gc that sees it, which leaves a note beside the table's lock.
-    """
-    from airloop.upkeep.dropped import dropped
-
-    places = dropped(warehouse)
-    notes = warehouse.config.home / "locks" / "tables"
-    for note in [] if dry_run else notes.glob("*.dropped"):
-        if note.name.removesuffix(".dropped") not in places:
-            # It is there again, or nothing is left of it.
-            note.unlink(missing_ok=True)
-    for name, place in places.items():
-        note = notes / f"{name}.dropped"
-        if note.exists() and note.stat().st_mtime < cutoff:
-            yield from folders_below(place)
-            continue
-        found.waiting += sum(1 for _ in folders_below(place))
-        if not dry_run and not note.exists():
-            note.touch()
+        bulk = Bulk(place)
+        until = cutoff + bulk.clock_ahead_s() - CLOCK_STEP_S
+        for upload in bulk.uploads():
+            address = f"{place}/{upload.name}"
+            ours = place == config.artifacts or any(address.startswith(f"{folder}/") for folder in places)
+            if ours and upload.begun_at < until:
+                if not dry_run:
+                    bulk.abort(upload)
+                found.files["unfinished uploads"] += 1
 
 
 def _remove(kind: str, path: Path, found: Collected, dry_run: bool) -> None:

@@ -15,12 +15,15 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from airloop.errors import BadArgument, ContractBroken, NotFound
 from airloop.faults import point as fault_point
+from airloop.objects import Objects
 from airloop.warehouse.artifacts import ArtifactStore
 
 FORMAT = 1
@@ -36,6 +39,7 @@ class Kept:
     sha256: str
     size: int
     mtime_ns: int
+    """Of a file in a bucket: a number that is another one once it is written again."""
 
 
 @dataclass(slots=True)
@@ -44,7 +48,7 @@ class Point:
 
     made_at: str
     roots: dict[str, str]
-    """Where the files lay, by role."""
+    """Where the files lay, by role: a path, or an address in a bucket. One that is not in the point is missing."""
     files: dict[str, Kept] = field(default_factory=dict)
     """By ``ROLE/path``."""
     notes: list[str] = field(default_factory=list)
@@ -111,9 +115,33 @@ class Vault:
         :raises FileNotFoundError: the file is gone.
         """
         stat = path.stat()
-        same = known is not None and (known.size, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
-        if known is not None and same and self.object(known.sha256).exists():
+        if known is not None and self.has(known) and (known.size, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
             return known
+        with path.open("rb") as source:
+            return self._bring(iter(partial(source.read, _BYTES), b""), stat.st_mtime_ns)
+
+    def keep_object(self, objects: Objects, name: str, known: Kept | None) -> Kept:
+        """
+        Likewise for a file of a bucket.
+
+        :raises FileNotFoundError: the file is gone.
+        """
+        listed, found, stamp = objects.look(name), None, 0
+        if listed is not None:
+            # Times are told in whole seconds, within which a file may change twice; what stands for it does not lie.
+            stamp = int.from_bytes(hashlib.sha256(listed.stamp.encode()).digest()[:7])
+            if known is not None and self.has(known) and (known.size, known.mtime_ns) == (listed.bytes, stamp):
+                return known
+            found = objects.stream(name)
+        if listed is None or found is None:
+            raise FileNotFoundError(f"{objects}/{name} is gone")
+        return self._bring(found.pieces, stamp)
+
+    def has(self, kept: Kept | None) -> bool:
+        """Whether a content is there."""
+        return kept is not None and self.object(kept.sha256).exists()
+
+    def _bring(self, pieces: Iterator[bytes], mtime_ns: int) -> Kept:
         digest = hashlib.sha256()
         size = 0
         folder = self.root / "objects"
@@ -121,8 +149,8 @@ class Vault:
         descriptor, name = tempfile.mkstemp(prefix=".part-", dir=folder)
         temporary = Path(name)
         try:
-            with path.open("rb") as source, os.fdopen(descriptor, "wb") as copy:
-                while block := source.read(_BYTES):
+            with os.fdopen(descriptor, "wb") as copy:
+                for block in pieces:
                     digest.update(block)
                     copy.write(block)
                     size += len(block)
@@ -137,7 +165,7 @@ class Vault:
                 fault_point("backup:object")
         finally:
             temporary.unlink(missing_ok=True)
-        return Kept(digest.hexdigest(), size, stat.st_mtime_ns)
+        return Kept(digest.hexdigest(), size, mtime_ns)
 
     def object(self, sha256: str) -> Path:
         return self.root / "objects" / sha256[:2] / sha256

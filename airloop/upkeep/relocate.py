@@ -2,7 +2,8 @@
 Move a home: everything in it that says where it lies is written anew.
 
 Tables say it in their metadata, manifest lists and manifests, MLflow in its database, records of runs and manifests of
-steps in addresses. What only names content (keys, snapshots, versions, decisions) stays what it is.
+steps in addresses. What only names content (keys, snapshots, versions, decisions) stays what it is. A place may be in a
+bucket, before or after; the files are in a local folder while they are rewritten.
 """
 
 from __future__ import annotations
@@ -33,11 +34,14 @@ def mover(moves: Mapping[str, str]) -> Moved:
     A folder is one where a path begins: what only contains its name (``/srv/data`` for ``/data``, ``https://host/data``,
     ``package:name/data``) stays.
 
-    :param moves: new folder, by old one; the longest that fits counts.
+    :param moves: new folder or address, by old one; the longest that fits counts.
     """
     forms: dict[str, str] = {}
     for old, new in moves.items():
         forms[old] = new
+        if "://" in new and "://" not in old:
+            # A path that is written as an address becomes another address as a whole.
+            forms |= {f"file://{old}": new, f"file://{quote(old)}": new}
         # In addresses and in JSON a path may look otherwise.
         forms.setdefault(quote(old), quote(new))
         forms.setdefault(json.dumps(old)[1:-1], json.dumps(new)[1:-1])
@@ -48,18 +52,21 @@ def mover(moves: Mapping[str, str]) -> Moved:
     return lambda text: pattern.sub(lambda found: forms[found[1]], text)
 
 
-def relocate(home: Path, moves: Mapping[str, str], final: Path) -> None:
+def relocate(home: Path, moves: Mapping[str, str], finals: Mapping[str, Path]) -> None:
     """
-    Rewrite a home that lies at ``home`` and is to lie at ``final``, in place.
+    Rewrite a home that lies at ``home`` and is to lie elsewhere, in place.
 
     :param moves: what was where, and where it will be.
+    :param finals: where files lie now, by the folder or address where they will lie.
     """
     moved = mover(moves)
+    longest_first = sorted(finals, key=len, reverse=True)
 
     def here(location: str) -> str:
         """Where a file lies now that will lie at a location."""
         path = local_path(location)
-        return str(home / Path(path).relative_to(final)) if Path(path).is_relative_to(final) else path
+        root = next((final for final in longest_first if path.startswith(f"{final}/")), None)
+        return str(finals[root] / path.removeprefix(f"{root}/")) if root is not None else path
 
     digests = _move_manifests(home / "artifacts", moved)
     _move_records(home / "artifacts", moved, digests)
@@ -75,6 +82,9 @@ def relocate(home: Path, moves: Mapping[str, str], final: Path) -> None:
         current = [row[0] for row in connection.execute("SELECT metadata_location FROM iceberg_tables")]
     done: set[str] = set()
     for location in current:
+        if moved(text := Path(here(location)).read_text()) == text:
+            # It stays where it was, to the byte: copies of it are known by its names.
+            continue
         folder = Path(here(location)).parent
         for file in sorted(folder.glob("*.metadata.json")):
             _replace(file, moved(file.read_text()).encode())

@@ -4,30 +4,42 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+from airloop import postgres
+from airloop.config import Config, S3Address, without_password
 from airloop.errors import BadArgument
 from airloop.faults import point as fault_point
+from airloop.objects import Bulk
 from airloop.upkeep.points import ROLES, Point, Vault
 
 
-def restore(source: Path, home: Path, *, point: str | None = None) -> Point:
+def restore(source: Path, home: Path, *, point: str | None = None, config: Config | None = None) -> Point:
     """
     Lay a point's files below ``home``: all of them, checked, or none.
 
-    Whatever lay elsewhere (``AIRLOOP_WAREHOUSE``…) comes below ``home`` too. If the place is another than it was,
-    everything that says where it lies is written anew.
+    Whatever lay elsewhere (``AIRLOOP_WAREHOUSE``…) comes below ``home`` too, unless ``config`` has a bucket or a
+    database for it: then its files go there, and the catalog's rows, which make tables of them, at the end. If the
+    place is another than it was, everything that says where it lies is written anew.
+
+    All of it lies below the parent of ``home`` for a while: that disk needs the room.
 
     :param source: folder of backups.
     :param home: a folder that is empty or not there.
     :param point: default the newest.
-    :raises BadArgument: the folder is not empty.
+    :param config: where artifacts, tables and catalog go that are not to lie below ``home``.
+    :raises BadArgument: the folder, a place in a bucket, or the catalog is not empty.
     :raises NotFound: there is no such point, or a content is gone.
     :raises ContractBroken: a content was changed.
     """
     home = home.resolve()
     if home.exists() and (not home.is_dir() or any(home.iterdir())):
         raise BadArgument(f"{home} is not empty", "name a folder that is, or that is not there")
+    buckets = dict(_buckets(config)) if config else {}
+    _refuse_what_is_there(config, buckets)
     vault = Vault(source)
     made = vault.read(point)
     home.parent.mkdir(parents=True, exist_ok=True)
@@ -37,17 +49,65 @@ def restore(source: Path, home: Path, *, point: str | None = None) -> Point:
             role, _, rest = name.partition("/")
             vault.copy_out(kept, staging / _place(role) / rest)
         fault_point("restore:copied")
-        moves = {made.roots[role]: str(home / _place(role)) for role in ROLES}
-        if any(old != new for old, new in moves.items()):
+        finals = {role: buckets.get(role) or home / _place(role) for role in ROLES}
+        roles = [role for role in ROLES if role in made.roots]
+        if any(made.roots[role] != str(finals[role]) for role in roles):
             from airloop.upkeep.relocate import relocate
 
-            relocate(staging, moves, home)
+            moves = {made.roots[role]: _text(role, made.roots[role], finals[role]) for role in roles}
+            relocate(staging, moves, {str(finals[role]): staging / _place(role) for role in ROLES})
         fault_point("restore:before")
+        for role, place in buckets.items():
+            _send(staging / _place(role), Bulk(place))
+        if config is not None and postgres.is_address(config.catalog):
+            from airloop.upkeep.exported import import_catalog
+
+            # The last step: it is what makes tables of the files. To open a catalog makes folders, which stay apart.
+            scratch = staging / ".catalog"
+            warehouse = config.warehouse if isinstance(config.warehouse, S3Address) else scratch
+            import_catalog(replace(config, home=scratch, warehouse=warehouse), staging / "catalog.db")
+            shutil.rmtree(scratch)
+            (staging / "catalog.db").unlink()
         staging.chmod(0o755)
         staging.rename(home)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return made
+
+
+def _buckets(config: Config) -> Iterator[tuple[str, S3Address]]:
+    for role, place in (("artifacts", config.artifacts), ("warehouse", config.warehouse)):
+        if isinstance(place, S3Address):
+            yield role, place
+
+
+def _refuse_what_is_there(config: Config | None, buckets: dict[str, S3Address]) -> None:
+    for place in buckets.values():
+        if next(Bulk(place).walk(), None) is not None:
+            raise BadArgument(f"{place} is not empty", "name a prefix that is, or remove what is there")
+    if config is not None and postgres.is_address(config.catalog):
+        from airloop.upkeep.exported import is_empty
+
+        if not is_empty(config):
+            raise BadArgument(
+                f"the catalog {without_password(config.catalog)} names tables", "name a database that is empty"
+            )
+
+
+def _text(role: str, old: str, final: Path | S3Address) -> str:
+    """What is to stand where a place's old address stood."""
+    if old.startswith("s3://") and isinstance(final, Path):
+        # Addresses of artifacts are escaped, those of tables are not.
+        return final.as_uri() if role == "artifacts" else f"file://{final}"
+    return str(final)
+
+
+def _send(folder: Path, bulk: Bulk) -> None:
+    """Put what lies in a folder into a bucket, and take it away here."""
+    with suppress(FileNotFoundError):
+        for child in sorted(folder.iterdir()):
+            bulk.publish_path(child.name, child)
+        shutil.rmtree(folder)
 
 
 def _place(role: str) -> str:

@@ -12,7 +12,7 @@ import json
 import re
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from airloop.config import Config, local_folder
+from airloop.config import Config
 from airloop.errors import BadConfiguration
-from airloop.upkeep.records import read_record, unreadable
+from airloop.objects import open_objects
+from airloop.upkeep.records import read_records, unreadable
 
 if TYPE_CHECKING:
     from airloop.warehouse.catalog import Warehouse
@@ -49,6 +50,8 @@ class Made:
     """What a manifest says that matters here."""
 
     key: str
+    attempt: str
+    """Which made it."""
     step: str
     run: str
     used_at: datetime
@@ -57,13 +60,33 @@ class Made:
     outputs: frozenset[str]
     tables: frozenset[tuple[str, int]]
     """Every table at a snapshot that it names, anywhere."""
+    code: str
+    """Tree of its archived source; empty if it names none."""
 
 
-def protected(config: Config, policy: Policy | None = None, *, now: datetime | None = None) -> Reasons:
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What manifests and records of runs say that matters here: read once, for there may be many."""
+
+    manifests: list[Made]
+    attempts: frozenset[str]
+    """Those that are the newest of their task in their run."""
+
+
+def tell(config: Config) -> Told:
+    """:raises ContractBroken: a manifest or record cannot be read; nothing may be taken away then."""
+    used, attempts = _last_used(config)
+    return Told(list(_manifests(config, used)), attempts)
+
+
+def protected(
+    config: Config, policy: Policy | None = None, *, now: datetime | None = None, told: Told | None = None
+) -> Reasons:
     """
     Every snapshot that must stay, by table and id, each with the reasons.
 
     :param now: default this moment.
+    :param told: what manifests and records say; default what they say now.
     :raises ContractBroken: a manifest cannot be read; nothing may be taken away then.
     :raises BadConfiguration: manifests name registered models, and the registry is not there to be asked.
     """
@@ -72,7 +95,7 @@ def protected(config: Config, policy: Policy | None = None, *, now: datetime | N
     policy = policy or Policy()
     now = now or datetime.now(UTC)
     found: dict[tuple[str, int], list[str]] = defaultdict(list)
-    manifests = list(_manifests(config))
+    manifests = (told or tell(config)).manifests
     _refuse_without_registry(config, manifests)
     warehouse = Warehouse.open(config)
     for table, snapshot, reason in _of_tables(warehouse):
@@ -155,38 +178,41 @@ def _closure(manifests: list[Made], keys: set[str], outputs: set[str]) -> list[M
     return list(reached.values())
 
 
-def _manifests(config: Config) -> Iterator[Made]:
-    used = dict(_last_used(config))
-    for path in sorted((local_folder(config.artifacts, "airloop gc") / "steps").glob("*/*/*/manifest.json")):
-        manifest = read_record(path)
+def _manifests(config: Config, used: Mapping[str, datetime]) -> Iterator[Made]:
+    objects = open_objects(config.artifacts)
+    for name, manifest in read_records(objects, "steps", "*/*/*/manifest.json"):
         try:
             run = manifest["run"]
             key = manifest["key"]
             yield Made(
                 key=key,
+                attempt=str(manifest["attempt"]),
                 step=manifest["step"],
                 run="/".join(filter(None, (run["dag_id"] or "by hand", run["run_id"]))),
                 used_at=max(datetime.fromisoformat(manifest["finished_at"]), used.get(key, _NEVER)),
                 inputs=frozenset(i["reference"] for i in manifest["inputs"].values()),
                 outputs=frozenset(o["reference"] for o in manifest["outputs"].values()),
                 tables=frozenset(_tables_in(json.dumps(manifest))),
+                code=manifest.get("code", {}).get("tree", ""),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as cause:
-            raise unreadable(path, cause) from cause
+            raise unreadable(objects, name, cause) from cause
 
 
-def _last_used(config: Config) -> Iterator[tuple[str, datetime]]:
-    """When each key was last made or reused by a task."""
+def _last_used(config: Config) -> tuple[dict[str, datetime], frozenset[str]]:
+    """When each key was last made or reused by a task, and the attempts that are the newest of theirs."""
+    objects = open_objects(config.artifacts)
     newest: dict[str, datetime] = {}
-    for path in (local_folder(config.artifacts, "airloop gc") / "runs").glob("*/*/*.json"):
-        record = read_record(path)
+    attempts = set()
+    for name, record in read_records(objects, "runs", "*/*/*.json"):
         try:
+            attempts.add(str(record["attempt"]))
             if record["key"]:
                 at = datetime.fromisoformat(record["finished_at"])
                 newest[record["key"]] = max(at, newest.get(record["key"], at))
         except (ValueError, KeyError, TypeError) as cause:
-            raise unreadable(path, cause) from cause
-    yield from newest.items()
+            raise unreadable(objects, name, cause) from cause
+    return newest, frozenset(attempts)
 
 
 def _online(config: Config) -> Iterator[tuple[str, int, str]]:

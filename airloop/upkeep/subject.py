@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -13,7 +12,8 @@ from pyiceberg.table import Table
 
 from airloop.errors import BadArgument
 from airloop.upkeep.forget import Rows
-from airloop.warehouse import read
+from airloop.warehouse import read, tree
+from airloop.warehouse.localio import local_path
 from airloop.warehouse.schema import duckdb_type, quoted
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def elsewhere(config: Config, table: Table, texts: Iterable[str]) -> list[str]:
     from airloop.warehouse.references import References
 
     named = References(table).of(s.snapshot_id for s in table.metadata.snapshots)
-    files = sorted(path for path in named if path.endswith(".parquet") and Path(path).exists())
+    data = (path for path in named if path.endswith(".parquet"))
+    files = tree.those_there(data, local_path(table.location()))
     if not files:
         return []
     with read.connect(config) as connection:

@@ -1,11 +1,19 @@
-"""Take snapshots out of a table's metadata; their files stay for the grace period, which begins now."""
+"""
+Take snapshots out of a table's metadata; their files stay for the grace period, which begins now.
+
+A local file that only they need gets the time of now. In a bucket a file has no time that could be set: there a note
+beside the metadata, ``metadata/expired-UUID.json``, names such files, and they count as no older than the note.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import re
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Collection
 from contextlib import suppress
 
 from pydantic import PrivateAttr
@@ -14,11 +22,15 @@ from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.update import AssertTableUUID, RemoveSnapshotsUpdate, SetPropertiesUpdate, TableUpdate
 
-from airloop.errors import BadConfiguration, CommitConflict
+from airloop.errors import CommitConflict, ContractBroken
 from airloop.faults import point
+from airloop.warehouse import tree
 from airloop.warehouse.commit import KEY, TRIES, send
 from airloop.warehouse.expired import PROPERTY, remembering
+from airloop.warehouse.localio import local_path
 from airloop.warehouse.references import References
+
+NOTE = re.compile(r"/metadata/expired-[0-9a-f-]{36}\.json")
 
 
 class Unchanged(AssertTableUUID):
@@ -37,15 +49,23 @@ class Unchanged(AssertTableUUID):
             raise CommitFailedException("the table's snapshots or branches changed")
 
 
-def expire(name: str, load: Callable[[], Table], choose: Callable[[Table], set[int]]) -> list[int]:
+def expire(
+    name: str,
+    load: Callable[[], Table],
+    choose: Callable[[Table], set[int]],
+    *,
+    known: References | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> list[int]:
     """
     Expire the snapshots that ``choose`` names, asked afresh after every conflict.
 
-    The files that only they need get the time of now first, so that whoever looks for old files that nobody names
-    gives those who read them as long as the files that were never committed.
+    The files that only they need become young first, so that whoever looks for old files that nobody names gives
+    those who read them as long as the files that were never committed.
 
+    :param known: what was read of the table before.
+    :param check: called right before each try at the commit; what it raises ends the work.
     :returns: ids of the snapshots that went.
-    :raises BadConfiguration: the table's files are in a bucket, whose files have no time that could be set.
     :raises CommitConflict: other writers kept winning.
     """
     for attempt in range(TRIES):
@@ -55,12 +75,9 @@ def expire(name: str, load: Callable[[], Table], choose: Callable[[Table], set[i
         going = (choose(table) & there) - heads
         if not going:
             return []
-        if table.location().startswith("s3://"):
-            raise BadConfiguration(f"{name} is in a bucket, where snapshots cannot be expired yet", "keep them")
-        references = References(table)
-        for path in references.of(going) - references.of(there - going):
-            with suppress(FileNotFoundError):
-                os.utime(path)
+        references = References(table, known=known)
+        _make_young(table, references.of(going) - references.of(there - going))
+        check()
         point("expire:before")
         try:
             send(table, removal(table, going), (Unchanged.since(table.metadata),))
@@ -70,6 +87,29 @@ def expire(name: str, load: Callable[[], Table], choose: Callable[[Table], set[i
         point("expire:after")
         return sorted(going)
     raise CommitConflict(f"{name}: other writers won {TRIES} times", "run it again when fewer tasks write this table")
+
+
+def noted(note: str) -> set[str]:
+    """
+    The files that a note names; none if it is gone.
+
+    :raises ContractBroken: it cannot be read.
+    """
+    try:
+        return set(map(str, json.loads(tree.read(note) or b'{"files": []}')["files"]))
+    except (ValueError, KeyError, TypeError) as cause:
+        raise ContractBroken(f"{note} cannot be read: {cause}", "remove it if it is not Airloop's") from cause
+
+
+def _make_young(table: Table, paths: Collection[str]) -> None:
+    in_bucket = sorted(path for path in paths if path.startswith(tree.SCHEME))
+    for path in set(paths).difference(in_bucket):
+        with suppress(FileNotFoundError):
+            os.utime(path)
+    if in_bucket:
+        note = f"{local_path(table.location())}/metadata/expired-{uuid.uuid4()}.json"
+        with table.io.new_output(note).create() as file:
+            file.write(json.dumps({"files": in_bucket}).encode())
 
 
 def removal(table: Table, leaving: set[int], *, remembered_by: Table | None = None) -> tuple[TableUpdate, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pyiceberg.manifest import ManifestFile
@@ -10,18 +11,29 @@ from pyiceberg.table import Table
 
 from airloop.warehouse.localio import local_path
 
+READ_AT_ONCE = 8
+"""Files of a bucket that are read at a time: each is a wait."""
+
 
 class References:
-    """The files of one table's snapshots; a manifest that several share is read once."""
+    """
+    The files of one table's snapshots; a manifest that several share is read once.
 
-    def __init__(self, table: Table) -> None:
+    All names are held: some 200 bytes for each file that a snapshot names.
+    """
+
+    def __init__(self, table: Table, *, known: References | None = None) -> None:
+        """:param known: of an earlier state of this table: what it has read is not read again, for it never changes."""
         self._table = table
-        self._lists: dict[int, list[ManifestFile]] = {}
-        self._files: dict[str, frozenset[str]] = {}
+        self._lists: dict[int, list[ManifestFile]] = known._lists if known else {}
+        self._files: dict[str, frozenset[str]] = known._files if known else {}
 
     def of(self, snapshots: Iterable[int]) -> set[str]:
         """Paths, or addresses in a bucket, of manifest lists, manifests and data files of these snapshots."""
         found: set[str] = set()
+        snapshots = list(snapshots)
+        if self._table.location().startswith("s3://"):
+            self._read(snapshots)
         for snapshot in snapshots:
             listed = self._table.metadata.snapshot_by_id(snapshot)
             if listed is None:
@@ -43,6 +55,17 @@ class References:
         found |= {local_path(s.statistics_path) for s in metadata.statistics}
         found |= {local_path(s.statistics_path) for s in metadata.partition_statistics}
         return found
+
+    def _read(self, snapshots: Sequence[int]) -> None:
+        """Read what is not known of these snapshots, several files at a time."""
+        there = {s.snapshot_id: s for s in self._table.metadata.snapshots}
+        new = [there[s] for s in snapshots if s in there and s not in self._lists]
+        with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+            for snapshot, manifests in zip(new, pool.map(lambda s: s.manifests(self._table.io), new), strict=True):
+                self._lists[snapshot.snapshot_id] = list(manifests)
+            listed = {m.manifest_path: m for s in snapshots if s in self._lists for m in self._lists[s]}
+            # A map waits for all, and raises what one of them raises.
+            list(pool.map(self._of_manifest, (m for path, m in listed.items() if path not in self._files)))
 
     def _of_manifest(self, manifest: ManifestFile) -> frozenset[str]:
         if manifest.manifest_path not in self._files:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 MARGIN_S = 12.0
 """Seconds of a task's time limit that are kept for ending its step in order; of a short one a tenth."""
+LONGEST_DELAY_S = 120.0
+"""Seconds to wait at most before a step is started again that its surroundings ended."""
 
 
 def run_step(
@@ -77,7 +81,7 @@ def _attempts(
 ) -> RunOutcome | Deferral:
     try:
         calls = _calls(operator, context)
-        secrets = fetch_secrets(operator.secrets or {})
+        secrets, plain = fetch_secrets({**settings.secrets, **(operator.secrets or {})})
     except BaseException:
         # Nobody would look after what was left.
         if back is not None:
@@ -94,7 +98,7 @@ def _attempts(
             timeout_s, left = None if until is None else _time_for_step(until - time.monotonic()), None
         request = RunRequest(
             call=call,
-            environment={**settings.environment, **(operator.environment or {})},
+            environment={**settings.environment, **plain, **(operator.environment or {})},
             secrets=secrets,
             artifacts=settings.artifacts,
             memory_mb=memory_mb or None,
@@ -124,7 +128,10 @@ def _attempts(
         if operator.killed:
             break
         if attempt < operator.infrastructure_retries:
-            operator.log.warning("%s: %s; starting the step again", type(error).__name__, error)
+            delay_s = delay_before(attempt + 1, operator.infrastructure_retry_delay, until)
+            operator.log.warning("%s: %s; starting the step again in %.0f s", type(error).__name__, error, delay_s)
+            if not _rest(operator, delay_s):
+                break
     return outcome
 
 
@@ -142,6 +149,34 @@ def _calls(operator: StepOperator, context: Context) -> list[Call]:
         force=operator.force,
     )
     return [replace(once, attempt=identity) for identity in _attempt_ids(operator, ti)]
+
+
+def delay_before(again: int, first: timedelta | float, until: float | None) -> float:
+    """
+    Seconds to wait before a step is started again: twice as long each time, and not the same for all that were hit.
+
+    :param again: the how manieth restart it is, from 1.
+    :param first: before the first one, seconds.
+    :param until: when Airflow will break the task off, by the monotonic clock: no more than a tenth of what is left is
+        waited; None: never.
+    """
+    first_s = first.total_seconds() if isinstance(first, timedelta) else first
+    most_s = min(LONGEST_DELAY_S, first_s * 2.0 ** min(again - 1, 30))
+    if until is not None:
+        most_s = min(most_s, (until - time.monotonic()) / 10)
+    return max(0.0, most_s * random.uniform(0.5, 1.0))
+
+
+def _rest(operator: StepOperator, seconds: float) -> bool:
+    """
+    Wait, but not for a task that is asked to end, which a plain flag says: signal handlers can have no locks.
+
+    :returns: False: it is asked to end.
+    """
+    until = time.monotonic() + seconds
+    while not operator.killed and (left_s := until - time.monotonic()) > 0:
+        time.sleep(min(0.1, left_s))
+    return not operator.killed
 
 
 def made_by_task(manifest: Mapping[str, Any], operator: StepOperator, ti: Any) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from functools import lru_cache, update_wrapper
 from inspect import Parameter, Signature, signature, unwrap
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeVar, cast
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeVar, cas
 from airflow.sdk import Asset, AssetAlias, BaseOperator
 from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR, TriggerFailureReason
 
-from airloop_operators.links import ManifestLink, MlflowRunLink, ReportLink
+from airloop_operators.links import ManifestLink, MlflowRunLink, PodLink, ReportLink
 
 if TYPE_CHECKING:
     import jinja2
@@ -61,11 +62,14 @@ class StepOperator(BaseOperator):
         is ended and OOM is named.
     :param cpus: processors that the step may use; default all.
     :param environment: more environment variables for the step. (templated)
-    :param secrets: environment variable by ``connection_id.field`` (``password``, ``login``, ``uri`` or
-        ``extra.NAME``). Fetched when the task runs; masked in logs; never rendered, never in a manifest.
+    :param secrets: environment variable by ``connection_id.field`` (``password``, ``uri`` or ``extra.NAME``). Fetched
+        when the task runs; masked in logs; never rendered, never in a manifest. ``login``, ``host`` and ``schema`` can
+        be named too; they are not masked. Those of every task: ``[airloop] secrets``.
     :param python: interpreter of another virtual environment that has airloop installed.
     :param infrastructure_retries: how often a step that was ended by its surroundings (not by memory or time limits)
         is started again before the task itself fails; apart from the task's ``retries``.
+    :param infrastructure_retry_delay: seconds, or a :class:`datetime.timedelta`, before it is started again the first
+        time; then twice as long each time, up to two minutes, and a little at random.
     :param order: what the task waits for while runs of earlier data intervals are under way: ``task``, the same task
         in them; ``run``, their end; ``none``, nothing. Default: as the task's arguments ask for, see
         :mod:`airloop_operators.turn`.
@@ -75,7 +79,7 @@ class StepOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("step", "arguments", "interval", "environment")
-    operator_extra_links = (ManifestLink(), ReportLink(), MlflowRunLink())
+    operator_extra_links = (ManifestLink(), ReportLink(), MlflowRunLink(), PodLink())
     ui_color = "#e3f0ec"
 
     step_name: ClassVar[str] = ""
@@ -100,6 +104,7 @@ class StepOperator(BaseOperator):
     secrets: Mapping[str, str] | None
     python: str | None
     infrastructure_retries: int
+    infrastructure_retry_delay: timedelta | float
     order: Order | None
     announces: Asset | None
 
@@ -131,6 +136,7 @@ class StepOperator(BaseOperator):
         secrets: Mapping[str, str] | None = None,
         python: str | None = None,
         infrastructure_retries: int = 1,
+        infrastructure_retry_delay: timedelta | float = 5.0,
         order: Order | None = None,
         announces: Asset | None = None,
         **kwargs: Any,
@@ -156,6 +162,7 @@ class StepOperator(BaseOperator):
             secrets=secrets,
             python=python,
             infrastructure_retries=infrastructure_retries,
+            infrastructure_retry_delay=infrastructure_retry_delay,
             order=order,
             announces=announces,
         )
@@ -271,6 +278,8 @@ class StepOperator(BaseOperator):
         settings = Settings.read()
         name = self.runner or settings.runner
         self._running: Runner = get_runner(name, settings)
+        if name == "pod":
+            PodLink().show(self, context["ti"])
         deferrable = settings.deferrable if self.deferrable is None else self.deferrable
         may_leave = deferrable and name == "pod" and not lost and (woken is None or woken.may_leave)
         outcome = run_step(

@@ -1,4 +1,4 @@
-"""Buttons on a task's page in the Airflow UI: its manifest, its report, its MLflow run."""
+"""Buttons on a task's page in the Airflow UI: its manifest, its report, its MLflow run, its pod."""
 
 from __future__ import annotations
 
@@ -34,3 +34,25 @@ class MlflowRunLink(_StepLink):
     """The run in the MLflow UI."""
 
     name = "MLflow run"
+
+
+class PodLink(BaseOperatorLink):
+    """Where its pods run or ran, what they wait for, and what the cluster said of them; none for a local run."""
+
+    name = "Pod"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
+        from airloop_operators.results import pods_page
+        from airloop_operators.settings import Settings
+
+        runner = getattr(operator, "runner", None) or Settings.read().runner
+        return pods_page(ti_key) if runner == "pod" else ""
+
+    def show(self, operator: BaseOperator, ti: Any) -> None:
+        """Show the button while the task runs: Airflow itself asks for it when the task has ended."""
+        try:
+            link = self.get_link(operator, ti_key=ti)
+            if link:
+                ti.xcom_push(key=self.xcom_key, value=link)
+        except Exception as trouble:  # noqa: BLE001  a button is not worth a task
+            operator.log.warning("the button %s cannot be shown yet: %s", self.name, trouble)

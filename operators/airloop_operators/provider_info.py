@@ -36,6 +36,12 @@ OPTIONS: dict[str, tuple[str, str, str | None, str | None]] = {
         None,
         "postgresql+psycopg://airloop@postgres:5432/feast",
     ),
+    "secrets": (
+        "string",
+        "Environment variables of every step from Airflow connections: VARIABLE=connection_id.field, comma-separated.",
+        None,
+        "AWS_ACCESS_KEY_ID=airloop_s3.login, AWS_SECRET_ACCESS_KEY=airloop_s3.password, AIRLOOP_CATALOG=airloop_db.uri",
+    ),
     "warm": ("boolean", "Start local steps from a warm process that has imported the large libraries.", "True", None),
     "preload": ("string", "Comma-separated modules that the warm process imports.", None, "pandas,mlflow"),
     "sizes": ("string", "YAML or JSON file: what pods of each size get, and where.", None, "/etc/airloop/sizes.yaml"),
@@ -44,7 +50,7 @@ OPTIONS: dict[str, tuple[str, str, str | None, str | None]] = {
 
 SENSITIVE = frozenset({"catalog", "mlflow", "online_store", "feast_registry"})
 
-LINKS = ("ManifestLink", "ReportLink", "MlflowRunLink")
+LINKS = ("ManifestLink", "ReportLink", "MlflowRunLink", "PodLink")
 
 
 def get_provider_info() -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from airloop.objects import open_objects
 
@@ -55,6 +55,13 @@ def links_of(outcome: RunOutcome, settings: Settings) -> dict[str, str]:
         # Leads on to where MLflow's UI is when the button is pressed, which may not be where it is now.
         links["MLflow run"] = f"{_below()}{PAGES}/mlflow/{run['experiment_id']}/{run['run_id']}"
     return links
+
+
+def pods_page(ti: Any) -> str:
+    """The page of a task's pods. :param ti: the task instance, or its key."""
+    index = -1 if ti.map_index is None else ti.map_index
+    named = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id, "map_index": index}
+    return _page(f"pods?{urlencode(named, quote_via=quote)}")
 
 
 def _page(path: str) -> str:

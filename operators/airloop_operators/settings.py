@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from airloop.config import S3Address, place_of
+from airloop_operators.secrets import read_secrets
 
 PASSED_ON = (
     "home",
@@ -30,6 +32,8 @@ class Settings:
     """Name of the default runner."""
     environment: dict[str, str] = field(repr=False)
     """``AIRLOOP_*`` variables for the payload; may hold passwords."""
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    """Variables of every payload, by ``connection_id.field``; a task's own count for more."""
     artifacts: Path | S3Address
     """Where attempts' records and manifests are read and, for attempts that could not, written."""
     mlflow_ui: str
@@ -62,6 +66,7 @@ class Settings:
         return cls(
             runner=conf.get("airloop", "runner", fallback="local"),
             environment=environment,
+            secrets=read_secrets(conf.get("airloop", "secrets", fallback=None) or ""),
             artifacts=place_of(environment.get("AIRLOOP_ARTIFACTS", "")) or home / "artifacts",
             mlflow_ui=(conf.get("airloop", "mlflow_ui", fallback=None) or "").rstrip("/"),
             memory_mb=conf.getint("airloop", "memory_mb", fallback=0),

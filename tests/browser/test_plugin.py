@@ -200,7 +200,13 @@ def test_pages_and_reports_follow_the_colours_of_airflow_not_of_the_system(
 
 @pytest.mark.parametrize(
     "path",
-    ["", "loops/delays", "loops/delays/run?run_id=backfill__2013-02", "loops/delays/run?run_id=backfill__2013-03"],
+    [
+        "",
+        "loops/delays",
+        "loops/delays/run?run_id=backfill__2013-02",
+        "loops/delays/run?run_id=backfill__2013-03",
+        "pods?dag_id=delays&run_id=backfill__2013-02&task_id=train",
+    ],
 )
 @pytest.mark.parametrize("width", [320, 390, 1360])
 def test_a_page_fits_the_screen(visit: Callable[..., Page], path: str, width: int) -> None:

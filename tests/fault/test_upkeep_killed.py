@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 
 from airloop.config import Config
 from airloop.contract import ENV_FAULT
+from airloop.objects import Bulk
 from airloop.upkeep import gc
 from airloop.upkeep.backup import backup
 from airloop.upkeep.points import Vault
@@ -22,6 +25,7 @@ from airloop.upkeep.retention import Policy
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.references import References
 from airloop.warehouse.refs import TableRef
+from tests.places import IN_A_CLUSTER, table_files
 
 TABLE = "shop.orders"
 SCHEMA = pa.schema([pa.field("id", pa.int64(), nullable=False)])
@@ -85,6 +89,41 @@ def test_gc(shop: Config, fault: str) -> None:
     there = {str(p) for p in (shop.warehouse / "shop" / "orders").rglob("*") if p.is_file()}
     assert there == References(Warehouse.open(shop).table(TABLE)).all()
     assert not (shop.home / "locks" / "deciding").exists()
+
+
+COLLECT = """
+from airloop.config import Config
+from airloop.upkeep import gc
+from airloop.upkeep.retention import Policy
+gc.collect(Config.from_environment(), Policy(keep_days=0), grace_s=-5)
+"""
+
+
+@IN_A_CLUSTER
+@pytest.mark.parametrize("fault", ["expire:after", "gc:remove:2"])
+def test_gc_of_state_that_pods_share(config: Config, fault: str) -> None:
+    """It is killed between metadata and files, or between two batches of files: what is named is there."""
+    warehouse = Warehouse.open(config)
+    warehouse.ensure(TABLE, SCHEMA)
+    for i in range(6):
+        warehouse.commit(TABLE, pa.table({"id": [i]}, schema=SCHEMA), key=f"{i}")
+    warehouse.compact(TABLE)
+    Bulk(config.warehouse).publish("shop/orders/data/0-left.parquet", b"x")
+    environment = {
+        "AIRLOOP_HOME": config.home, "AIRLOOP_WAREHOUSE": config.warehouse, "AIRLOOP_ARTIFACTS": config.artifacts,
+        "AIRLOOP_CATALOG": config.catalog, ENV_FAULT: f"kill@{fault}",
+    }  # fmt: skip
+    # Not forked: Arrow's client has threads.
+    done = subprocess.run(
+        [sys.executable, "-c", COLLECT], env=os.environ | {n: str(v) for n, v in environment.items()}, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    whole(config)
+    assert References(warehouse.table(TABLE)).all() < table_files(config)
+    gc.collect(config, Policy(keep_days=0), grace_s=-5)
+    whole(config)
+    assert References(warehouse.table(TABLE)).all() == table_files(config)
+    assert warehouse.commit(TABLE, pa.table({"id": [3]}, schema=SCHEMA), key="3").adopted
 
 
 @pytest.mark.parametrize("fault", ["compact:written", "compact:before", "compact:after"])

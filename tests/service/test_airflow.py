@@ -201,7 +201,9 @@ def test_task_groups_and_setup_and_teardown(new_dag: Callable[..., DAG], run_dag
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.parametrize("told_by", ["task", "configuration"])
 def test_a_secret_reaches_the_step_and_nothing_else(
+    told_by: str,
     new_dag: Callable[..., DAG],
     run_dag: RunDag,
     config: Config,
@@ -210,8 +212,11 @@ def test_a_secret_reaches_the_step_and_nothing_else(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_SERVICE", "http://user:pa55word-of-the-service@127.0.0.1:1")
+    if told_by == "configuration":
+        monkeypatch.setenv("AIRFLOW__AIRLOOP__SECRETS", "SERVICE_PASSWORD=service.password")
+    own = {"SERVICE_PASSWORD": "service.password"} if told_by == "task" else None
     with new_dag() as dag:
-        StepOperator(task_id="secretive", step=f"{STEPS}:secretive", secrets={"SERVICE_PASSWORD": "service.password"})
+        StepOperator(task_id="secretive", step=f"{STEPS}:secretive", secrets=own)
     with caplog.at_level(logging.INFO):
         _, states, values = run_dag(dag)
     assert states == {"secretive": "success"}

@@ -179,21 +179,3 @@ def test_the_command_line_reads_it(
     # The code that it ran comes from the bucket, too.
     _, replayed = ask("replay", "loop/three", "--task", "t")
     assert [(t["task_id"], t["failed"], t["verdict"]) for t in replayed["tasks"]] == [("t", "", "not compared")]
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["gc"],
-        ["backup", "/nowhere/vault"],
-        ["erase", "--entity", "person=x", "--reason", "asked"],
-    ],
-)
-def test_care_of_the_state_that_needs_a_folder_refuses_a_bucket_by_name(
-    arguments: list[str], config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("AIRLOOP_ARTIFACTS", "s3://bucket/airloop")
-    assert main([*arguments, "--home", str(config.home)]) == 65
-    said = capsys.readouterr().err
-    assert f"airloop {arguments[0]} works on local folders only" in said
-    assert "s3://bucket/airloop" in said

@@ -34,7 +34,7 @@ from airloop.warehouse.artifacts import ArtifactStore
 from airloop_operators import ExtractOperator, SqlOperator, StepOperator, ValidateOperator
 from tests.year_world import SOURCE, SUITE, Year, month, write_world
 
-RECORDS = re.compile(r"artifacts/(attempts|runs)/|locks/")
+RECORDS = re.compile(r"artifacts/(attempts|runs|usage)/|locks/")
 """What every attempt leaves: a record of how it ended, and the files by which attempts take turns."""
 
 

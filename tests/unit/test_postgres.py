@@ -26,6 +26,7 @@ GOOD = "postgresql+psycopg://u:s3cret@db.example:5433/airloop"
     [
         (GOOD, GOOD),
         ("postgresql://u:s3cret@h/airloop?sslmode=require", "postgresql+psycopg://u:s3cret@h/airloop?sslmode=require"),
+        ("postgres://u:s3cret@h:5432/airloop", "postgresql+psycopg://u:s3cret@h:5432/airloop"),
         ("postgresql+psycopg:///airloop?host=/run/postgresql", "postgresql+psycopg:///airloop?host=/run/postgresql"),
         ("postgresql+psycopg://u:s3%40cret%2F@[::1]:5432/a", "postgresql+psycopg://u:s3%40cret%2F@[::1]:5432/a"),
     ],

@@ -67,10 +67,28 @@ class RunRequest:
     """Working directory of the payload; default: this process's."""
     size: str | None = None
     """Size of its pod; None: the configured default. Local runs have none."""
+    ranks: int = 1
+    """
+    Processes that work on the step together, each of this size. They are one attempt: one call for all, one record and
+    one manifest, which the first of them publishes; if one is lost, all are ended. A runner that starts a single
+    process says so by :meth:`alone`.
+    """
     may_leave: bool = False
     """Whether the attempt may be left to itself once it is under way; local runs never are."""
     left: Mapping[str, Any] | None = None
     """State of an attempt that was left before; None: it is started now."""
+
+    def alone(self, runner: str) -> None:
+        """
+        For a runner that starts one process.
+
+        :raises BadConfiguration: several are asked for.
+        """
+        if self.ranks != 1:
+            raise BadConfiguration(
+                f"step {self.call.step} asks for {self.ranks} ranks; the {runner} runner starts one process of a step",
+                "leave out ranks, or let the step start its processes itself, on one machine",
+            )
 
     @property
     def objects(self) -> Objects:

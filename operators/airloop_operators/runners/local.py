@@ -29,6 +29,7 @@ from airloop_operators.runners.base import Ending, RunOutcome, RunRequest, concl
 from airloop_operators.runners.limits import delegated_cgroup, limit_environment
 from airloop_operators.runners.logs import LogStream
 from airloop_operators.runners.records import record_end
+from airloop_operators.runners.usage import UsageRecord
 from airloop_operators.runners.warm import WarmServer
 
 log = logging.getLogger("airloop.runner")
@@ -70,10 +71,12 @@ class LocalRunner:
         Run an attempt to its end.
 
         :raises BadArgument: its call has no attempt.
+        :raises BadConfiguration: it asks for several ranks.
         :raises ProcessLost: the task was stopped before.
         """
         if not request.call.attempt:
             raise BadArgument(f"the call of step {request.call.step} has no attempt", "see airloop.contract.attempt_id")
+        request.alone("local")
         attempt = _Attempt(request, self._grace_s, self._server)
         self._attempts.add(attempt)
         try:
@@ -139,11 +142,15 @@ class _Attempt:
     def run(self) -> RunOutcome:
         request = self._request
         started_at = time.time()
+        usage = UsageRecord(request.objects, request.call, "local", started_at=started_at)
         try:
-            return self._run(started_at)
+            outcome = self._run(started_at)
         except BaseException as cause:
             record_end(request.objects, request.call, cause, self._mask, started_at=started_at)
+            usage.fail(cause, resources={"wall_s": round(time.time() - started_at, 3)})
             raise
+        usage.conclude(outcome)
+        return outcome
 
     def _run(self, started_at: float) -> RunOutcome:
         request = self._request

@@ -36,6 +36,15 @@ _IMPORT_TIME_NAMES = frozenset({
     "HOME", "LANG", "LANGUAGE", "TMPDIR", "TZ", "VIRTUAL_ENV", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME",
     "MLFLOW_CONFIGURE_LOGGING", "MLFLOW_DISABLE_TELEMETRY", "MLFLOW_LOGGING_LEVEL", "DO_NOT_TRACK",
 })  # fmt: skip
+_STORES: Mapping[str, tuple[str, ...]] = {
+    "AIRLOOP_CATALOG=postgres": ("psycopg", "sqlalchemy.dialects.postgresql"),
+    "AIRLOOP_FEAST_REGISTRY=postgres": ("psycopg", "sqlalchemy.dialects.postgresql", "feast.infra.registry.sql"),
+    "AIRLOOP_ARTIFACTS=s3": ("boto3",),
+    "AIRLOOP_WAREHOUSE=s3": ("boto3",),
+    "AIRLOOP_ONLINE_STORE=redis": ("redis", "feast.infra.online_stores.redis"),
+    "AIRLOOP_MLFLOW=http": ("mlflow.store.tracking.rest_store", "mlflow.store.model_registry.rest_store"),
+}
+"""What steps import beside the server's own list, by the beginning of a setting that asks for it."""
 _HARMLESS = ("PATH", "USER", "LOGNAME")
 _PER_REQUEST = ("_NUM_THREADS", "_MAX_THREADS")
 _SECRET_WORDS = ("PASSWORD", "PASSWD", "SECRET", "TOKEN", "_KEY", "CREDENTIAL")
@@ -45,6 +54,7 @@ class WarmServer:
     """
     The warm server that a payload with this interpreter and environment may come from.
 
+    :param preload: modules that it imports; default its own list, and what the stores of ``environment`` need.
     :param secrets: names of variables that the server must not get.
     :param idle_s: when the server exits if nobody asks; None: its own default.
     """
@@ -60,9 +70,10 @@ class WarmServer:
     ) -> None:
         self._python = python
         self._preload = tuple(preload or ())
+        self._also = () if preload else modules_for(environment)
         self._idle_s = idle_s
         matters = {name: value for name, value in environment.items() if _matters(name) and name not in secrets}
-        what = [VERSION, os.path.abspath(python), self._preload, sorted(matters.items())]
+        what = [VERSION, os.path.abspath(python), self._preload, self._also, sorted(matters.items())]
         name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
         self._environment = matters | {name: environment[name] for name in _HARMLESS if name in environment}
         self._folder = runtime_folder(environment)
@@ -119,6 +130,8 @@ class WarmServer:
             command = [self._python, "-m", "airloop.warm", "--socket", str(self.path), "--lock", str(lock)]
             if self._preload:
                 command += ["--preload", ",".join(self._preload)]
+            if self._also:
+                command += ["--also", ",".join(self._also)]
             if self._idle_s is not None:
                 command += ["--idle", str(self._idle_s)]
             with open(self._log_path, "wb") as output:
@@ -137,6 +150,16 @@ class WarmServer:
         finally:
             # The server's own copy keeps the lock.
             os.close(lock)
+
+
+def modules_for(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Modules of the clients that steps with this environment need for their stores; nothing of an address is told."""
+    found = (
+        modules
+        for start, modules in _STORES.items()
+        if environment.get(start.partition("=")[0], "").startswith(start.partition("=")[2])
+    )
+    return tuple(dict.fromkeys(name for modules in found for name in modules))
 
 
 def _matters(name: str) -> bool:

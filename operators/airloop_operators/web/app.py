@@ -2,9 +2,9 @@
 The addresses of the plugin, mounted at ``/airloop``.
 
 ``/`` lists the loops, ``/loops/DAG`` shows one, ``/loops/DAG/run?run_id=`` one of its runs, ``/manifest?path=`` a step,
-``/view/PATH`` a report with the way back, ``/artifacts/PATH`` the file itself, ``/mlflow/EXPERIMENT/RUN`` leads on to
-MLflow; ``/api/loops`` and ``/api/loops/DAG`` are the pages' content as JSON. All of them only read, run in the server's
-thread pool, and ask for Airflow's login.
+``/pods?dag_id=&run_id=&task_id=`` a task's pods, ``/view/PATH`` a report with the way back, ``/artifacts/PATH`` the
+file itself, ``/mlflow/EXPERIMENT/RUN`` leads on to MLflow; ``/api/loops`` and ``/api/loops/DAG`` are the pages' content
+as JSON. All of them only read, run in the server's thread pool, and ask for Airflow's login.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
 from airloop.config import Config
+from airloop.contract import RunInfo
 from airloop.errors import AirloopError, BadArgument, NotFound
 from airloop_operators.settings import Settings
-from airloop_operators.web import artifacts, manifests, pages, scheduler
+from airloop_operators.web import artifacts, manifests, pages, pods, scheduler
 from airloop_operators.web.access import NotPermitted, NotSignedIn, User, readable, to_login
 from airloop_operators.web.data import RUNS_SHOWN, Loop, Reader, too_long
 
 log = logging.getLogger(__name__)
 
+CATALOG = "AIRLOOP_CATALOG"
 Last = Annotated[int, Query(ge=1, le=500)]
 
 
@@ -37,7 +39,13 @@ def create_app(config: Config | None = None) -> FastAPI:
 
     :param config: where the state lives; default the ``[airloop]`` section of ``airflow.cfg``.
     """
-    reader = Reader(config or Config.from_environment(Settings.read().environment))
+    ledger_unknown = ""
+    if config is None:
+        settings = Settings.read()
+        config = Config.from_environment(settings.environment)
+        if CATALOG in settings.secrets and CATALOG not in settings.environment:
+            ledger_unknown = f"tasks get {CATALOG} from a connection; give it to the API server by its environment too"
+    reader = Reader(config, ledger_unknown=ledger_unknown)
     app = FastAPI(title="Airloop", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.reader = reader
     app.add_exception_handler(NotSignedIn, to_login)
@@ -78,6 +86,18 @@ def create_app(config: Config | None = None) -> FastAPI:
                 artifacts.permit(reader, user, name)
         page = manifests.describe(*found, reader)
         return pages.render(request, "manifest", page=page)
+
+    @app.get("/pods")
+    def pods_page(
+        request: Request, user: User, dag_id: str, run_id: str, task_id: str, map_index: int = -1
+    ) -> Response:
+        _check(user, dag_id, run_id)
+        if too_long(task_id) or not (dag_id and run_id and task_id):
+            raise NotFound("no task has such a name")
+        run = RunInfo(dag_id, run_id, task_id, map_index)
+        attempts, more = pods.attempts_of(reader, run)
+        task = f"{task_id}[{map_index}]" if map_index >= 0 else task_id
+        return pages.render(request, "pods", run=run, task=task, attempts=attempts, more=more)
 
     @app.get("/mlflow/{experiment_id}/{run_id}")
     def mlflow_run(user: User, experiment_id: str, run_id: str) -> Response:

@@ -98,7 +98,7 @@ def owner_of(reader: Reader, name: str) -> str:
     """Id of the DAG that made an artifact; empty if none did, or it cannot be told."""
     parts = PurePosixPath(name).parts
     record = ""
-    if len(parts) > 1 and parts[0] in ("runs", "reports"):
+    if len(parts) > 1 and parts[0] in ("runs", "reports", "usage"):
         return unquote(parts[1])
     if len(parts) > 3 and parts[0] == "steps":
         record = "/".join((*parts[:4], "manifest.json"))

@@ -195,10 +195,15 @@ class Loop:
 
 
 class Reader:
-    """Reads one configuration's state; safe to use from several threads."""
+    """
+    Reads one configuration's state; safe to use from several threads.
 
-    def __init__(self, config: Config) -> None:
+    :param ledger_unknown: why the configuration does not say where the promotion ledger is; empty if it does.
+    """
+
+    def __init__(self, config: Config, *, ledger_unknown: str = "") -> None:
         self.config = config
+        self._ledger_unknown = ledger_unknown
         self.store = ArtifactStore(config.artifacts)
         self._runs: OrderedDict[tuple[str, str], tuple[str, Run]] = OrderedDict()
         self._lock = threading.Lock()
@@ -308,6 +313,8 @@ class Reader:
         return made
 
     def _read_ledger(self) -> tuple[list[Promotion], str]:
+        if self._ledger_unknown:
+            return [], f"The promotion ledger cannot be read, so champions are not shown: {self._ledger_unknown}"
         file = self.config.catalog.removeprefix("sqlite:///")
         if file != self.config.catalog and not Path(file).exists():
             return [], ""  # nothing was ever written; opening would make it

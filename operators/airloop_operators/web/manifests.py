@@ -12,6 +12,7 @@ from airloop.errors import BadArgument, NotFound
 from airloop.report import words
 from airloop.report.decision import decision_of, outcome
 from airloop_operators.web.data import Reader, Run, Task, words_of
+from airloop_operators.web.pods import use_of
 
 FILES_LISTED = 200
 
@@ -54,6 +55,8 @@ class StepPage:
     outputs: list[Reference] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     report: str = ""
+    use: list[tuple[str, str]] = field(default_factory=list)
+    """What the making of the manifest, or an attempt without one, took; empty if no runner told."""
 
 
 def find(reader: Reader, path: str, attempt: str) -> tuple[str, dict[str, Any], str, dict[str, Any]]:
@@ -108,6 +111,7 @@ def describe(path: str, manifest: dict[str, Any], record_name: str, record: dict
         outputs=[_reference(role, o["reference"]) for role, o in manifest.get("outputs", {}).items()],
         files=_files(reader, path),
         report=next((n for kind in ("report", "docs") if (n := reader.name_of(str(links.get(kind, ""))))), ""),
+        use=use_of(reader, manifest or record),
     )
 
 

@@ -38,6 +38,7 @@ STATES = {
     "done": ("Done", "good"),
     "reused": ("Reused", "calm"),
     "running": ("Running", "live"),
+    "open": ("Under way", "live"),
     "queued": ("Queued", "calm"),
     "failed": ("Failed", "bad"),
     "rejected": ("Rejected", "bad"),
@@ -106,7 +107,8 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "count": words.count, "counted": words.counted, "figure": words.figure, "seconds": words.seconds,
         "feature": lambda name: " ".join(filter(None, words.split_feature(name))),
-        "ago": ago, "when": when, "day": day, "state": lambda s: STATES.get(s, (s or "Unknown", "calm")),
+        "ago": ago, "when": when, "exactly": exactly, "clock": clock, "day": day,
+        "state": lambda s: STATES.get(s, (s or "Unknown", "calm")),
         "pretty": lambda v: json.dumps(v, indent=2, ensure_ascii=False, default=str),
         "mib": lambda n: f"{n / 2**20:,.0f} MiB",
         "part": lambda text: quote(str(text), safe=""), "path": lambda text: quote(str(text), safe="/"),
@@ -125,6 +127,16 @@ def ago(at: str, now: datetime | None = None) -> str:
 def when(at: str) -> str:
     """A time to the minute, UTC."""
     return f"{datetime.fromisoformat(at).astimezone(UTC):%Y-%m-%d %H:%M} UTC" if at else words.NOTHING
+
+
+def exactly(at: str) -> str:
+    """A time to the second, UTC."""
+    return f"{datetime.fromisoformat(at).astimezone(UTC):%Y-%m-%d %H:%M:%S}" if at else words.NOTHING
+
+
+def clock(at: str) -> str:
+    """The time of the day to the second, UTC."""
+    return f"{datetime.fromisoformat(at).astimezone(UTC):%H:%M:%S}" if at else words.NOTHING
 
 
 def day(at: str, zone: str = "UTC") -> str:

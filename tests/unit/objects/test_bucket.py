@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from airloop.config import Config, S3Address, local_folder, place_of
+from airloop.config import Config, S3Address, place_of
 from airloop.errors import AirloopError, BadConfiguration, StoreBusy, StoreReadOnly, Unreachable
 from airloop.objects import Bucket, open_objects
 from airloop.objects import bucket as module
@@ -205,5 +205,3 @@ def test_a_setting_is_a_folder_or_a_place_in_a_bucket(tmp_path: Path) -> None:
     assert config.describe()["artifacts"] == "s3://bucket/a"
     with pytest.raises(BadConfiguration, match="is no address of files"):
         place_of("http://bucket/a")
-    with pytest.raises(BadConfiguration, match="airloop gc works on local folders only, and this state is in s3://b"):
-        local_folder(config.artifacts, "airloop gc")

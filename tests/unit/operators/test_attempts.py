@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
@@ -17,7 +19,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airloop.contract import Call, Receipt
 from airloop.errors import AirloopError, OutOfMemory, ProcessLost, TimedOut
 from airloop_operators import StepOperator, turn
-from airloop_operators.attempts import MARGIN_S
+from airloop_operators.attempts import LONGEST_DELAY_S, MARGIN_S, delay_before
 from airloop_operators.runners.base import RunOutcome, RunRequest
 from airloop_operators.settings import Settings
 from tests.unit.operators.test_turn import a_run
@@ -74,7 +76,8 @@ class Task:
 
     def execute(self, **arguments: Any) -> Any:
         with DAG("loop", schedule=None):
-            self.operator = StepOperator(task_id="t", step="one", announces=Asset("made"), **arguments)
+            given = {"infrastructure_retry_delay": 0, **arguments}
+            self.operator = StepOperator(task_id="t", step="one", announces=Asset("made"), **given)
         ti = SimpleNamespace(
             id=f"id-of-{self.number}-{self.map_index}", dag_id="loop", run_id="r2", task_id="t",
             map_index=self.map_index, try_number=self.number,
@@ -121,6 +124,65 @@ def test_only_what_a_restart_may_cure_is_started_again(runner: Runner, error: Ai
         Task(runner).execute(infrastructure_retries=2)
     assert not isinstance(raised.value, AirflowFailException)
     assert len(runner.requests) == count
+
+
+def test_secrets_of_all_tasks_give_way_to_those_of_one(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Settings.read()
+    ours = {"PGPASSWORD": "db.password", "TOKEN": "service.login"}
+    monkeypatch.setattr(Settings, "read", lambda: replace(read, secrets=ours))
+    monkeypatch.setenv("AIRFLOW_CONN_DB", "postgres://air:of-the-db@db/lake")
+    monkeypatch.setenv("AIRFLOW_CONN_SERVICE", "http://user:of-the-service@service")
+    Task(runner).execute(secrets={"TOKEN": "service.password"})
+    assert runner.requests[0].secrets == {"PGPASSWORD": "of-the-db", "TOKEN": "of-the-service"}
+    assert "of-the" not in repr(runner.requests[0])
+
+
+class TestWaitsBeforeItStartsAgain:
+    """What took one pod may take the next as well, and many at once."""
+
+    @pytest.mark.parametrize(
+        ("again", "most_s"), [(1, 4), (2, 8), (5, 64), (6, LONGEST_DELAY_S), (9_999, LONGEST_DELAY_S)]
+    )
+    def test_twice_as_long_each_time_and_not_the_same_for_all(self, again: int, most_s: float) -> None:
+        for first in (4, timedelta(seconds=4)):
+            waits = {delay_before(again, first, None) for _ in range(200)}
+            assert most_s / 2 <= min(waits) < max(waits) <= most_s
+            assert len(waits) > 100
+
+    def test_no_more_than_a_little_of_the_time_that_is_left(self) -> None:
+        now = time.monotonic()
+        assert delay_before(4, 60, now + 20) <= 2
+        assert delay_before(4, 60, now - 1) == 0
+        assert delay_before(1, 0, None) == 0
+
+    def test_as_long_as_its_operator_says(self, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+        waits: list[float] = []
+
+        def rest(_: StepOperator, seconds: float) -> bool:
+            waits.append(seconds)
+            return True
+
+        monkeypatch.setattr("airloop_operators.attempts._rest", rest)
+        runner.endings = [LOST, LOST, None]
+        Task(runner).execute(infrastructure_retries=2, infrastructure_retry_delay=timedelta(seconds=20))
+        assert [10 <= waits[0] <= 20, 20 <= waits[1] <= 40, len(waits)] == [True, True, 2]
+
+    def test_not_after_the_last_one(self, runner: Runner) -> None:
+        runner.endings = [LOST]
+        began = time.monotonic()
+        with pytest.raises(AirflowException, match="SIGKILL"):
+            Task(runner).execute(infrastructure_retries=0, infrastructure_retry_delay=60)
+        assert time.monotonic() - began < 10
+
+    def test_a_task_that_is_stopped_meanwhile_is_not_waited_for(self, runner: Runner) -> None:
+        task = Task(runner)
+        runner.endings = [LOST, None]
+        threading.Timer(0.2, lambda: task.operator.on_kill()).start()
+        began = time.monotonic()
+        with pytest.raises(AirflowException, match="SIGKILL"):
+            task.execute(infrastructure_retry_delay=60)
+        assert time.monotonic() - began < 10
+        assert len(runner.requests) == 1
 
 
 class TestKilled:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from airloop.config import S3Address
 from airloop.contract import RESERVED_ROLES, Receipt
-from airloop_operators.links import ManifestLink, MlflowRunLink, ReportLink
+from airloop_operators.links import ManifestLink, MlflowRunLink, PodLink, ReportLink
 from airloop_operators.results import links_of, result_of
 from airloop_operators.runners.base import RunOutcome
 from airloop_operators.settings import Settings
@@ -77,6 +78,22 @@ def test_an_airflow_below_a_path_is_linked_there(settings: Settings, monkeypatch
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://example.org/airflow/")
     links = links_of(_outcome(settings, "steps/s/manifest.json", None), settings)
     assert links["Manifest"].startswith("/airflow/plugin/airloop/airflow/airloop/manifest?")
+
+
+@pytest.mark.parametrize(
+    ("own", "usual", "there"),
+    [("pod", "local", True), (None, "pod", True), ("local", "pod", False), (None, "local", False)],
+)
+def test_a_task_that_runs_as_pods_has_a_button_for_them(
+    monkeypatch: pytest.MonkeyPatch, own: str | None, usual: str, there: bool
+) -> None:
+    monkeypatch.setenv("AIRFLOW__AIRLOOP__RUNNER", usual)
+    key = SimpleNamespace(dag_id="a loop", run_id="r__2013-01-01T00:00:00+00:00", task_id="t", map_index=3)
+    link = PodLink().get_link(SimpleNamespace(runner=own), ti_key=key)  # type: ignore[arg-type]
+    page = (
+        "/plugin/airloop/airloop/pods?dag_id=a%20loop&run_id=r__2013-01-01T00%3A00%3A00%2B00%3A00&task_id=t&map_index=3"
+    )
+    assert link == (page if there else "")
 
 
 def test_every_part_of_a_result_beside_its_outputs_is_reserved(settings: Settings) -> None:

@@ -28,6 +28,7 @@ from airloop.warehouse.artifacts import ArtifactStore
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.refs import TableRef
 from tests import offline_world as world
+from tests.places import EVERYWHERE, data_files, table_files
 
 OWN = '''
 import pyarrow as pa
@@ -129,14 +130,18 @@ def scaled(team: Path, warehouse: Warehouse, run_step: Callable[..., dict[str, A
     )
 
 
+@EVERYWHERE
 def test_the_old_code_runs_and_not_that_of_today(
     config: Config, scaled: dict[str, Any], team: Path, warehouse: Warehouse
 ) -> None:
     (team / "numbers.py").write_text("FACTOR = 3\n")
     warehouse.commit("features.n", pa.table({"id": [3], "n": [1]}), key="later")
+    before = data_files(config)
     done = replay(config, "own/run-1", tasks=["scale"])
     assert (done.verdict, done.tasks[0].findings[0].text.partition(",")[0]) == ("equal", "2 rows of features.n")
+    assert data_files(config) == before, "it writes nothing beside the originals"
     assert warehouse.count(TableRef("features.n")) == 3
+    assert {path for path in table_files(config) if "/raw/n/" not in path and "/features/n/" not in path} == set()
 
 
 def test_a_folder_with_something_in_it_is_refused(config: Config, scaled: dict[str, Any], team: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
+from datetime import UTC, date, datetime
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
+import pendulum
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -54,8 +58,33 @@ def test_a_step_that_fails_ends_it_and_is_shown(tmp_path: Path) -> None:
     assert "`kind delete cluster --name airloop` ended with 3" in ended.stderr
 
 
-@pytest.mark.parametrize("month", ["January", "2013-01-01; id"])
+@pytest.mark.parametrize("month", ["January", "2013-01-01; id", "2014-01-01"])
 def test_a_month_that_is_no_date_is_refused(tmp_path: Path, month: str) -> None:
     ended = run(tmp_path, "--month", month)
     assert ended.returncode == 2
     assert "--month" in ended.stderr
+
+
+def test_a_docker_without_buildx_is_told(tmp_path: Path) -> None:
+    for name in PROGRAMS:
+        stand_in(tmp_path, name, 0)
+    (tmp_path / "docker").write_text("#!/bin/sh\n[ $1 = info ] || { echo 'unknown command: buildx' >&2; exit 1; }\n")
+    ended = run(tmp_path)
+    assert ended.returncode == 1
+    assert "docker has no buildx: unknown command: buildx" in ended.stderr
+
+
+@pytest.mark.parametrize("month", [date(2013, 1, 1), date(2013, 1, 31), date(2013, 2, 28), date(2013, 12, 1)])
+def test_a_month_is_the_interval_of_its_run(month: date, monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.timetables.interval import CronDataIntervalTimetable
+
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    cluster = importlib.import_module("cluster")
+    told = pendulum.instance(datetime.combine(cluster.logical_date(month), datetime.min.time(), UTC))
+    timetable = CronDataIntervalTimetable("0 0 1 * *", timezone="America/New_York")
+    interval = timetable.infer_manual_data_interval(run_after=told)
+    new_york = ZoneInfo("America/New_York")
+    first = month.replace(day=1)
+    assert interval.start == datetime(first.year, first.month, 1, tzinfo=new_york)
+    after = cluster.logical_date(month)
+    assert interval.end == datetime(after.year, after.month, 1, tzinfo=new_york)

@@ -14,6 +14,8 @@ from airloop.config import Config
 from airloop.warehouse.catalog import Warehouse
 
 TABLE = "shop.orders"
+ANY_AGE = -5.0
+"""A grace period with which nothing is too young, for tests in which nobody writes: a store tells whole seconds."""
 SCHEMA = pa.schema([pa.field("id", pa.int64(), nullable=False), pa.field("amount", pa.float64())])
 
 

@@ -11,16 +11,21 @@ from typing import Any
 
 import pytest
 
-from airloop.config import Config
+from airloop import usage
+from airloop.config import Config, S3Address
 from airloop.contract import RunInfo
 from airloop.errors import BadArgument, BadConfiguration, ContractBroken, NotFound
+from airloop.objects import open_objects
 from airloop.upkeep.backup import backup
 from airloop.upkeep.points import Vault
 from airloop.upkeep.relocate import mover
 from airloop.upkeep.restore import restore
+from airloop.warehouse.artifacts import ArtifactStore
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.references import References
 from airloop.warehouse.refs import TableRef
+from tests.places import IN_A_CLUSTER, table_files
+from tests.postgres_server import PostgresServer
 from tests.unit.upkeep.conftest import TABLE, rows
 from tests.unit.upkeep.test_gc import look
 
@@ -45,6 +50,10 @@ def test_all_of_it_in_another_place(
     warehouse.compact(TABLE)
     warehouse.commit(TABLE, rows([2, 9], amount=5.0), key="more", mode="upsert")
     run_step(look, table=f"{TABLE}@main", run=RunInfo("shop", "r", "look"))
+    took = usage.document(
+        attempt="aaaa0000", step="look", run=RunInfo("shop", "r", "look"), runner="local", started_at="2013-01-01"
+    )
+    usage.publish(open_objects(config.artifacts), took)
     before = warehouse.scan(TableRef(TABLE)).read_all()
     snapshots = [s.id for s in warehouse.history(TABLE)]
     made, copied = backup(config, vault)
@@ -54,6 +63,7 @@ def test_all_of_it_in_another_place(
     new = at(tmp_path / "another place" / "new 'home'")
     restore(vault, new.home)
     restored = Warehouse.open(new)
+    assert usage.of_task(open_objects(new.artifacts), RunInfo("shop", "r", "look")) == [took]
     assert restored.scan(TableRef(TABLE)).read_all().equals(before)
     assert [s.id for s in restored.history(TABLE)] == snapshots
     assert restored.count(TableRef(TABLE, history[2])) == 3
@@ -161,12 +171,77 @@ def test_no_name_leaves_the_home(config: Config, history: list[int], vault: Path
 
 
 def test_what_cannot_be_copied_here_is_refused(config: Config, vault: Path) -> None:
-    with pytest.raises(BadConfiguration, match="catalog is not a SQLite file"):
-        backup(replace(config, catalog="postgresql://db/airloop"), vault)
+    with pytest.raises(BadConfiguration, match="catalog is neither a SQLite file nor in a PostgreSQL"):
+        backup(replace(config, catalog="mysql://db/airloop"), vault)
     with pytest.raises(BadConfiguration, match="no local folder"):
         backup(replace(config, mlflow_artifacts="s3://bucket/mlflow"), vault)
     with pytest.raises(BadConfiguration, match="inside of what is to be copied"):
         backup(config, config.home / "vault")
+
+
+@IN_A_CLUSTER
+def test_state_that_pods_share_into_another_bucket_and_database_or_onto_one_machine(
+    config: Config,
+    warehouse: Warehouse,
+    history: list[int],
+    vault: Path,
+    tmp_path: Path,
+    postgres_server: PostgresServer,
+    run_step: Callable[..., dict[str, Any]],
+) -> None:
+    warehouse.compact(TABLE)
+    warehouse.commit(TABLE, rows([2, 9], amount=5.0), key="more", mode="upsert")
+    run_step(look, table=f"{TABLE}@main", run=RunInfo("shop", "r", "look"))
+    before = warehouse.scan(TableRef(TABLE)).read_all()
+    snapshots = [s.id for s in warehouse.history(TABLE)]
+    config = replace(config, mlflow="http://user:secret@mlflow:5000")
+    made, copied = backup(config, vault)
+    assert copied.copied == len({kept.sha256 for kept in made.files.values()})
+    assert [note for note in made.notes if "MLflow is at http://user:***@mlflow:5000" in note]
+    again, copied = backup(config, vault)
+    assert (set(again.files), copied.copied) == (set(made.files), 0)
+
+    def is_whole(new: Config) -> None:
+        restored = Warehouse.open(new)
+        assert restored.scan(TableRef(TABLE)).read_all().equals(before)
+        assert [s.id for s in restored.history(TABLE)] == snapshots
+        assert restored.count(TableRef(TABLE, history[2])) == 3
+        assert References(restored.table(TABLE)).all() == {p for p in table_files(new) if "/shop/orders/" in p}
+        again = run_step(look, config=new, table=f"{TABLE}@main", run=RunInfo("shop", "r", "look"))
+        assert (again["status"], ArtifactStore(new.artifacts).exists(manifest)) == ("reused", True)
+        restored.commit(TABLE, rows([10]), key="on")
+        assert restored.commit(TABLE, rows([0]), key="key-0").adopted
+        assert restored.count(TableRef(TABLE)) == 8
+
+    manifest = next(n for n in ArtifactStore(config.artifacts).names("steps") if n.endswith("/manifest.json"))
+    here = at(tmp_path / "one machine")
+    restore(vault, here.home)
+    is_whole(here)
+    other = replace(
+        config, home=tmp_path / "pod", artifacts=S3Address(config.warehouse.bucket, f"{config.warehouse.prefix}-2/a"),
+        warehouse=S3Address(config.warehouse.bucket, f"{config.warehouse.prefix}-2/lake"),
+    )  # fmt: skip
+    with postgres_server.database() as address:
+        other = replace(other, catalog=address)
+        restore(vault, other.home, config=other)
+        is_whole(other)
+        assert not (other.home / "catalog.db").exists()
+        with pytest.raises(BadArgument, match="is not empty"):
+            restore(vault, tmp_path / "pod 2", config=other)
+        with pytest.raises(BadArgument, match="names tables"):
+            restore(vault, tmp_path / "pod 3", config=replace(here, catalog=address))
+    back = backup(here, tmp_path / "vault of one machine")[0]
+    assert back.roots["warehouse"] == str(here.warehouse)
+    with postgres_server.database() as address:
+        moved = replace(
+            other, home=tmp_path / "pod 4", catalog=address,
+            artifacts=S3Address(other.warehouse.bucket, f"{config.warehouse.prefix}-3/a"),
+            warehouse=S3Address(other.warehouse.bucket, f"{config.warehouse.prefix}-3/lake"),
+        )  # fmt: skip
+        restore(tmp_path / "vault of one machine", moved.home, config=moved)
+        assert Warehouse.open(moved).scan(TableRef(TABLE)).read_all().num_rows == 8
+        again = run_step(look, config=moved, table=f"{TABLE}@{snapshots[-1]}", run=RunInfo("shop", "r", "look"))
+        assert again["status"] == "reused"
 
 
 @pytest.mark.parametrize(
@@ -186,6 +261,20 @@ def test_what_cannot_be_copied_here_is_refused(config: Config, vault: Path) -> N
 )
 def test_paths_move_whole(text: str, expected: str) -> None:
     assert mover({"/a/b": "/new", "/a/b/w": "/w2", "/sp ace": "/to o"})(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("file:///sp%20ace/lake/t/data", "s3://new/lake/t/data"),
+        ('{"location":"file:///sp ace/lake/t"}', '{"location":"s3://new/lake/t"}'),
+        ("s3://old/lake/t/m.json", "file:///sp ace/t/m.json"),
+        ('"s3://old/lakes/t"', '"s3://old/lakes/t"'),
+        ("https://s3://old/lake", "https://s3://old/lake"),
+    ],
+)
+def test_places_in_buckets_move_too(text: str, expected: str) -> None:
+    assert mover({"/sp ace/lake": "s3://new/lake", "s3://old/lake": "file:///sp ace"})(text) == expected
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -22,8 +28,11 @@ from airloop.upkeep.erase import Request, erase
 from airloop.upkeep.gc import collect
 from airloop.upkeep.retention import Policy
 from airloop.upkeep.subject import entity
+from airloop.warehouse.artifacts import ArtifactStore
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.refs import TableRef
+from tests.places import ALONE_AND_TOGETHER, EVERYWHERE, IN_A_CLUSTER, table_files
+from tests.unit.upkeep.conftest import ANY_AGE
 
 ANNA = Request(entity(["person=anna-0"]), "asked", "A. Clerk")
 
@@ -46,6 +55,7 @@ def visits(warehouse: Warehouse) -> Warehouse:
     return warehouse
 
 
+@ALONE_AND_TOGETHER
 def test_no_step_may_run(config: Config, visits: Warehouse) -> None:
     with Announced(config, Call("count", {}, "0123456789abcdef")) as running:
         running.resolved()
@@ -84,6 +94,7 @@ def test_values_under_other_names_are_left_and_said(
     assert visits.count(TableRef("crm.people")) == 1
 
 
+@EVERYWHERE
 def test_a_value_in_another_column_is_said_whatever_its_type_branch_or_snapshot(
     config: Config, warehouse: Warehouse
 ) -> None:
@@ -152,6 +163,7 @@ def test_tables_that_were_dropped_are_searched(config: Config, visits: Warehouse
     assert stray.exists(), "nobody knows whose it is"
 
 
+@ALONE_AND_TOGETHER
 def test_an_erasure_of_a_number_breaks_no_manifest(
     config: Config, warehouse: Warehouse, run_step: Callable[..., dict[str, Any]]
 ) -> None:
@@ -159,12 +171,13 @@ def test_an_erasure_of_a_number_breaks_no_manifest(
     warehouse.ensure("raw.orders", rows.schema, key=("customer",))
     warehouse.commit("raw.orders", rows, key="a")
     run_step(report_rows, table="raw.orders")
-    path = next((config.artifacts / "steps").glob("*/*/*/manifest.json"))
-    made = json.loads(path.read_bytes())
+    store = ArtifactStore(config.artifacts)
+    name = next(name for name in store.names("steps") if name.endswith("/manifest.json"))
+    made = json.loads(store.read_bytes(name))
     request = Request(entity(["customer=336776"]), "asked", "A. Clerk")
     done = erase(config, request)
     assert done.runs == ["test/run/report_rows"]
-    now = json.loads(path.read_bytes())
+    now = json.loads(store.read_bytes(name))
     assert now == {**made, "details": {"offender": {"customer": None}, "says": "customer [erased] of 336776.5"}}
     assert done.left == []
     assert not erase(config, request), "it can be asked again"
@@ -220,3 +233,64 @@ def test_what_cannot_be_understood(
     monkeypatch.setenv("AIRLOOP_HOME", str(config.home))
     assert main(["erase", *arguments, "--reason", "asked"]) == 65
     assert said in capsys.readouterr().err
+
+
+@IN_A_CLUSTER
+def test_what_one_pod_began_another_one_ends(
+    config: Config, warehouse: Warehouse, tmp_path: Path, run_step: Callable[..., dict[str, Any]]
+) -> None:
+    """Rows, paths and texts in a bucket; the pod that began is killed, and nothing of its folders is left."""
+    table = pa.table({"visit": [1, 2], "person": ["anna-0", "berta-0"], "n": [1, 2]})
+    warehouse.ensure("raw.visits", table.schema, key=("visit",), partition_by="identity(person)")
+    warehouse.commit("raw.visits", table, key="a")
+    warehouse.commit("raw.visits", pa.table({"visit": [1], "person": ["anna-0"], "n": [3]}), key="b", mode="upsert")
+    run_step("sql", sql="SELECT person, n FROM v", inputs={"v": "raw.visits"}, table="features.n", key=["person"])
+    # Its note names the partition.
+    collect(config, Policy(keep_days=0), grace_s=0)
+    store = ArtifactStore(config.artifacts)
+    store.publish_bytes("reports/shop/r.html", b"<p>anna-0 and berta-0</p>")
+    environment = {
+        "AIRLOOP_HOME": config.home, "AIRLOOP_WAREHOUSE": config.warehouse, "AIRLOOP_ARTIFACTS": config.artifacts,
+        "AIRLOOP_CATALOG": config.catalog, "AIRLOOP_FAULT": "kill@erase:committed",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "airloop", "erase", "--entity", "person=anna-0", "--reason", "asked", "--by", "A."]
+    killed = subprocess.run(
+        command, env=os.environ | {name: str(value) for name, value in environment.items()}, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert store.names("erasures")
+
+    elsewhere = replace(config, home=tmp_path / "another pod")
+    done = erase(elsewhere, ANNA)
+
+    assert (done.left, done.runs) == ([], ["test/run/sql"])
+    assert {name: here["rows"] for name, here in done.tables.items()} == {"raw.visits": 1, "features.n": 1}
+    assert done.redacted == [f"{config.artifacts}/reports/shop/r.html"]
+    assert store.read_bytes("reports/shop/r.html") == b"<p>[erased] and berta-0</p>"
+    assert store.names("erasures") == []
+    assert not [path for path in table_files(config) if "anna-0" in path]
+    assert not erase(elsewhere, ANNA), "nothing of it is found"
+    for name in ("raw.visits", "features.n"):
+        assert warehouse.scan(TableRef(name)).read_all()["person"].to_pylist() == ["berta-0"]
+        for snapshot in warehouse.history(name):
+            assert "anna-0" not in warehouse.scan(TableRef(name, snapshot.id)).read_all()["person"].to_pylist()
+    # An open transaction or a lock of the killed pod would stop it.
+    assert collect(elsewhere, Policy(keep_days=0), grace_s=ANY_AGE).waiting == 0
+
+
+@IN_A_CLUSTER
+def test_tables_in_a_bucket_that_were_dropped_are_searched(config: Config, warehouse: Warehouse) -> None:
+    table = pa.table({"visit": [1, 2], "person": ["anna-0", "berta-0"]})
+    for name in ("raw.visits", "raw.old", "raw.unseen"):
+        if name == "raw.unseen":
+            collect(config)
+        warehouse.ensure(name, table.schema)
+        warehouse.commit(name, table, key="a")
+    unseen = warehouse.table("raw.unseen").location()
+    for name in ("raw.old", "raw.unseen"):
+        warehouse._catalog.drop_table(name)
+    done = erase(config, ANNA)
+    assert {name: here["files"] for name, here in done.tables.items()} == {"raw.visits": 1, "raw.old": 1}
+    stray = next(p for p in table_files(config) if p.startswith(unseen) and p.endswith(".parquet"))
+    assert done.left == [f"{stray}: it belongs to no table of this catalog; remove it if nobody reads it"]
+    assert not [p for p in table_files(config) if "/raw/old/" in p and p.endswith((".parquet", ".avro"))]

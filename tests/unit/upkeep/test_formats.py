@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from airloop.warehouse import evolve
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.home import HOME_FORMAT, home_format
 from airloop.warehouse.store import open_catalog
+from tests.places import IN_A_CLUSTER
 from tests.unit.upkeep.conftest import SCHEMA, TABLE
 from tests.unit.upkeep.test_gc import look
 
@@ -49,6 +52,14 @@ def old(config: Config, warehouse: Warehouse, history: list[int]) -> Config:
     with warehouse.table(TABLE).transaction() as transaction:
         transaction.remove_properties(*(name for name in evolve.PROPERTIES if name != "commit.retry.num-retries"))
     return config
+
+
+@IN_A_CLUSTER
+def test_tables_that_pods_share_are_migrated_from_any_home(old: Config, tmp_path: Path) -> None:
+    pod = replace(old, home=tmp_path / "a new pod")
+    assert upgrade(pod, dry_run=True)[0].startswith("every table of an older format: tables carry a format")
+    assert re.match(rf"{TABLE}: set airloop.format, .*gc.enabled", upgrade(pod)[0])
+    assert upgrade(pod) == []
 
 
 def test_an_older_home_is_migrated(old: Config, warehouse: Warehouse) -> None:

@@ -5,25 +5,36 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from airloop import postgres, usage
 from airloop.config import Config
 from airloop.contract import Call, RunInfo
-from airloop.errors import NotFound, StoreBusy
+from airloop.errors import NotFound, StoreBusy, Unreachable
 from airloop.frame import StepContext, StepResult, step
 from airloop.frame import running as frame_running
+from airloop.objects import Bulk, open_objects
+from airloop.records import run_record_path
 from airloop.upkeep import gc
+from airloop.upkeep.orphans import Orphans
 from airloop.upkeep.retention import Policy, protected
+from airloop.warehouse import commit, expire
+from airloop.warehouse.artifacts import ArtifactStore
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.references import References
 from airloop.warehouse.refs import TableRef
-from tests.unit.upkeep.conftest import TABLE, rows
+from tests.places import ALONE_AND_TOGETHER, EVERYWHERE, IN_A_CLUSTER, table_files
+from tests.postgres_server import PostgresServer
+from tests.s3_server import S3Server
+from tests.unit.upkeep.conftest import ANY_AGE, TABLE, rows
 
 NOTHING_KEPT = Policy(keep_days=0)
+KEPT = Policy(keep_days=30)
 
 
 @step()
@@ -101,6 +112,7 @@ def test_nothing_young_expires(config: Config, history: list[int]) -> None:
     assert gc.collect(config, NOTHING_KEPT).snapshots == []
 
 
+@ALONE_AND_TOGETHER
 def test_what_nothing_names_expires_and_its_files_wait(
     config: Config, warehouse: Warehouse, history: list[int]
 ) -> None:
@@ -111,11 +123,16 @@ def test_what_nothing_names_expires_and_its_files_wait(
         warehouse.resolve(TableRef(TABLE, history[0]))
     assert warehouse.count(TableRef(TABLE)) == 6
     # Their files are as old as the expiry.
-    assert gc.collect(config).files == {}
-    assert gc.collect(config, grace_s=0).files["metadata"] > 0
+    before = table_files(config)
+    waiting = gc.collect(config)
+    assert (waiting.files, waiting.waiting) == ({}, len(before - References(warehouse.table(TABLE)).all()))
+    assert table_files(config) == before
+    assert gc.collect(config, grace_s=ANY_AGE).files["metadata"] > 0
+    assert table_files(config) == References(warehouse.table(TABLE)).all()
     assert warehouse.scan(TableRef(TABLE)).read_all().num_rows == 6
 
 
+@ALONE_AND_TOGETHER
 def test_what_a_step_named_stays_with_its_reason(
     config: Config, warehouse: Warehouse, history: list[int], run_step: Callable[..., dict[str, object]]
 ) -> None:
@@ -129,6 +146,7 @@ def test_what_a_step_named_stays_with_its_reason(
     assert warehouse.count(TableRef(TABLE, history[2])) == 3
 
 
+@EVERYWHERE
 def test_ancestry_and_keys_outlive_snapshots(config: Config, warehouse: Warehouse, history: list[int]) -> None:
     gc.collect(config, NOTHING_KEPT, grace_s=0)
     head = history[-1]
@@ -214,11 +232,10 @@ def test_what_ended_while_gc_decides_is_still_known(config: Config) -> None:
         assert frame_running.attempts(config) == []
 
 
+@EVERYWHERE
 def test_a_commit_between_decision_and_expiry_wins(
     config: Config, warehouse: Warehouse, history: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from airloop.warehouse import expire
-
     real = expire.send
     branched = []
 
@@ -284,6 +301,7 @@ def bring(ctx: StepContext, *, first: int) -> StepResult:
     return StepResult(outputs={"table": made.ref}, counts={"rows": ctx.warehouse.count(made.ref)})
 
 
+@ALONE_AND_TOGETHER
 def test_loops_run_meanwhile(
     config: Config, warehouse: Warehouse, history: list[int], run_step: Callable[..., dict[str, Any]]
 ) -> None:
@@ -292,9 +310,12 @@ def test_loops_run_meanwhile(
     made: list[dict[str, Any]] = []
     errors: list[BaseException] = []
 
+    # Each round is a dozen requests and connections there.
+    times = 8 if isinstance(config.warehouse, Path) else 4
+
     def loop() -> None:
         try:
-            for i in range(8):
+            for i in range(times):
                 made.append(run_step(bring, first=8 * i, run=RunInfo("shop", f"{i}", "bring")))
         except BaseException as error:
             errors.append(error)
@@ -311,8 +332,186 @@ def test_loops_run_meanwhile(
     thread.join()
     assert errors == []
     gc.collect(config, grace_s=0)
-    assert [m["counts"]["rows"] for m in made] == [10 + 8 * i for i in range(8)]
+    assert [m["counts"]["rows"] for m in made] == [10 + 8 * i for i in range(times)]
     for manifest in made:
         ref = TableRef.parse(manifest["outputs"]["table"]["reference"])
         assert warehouse.scan(ref).read_all().num_rows == manifest["counts"]["rows"]
     assert run_step(bring, first=0, run=RunInfo("shop", "again", "bring"))["status"] == "reused"
+
+
+def test_what_attempts_took_stays_as_long_as_they_do(
+    config: Config, warehouse: Warehouse, history: list[int], run_step: Callable[..., dict[str, object]],
+    age: Callable[[Path], None],
+) -> None:  # fmt: skip
+    run = RunInfo("shop", "2013-01", "look")
+    made = run_step(look, table=f"{TABLE}@{history[2]}", run=run)
+    reused = run_step(look, table=f"{TABLE}@{history[2]}", run=run)
+    assert reused["status"] == "reused"
+    newest = json.loads((config.artifacts / run_record_path(run)).read_text())["attempt"]
+    assert newest != made["attempt"]
+    objects = open_objects(config.artifacts)
+    attempts = {"maker": str(made["attempt"]), "newest": newest, "failed": "aaaa0000", "young": "bbbb0000"}
+    for attempt in attempts.values():
+        usage.publish(
+            objects, usage.document(attempt=attempt, step="look", run=run, runner="local", started_at="2013-01-01")
+        )
+    age(config.artifacts / "usage")
+    (config.artifacts / usage.usage_path(run, attempts["young"])).touch()
+    assert gc.collect(config, grace_s=0).files.get("records of use") is None, "a run may be looked at for 30 days"
+    assert gc.collect(config, NOTHING_KEPT, grace_s=3600).files["records of use"] == 1
+    left = {one["attempt"] for one in usage.of_task(objects, run)}
+    assert left == set(attempts.values()) - {"aaaa0000"}
+
+
+# --- state that pods share
+
+
+def put(config: Config, name: str, content: bytes = b"x" * 100) -> str:
+    """A file beside those that the table names; returns its path."""
+    Bulk(config.warehouse).publish(name, content)
+    return f"{config.warehouse}/{name}"
+
+
+@ALONE_AND_TOGETHER
+def test_a_file_that_is_committed_after_it_was_seen_stays(
+    config: Config, warehouse: Warehouse, history: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = commit.send
+
+    def send_once_seen(*arguments: Any) -> None:
+        """All files of the commit are there, and count as old; it is done between gc's look and its decision."""
+        monkeypatch.setattr(commit, "send", send)
+        monkeypatch.setattr(gc, "point", lambda name: send(*arguments) if name == "gc:listed" else None)
+        gc.collect(config, KEPT, grace_s=ANY_AGE)
+
+    monkeypatch.setattr(commit, "send", send_once_seen)
+    warehouse.commit(TABLE, rows([6]), key="key-6")
+    assert warehouse.scan(TableRef(TABLE)).read_all().num_rows == 7
+    assert References(warehouse.table(TABLE)).all() <= table_files(config)
+
+
+@pytest.fixture
+def settled(config: Config, history: list[int]) -> None:
+    """Six rows in a table of which nothing is left that could go."""
+    gc.collect(config, NOTHING_KEPT, grace_s=ANY_AGE)
+
+
+@IN_A_CLUSTER
+@pytest.mark.usefixtures("settled")
+def test_what_killed_writers_left_in_a_bucket_goes_once_it_is_old(
+    config: Config, warehouse: Warehouse, s3_server: S3Server
+) -> None:
+    named = References(warehouse.table(TABLE)).all()
+    left = put(config, "shop/orders/data/0-left é+%20.parquet")
+    others = put(config, "shop/others/data/0.parquet")
+    bucket = {"Bucket": config.warehouse.bucket}
+    with closing(s3_server.client()) as client:
+        for name in ("shop/orders/data/0-half.parquet", "shop/others/0-half.parquet"):
+            client.create_multipart_upload(**bucket, Key=f"{config.warehouse.prefix}/{name}")
+        young = gc.collect(config, KEPT)
+        assert (young.files, young.waiting) == ({}, 1)
+        said = gc.collect(config, KEPT, grace_s=ANY_AGE, dry_run=True)
+        assert said.files == {"data": 1, "unfinished uploads": 1}
+        assert table_files(config) == named | {left, others}
+        found = gc.collect(config, KEPT, grace_s=ANY_AGE)
+        assert (found.files, found.bytes["data"], found.waiting) == (said.files, 100, 0)
+        uploads = client.list_multipart_uploads(**bucket, Prefix=config.warehouse.prefix).get("Uploads", [])
+        assert [upload["Key"].rpartition("/")[2] for upload in uploads] == ["0-half.parquet"], "nobody knows whose"
+    assert table_files(config) == named | {others}
+    assert gc.collect(config, KEPT, grace_s=ANY_AGE).files == {}
+    assert warehouse.scan(TableRef(TABLE)).read_all().num_rows == 6
+
+
+@IN_A_CLUSTER
+def test_old_files_of_what_expired_stay_as_long_as_its_note_is_young(
+    config: Config, warehouse: Warehouse, history: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gc.collect(config, NOTHING_KEPT, grace_s=0)
+    before = table_files(config)
+    put(config, "shop/orders/data/0-left.parquet")
+    # Nothing in a bucket can be made older than it is.
+    monkeypatch.setattr(Orphans, "_is_young", lambda self, file: expire.NOTE.search(file.path) is not None)
+    found = gc.collect(config)
+    resting = before - References(warehouse.table(TABLE)).all()
+    assert (found.files, found.waiting) == ({"data": 1}, len(resting))
+    assert table_files(config) == before
+    assert len(resting) == len(history), "the lists of manifests of all but the head, and the note"
+
+
+@IN_A_CLUSTER
+@pytest.mark.usefixtures("settled")
+def test_ages_are_told_by_the_stores_clock(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = put(config, "shop/orders/data/0-left.parquet")
+    monkeypatch.setattr(Bulk, "clock_ahead_s", lambda self: 90_000.0)
+    assert gc.collect(config, KEPT).files == {"data": 1}
+    assert left not in table_files(config)
+    put(config, "shop/orders/data/0-left.parquet")
+    monkeypatch.setattr(Bulk, "clock_ahead_s", lambda self: -90_000.0)
+    assert gc.collect(config, KEPT, grace_s=0).files == {}
+
+
+@IN_A_CLUSTER
+@pytest.mark.usefixtures("settled")
+def test_a_dropped_table_is_known_if_a_gc_saw_it(
+    config: Config, warehouse: Warehouse, postgres_server: PostgresServer
+) -> None:
+    warehouse.ensure("shop.kept", rows([1]).schema)
+    warehouse.commit("shop.kept", rows([1]), key="k")
+    gc.collect(config, KEPT)
+    files = {path for path in table_files(config) if "/shop/orders/" in path}
+    metadata = warehouse.table(TABLE).metadata_location
+    warehouse._catalog.drop_table(TABLE)
+    with postgres_server.database() as address:
+        other = replace(config, catalog=address)
+        Warehouse.open(other).ensure("shop.other", rows([1]).schema)
+        assert gc.collect(other, KEPT, grace_s=ANY_AGE).files == {}, "it never had such a table"
+
+    found = gc.collect(config, KEPT)
+    assert (found.files, found.waiting) == ({}, len(files)), "a reader may hold it, or it was dropped by mistake"
+    warehouse._catalog.register_table(TABLE, metadata)
+    assert gc.collect(config, KEPT).waiting == 0
+    assert warehouse.count(TableRef(TABLE)) == 6
+    warehouse._catalog.drop_table(TABLE)
+    gc.collect(config, KEPT)
+    assert sum(gc.collect(config, KEPT, grace_s=ANY_AGE).files.values()) == len(files)
+    assert not files & table_files(config)
+    assert warehouse.scan(TableRef("shop.kept")).read_all().num_rows == 1
+
+
+@IN_A_CLUSTER
+def test_leftovers_of_killed_steps_go_from_a_bucket(
+    config: Config, history: list[int], run_step: Callable[..., dict[str, Any]]
+) -> None:
+    asked = {"table": f"{TABLE}@main", "run": RunInfo("shop", "r", "look")}
+    made = run_step(look, **asked)
+    store = ArtifactStore(config.artifacts)
+    half = [f"steps/look/00/{'00' * 32}/docs/index.html", f"steps/look/00/{'00' * 32}/a.json"]
+    old = [f"attempts/ab/{'ab' * 8}.json", f"code/trees/{'cd' * 32}.json", f"code/packs/{'ef' * 32}.zip"]
+    for name in (*half, *old):
+        store.publish_bytes(name, b'{"packs": {}}')
+    before = set(store.names("steps")) | set(store.names("code")) | set(store.names("attempts"))
+    assert not {"unfinished artifacts", "attempts' records", "code"} & set(gc.collect(config, KEPT).files)
+    found = gc.collect(config, Policy(keep_days=-1), grace_s=ANY_AGE)
+    assert {k: n for k, n in found.files.items() if k not in ("data", "metadata")} == {
+        "unfinished artifacts": 2, "attempts' records": 1, "code": 2,
+    }  # fmt: skip
+    after = set(store.names("steps")) | set(store.names("code")) | set(store.names("attempts"))
+    assert after == before - {*half, *old}
+    assert run_step(look, **asked)["status"] == "reused"
+    assert made["key"]
+
+
+@IN_A_CLUSTER
+def test_nothing_expires_once_the_server_forgot_who_runs(
+    config: Config, warehouse: Warehouse, history: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is restarted frees the locks by which ended attempts stay known."""
+
+    def restarted(*_: object) -> None:
+        with closing(postgres.connect(config.catalog, "AIRLOOP_CATALOG")) as connection:
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+
+    monkeypatch.setattr(expire, "_make_young", restarted)
+    with pytest.raises(Unreachable, match="lock gate was lost"):
+        gc.collect(config, NOTHING_KEPT, grace_s=0)
+    assert [s.id for s in warehouse.history(TABLE)] == history

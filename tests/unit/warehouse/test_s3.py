@@ -189,24 +189,6 @@ class TestBucket:
         with pytest.raises(BadArgument, match=r"(?i)permission|disabled|not allowed"):
             run_step("sql", interval=interval, sql=f"SELECT id FROM read_parquet('s3://{hidden}')", **call)
 
-    @pytest.mark.parametrize("work", ["gc", "erase", "backup"])
-    def test_upkeep_of_folders_refuses(self, config: Config, tmp_path: Path, work: str) -> None:
-        from airloop.upkeep.backup import backup
-        from airloop.upkeep.erase import Request, erase
-        from airloop.upkeep.gc import collect
-
-        write(config, 1)
-        there = objects(config)
-        request = Request(subject=None, table=NAME, where="id = 1", reason="asked", asked_by="me")
-        does = {
-            "gc": lambda: collect(config),
-            "erase": lambda: erase(config, request),
-            "backup": lambda: backup(config, tmp_path / "vault"),
-        }
-        with pytest.raises(BadConfiguration, match=rf"airloop {work} works on local folders only, .* s3://"):
-            does[work]()
-        assert objects(config) == there
-
     def test_the_doctor_tries_it(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
         from airloop.cli.doctor import _bucket_of_tables as look
 

@@ -31,6 +31,7 @@ from airloop_operators.runners.pod.left import Left, why_wake
 from airloop_operators.runners.pod.log import UNREAD
 from airloop_operators.runners.pod.sizes import Pods
 from airloop_operators.runners.pod.spec import make
+from airloop_operators.runners.pod.teller import Teller
 from airloop_operators.runners.pod.watcher import Watcher
 from airloop_operators.runners.records import record_end
 
@@ -61,6 +62,7 @@ class Attempt:
         self._killer: Cluster | None = None
         self._left = Left.of(request.left) if request.left else None
         """As an earlier start of the task left it."""
+        self._teller: Teller | None = None
         self._began_at = self._left.began_at if self._left else time.time()
 
     def run(self) -> RunOutcome | Underway:
@@ -70,6 +72,8 @@ class Attempt:
             return self._run()
         except BaseException as cause:
             record_end(request.objects, request.call, cause, self._mask, started_at=self._began_at)
+            if self._teller is not None:
+                self._teller.fail(cause, alone=self._finished)
             raise
 
     def _run(self) -> RunOutcome | Underway:
@@ -97,6 +101,7 @@ class Attempt:
         assert found is not None
         if isinstance(found, Left):
             if not self._stopped:
+                case.tell.leave()
                 return Underway(state=found.as_json())
             found = Verdict(ending=Ending(reason="stopped"), receipt="", started=True)
         outcome = conclude(
@@ -108,6 +113,7 @@ class Attempt:
             resources=self._resources(case),
             started_at=self._began_at,
         )
+        case.tell.conclude(outcome)
         if outcome.note:
             log.warning("step %s: %s", request.call.step, outcome.note)
         return outcome
@@ -135,6 +141,8 @@ class Attempt:
             image=made.place.image,
             origin=pods.origin,
         )
+        tell = Teller(request, made, self._say, self._mask, namespace=namespace, started_at=self._began_at)
+        self._teller = tell
         case = Case(
             request=request,
             pods=pods,
@@ -143,6 +151,7 @@ class Attempt:
             cluster=cluster(access.apis[0], patience_s=pods.patience.api_s, abandoned=self._abandoned),
             clean=partial(cluster, access.apis[0], patience_s=CLEAN_UP_S),
             say=self._say,
+            tell=tell,
             abandoned=self._abandoned,
             times_made=self._left.times_made if self._left else 0,
         )
@@ -176,7 +185,8 @@ class Attempt:
             item()
 
     def _say(self, level: int, text: str, *values: object) -> None:
-        self._inbox.put(partial(log.log, level, text, *values))
+        # The cluster's words may hold anything.
+        self._inbox.put(partial(log.log, level, "%s", self._mask(text % values)))
 
     def _work(self, case: Case) -> None:
         try:
@@ -231,6 +241,8 @@ class Attempt:
         except Abandoned:
             keeper.farewell()
             watcher.finish(MARGIN_S)
+            if "status" in case.last:
+                case.tell.seen(case.last, over=True)
             reason = "stopped" if self._stopped else "timeout"
             receipt = ending.judge(case.last, [], case.about).receipt if case.last else ""
             return Verdict(ending=Ending(reason=reason), receipt=receipt, started=True)
@@ -282,9 +294,10 @@ class Attempt:
             "size": place.size_name,
             "pool": place.pool_name,
             "memory_limit_bytes": case.made.memory_bytes,
-            "pods": case.times_made,
             **({place.resource: place.size.accelerators} if place.resource else {}),
             **ending.usage(case.last),
+            **case.tell.totals(),
+            "pods": case.times_made,
         }
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from airloop_operators.runners.base import RunRequest
 from airloop_operators.runners.pod.cluster import Cluster
 from airloop_operators.runners.pod.ending import About, Object
 from airloop_operators.runners.pod.sizes import Pods
 from airloop_operators.runners.pod.spec import Made
+
+if TYPE_CHECKING:
+    from airloop_operators.runners.pod.teller import Teller
 
 MARGIN_S = 5.0
 """Seconds that a pod's end may be confirmed late."""
@@ -36,6 +39,7 @@ class Case:
     clean: Callable[[], Cluster]
     """For what has to be done even then."""
     say: Say
+    tell: Teller
     abandoned: Callable[[], bool]
     """Whether the task was stopped, or its time is over."""
     last: Object = field(default_factory=dict)

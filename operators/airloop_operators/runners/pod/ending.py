@@ -15,6 +15,7 @@ from typing import Any, Literal
 from airloop.contract import Exit
 from airloop.errors import AirloopError, BadConfiguration, NotStarted, OutOfMemory, PodLost, TimedOut
 from airloop_operators.runners.base import Ending
+from airloop_operators.runners.pod.queues import KUEUE_QUEUE
 from airloop_operators.runners.pod.spec import CONTAINER
 
 Object = Mapping[str, Any]
@@ -28,6 +29,11 @@ _DISRUPTIONS = {
     "TerminationByKubelet": "was ended by its node",
 }
 """By the reason of the condition ``DisruptionTarget``."""
+_QUEUES = {
+    "WorkloadEvictedDueToPreempted": "was preempted by its queue: a workload of higher priority took its place",
+    "WorkloadEvictedDueToPodsReadyTimeout": "was taken back by its queue: it was not ready in time",
+}
+"""By the reason of the condition ``TerminationTarget``, which Kueue sets before it deletes a pod."""
 _POD_REASONS = {
     "Evicted": "was evicted by its node",
     "Preempting": "was preempted by its node",
@@ -141,8 +147,8 @@ def waiting(pod: Object, events: Sequence[Object], about: About) -> Waiting | No
     if not pod.get("spec", {}).get("nodeName") and scheduled.get("status") != "True":
         reason = scheduled.get("message") or _told(events, "FailedScheduling")
         if scheduled.get("reason") == "SchedulingGated":
-            reason = f"its queue has not admitted it: {reason}"
-        return Waiting(what="node", reason=reason or "no scheduler has looked at it")
+            reason = f"{_queue(pod)} has not admitted it: {reason}"
+        return Waiting(what="node", reason=reason or _unseen(pod))
     waits = state.get("waiting") or {}
     reason, message = waits.get("reason") or "", waits.get("message") or ""
     trouble = _told(events, "Failed", "FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
@@ -185,23 +191,66 @@ def too_late(why: Waiting, about: About, waited_s: float) -> AirloopError:
 
 
 def usage(pod: Object) -> dict[str, float | int | str]:
-    """What the attempt used, as the cluster tells it: ``pod_s``, ``queue_s``, ``node``, ``image_id``."""
+    """
+    What a pod used, as the cluster tells it: ``node``, ``image_id``, ``queue_s`` without a node, ``pod_s`` with one.
+    """
     found: dict[str, float | int | str] = {"pod": str(pod.get("metadata", {}).get("name", ""))}
     node, image = pod.get("spec", {}).get("nodeName"), _container(pod).get("imageID")
     if node:
         found["node"] = str(node)
     if image:
         found["image_id"] = str(image)
+    when = times(pod)
+    if when.made and when.began:
+        found["queue_s"] = max(0.0, ((when.scheduled or when.began) - when.made).total_seconds())
+    if when.began and when.ended:
+        found["pod_s"] = max(0.0, (when.ended - (when.scheduled or when.began)).total_seconds())
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """When what happened to a pod, by the clocks of the cluster; None: it did not, or it was not told."""
+
+    made: datetime | None
+    scheduled: datetime | None
+    """It has a node since: what it asks for is taken from others."""
+    began: datetime | None
+    """Its payload."""
+    ended: datetime | None
+    """Its payload."""
+
+
+def times(pod: Object) -> Times:
+    """When what happened to a pod."""
     state = _container(pod).get("state") or {}
     ended = state.get("terminated") or {}
-    created = _time(pod.get("metadata", {}).get("creationTimestamp"))
-    began = _time(ended.get("startedAt") or (state.get("running") or {}).get("startedAt"))
-    finished = _time(ended.get("finishedAt"))
-    if created and began:
-        found["queue_s"] = max(0.0, (began - created).total_seconds())
-    if began and finished:
-        found["pod_s"] = max(0.0, (finished - began).total_seconds())
-    return found
+    scheduled = _condition(pod, "PodScheduled")
+    return Times(
+        made=_time(pod.get("metadata", {}).get("creationTimestamp")),
+        scheduled=_time(scheduled.get("lastTransitionTime")) if scheduled.get("status") == "True" else None,
+        began=_time(ended.get("startedAt") or (state.get("running") or {}).get("startedAt")),
+        ended=_time(ended.get("finishedAt")),
+    )
+
+
+def summary(pod: Object) -> dict[str, str | int]:
+    """What a page tells of a pod: ``phase``, ``node``, ``image_id``, ``exit_code``, ``reason``, ``message``."""
+    state = _container(pod).get("state") or {}
+    at = state.get("terminated") or state.get("waiting") or {}
+    phase = "Terminating" if is_going(pod) and not is_over(pod) else _status(pod).get("phase")
+    found = {
+        "phase": phase or "",
+        "node": pod.get("spec", {}).get("nodeName") or "",
+        "image_id": _container(pod).get("imageID") or "",
+        "reason": _status(pod).get("reason") or at.get("reason") or "",
+        # A container's own message is the payload's receipt, unless its node could not start it.
+        "message": _status(pod).get("message") or ("" if state.get("terminated") else at.get("message") or ""),
+    }
+    told: dict[str, str | int] = {name: str(value) for name, value in found.items() if value}
+    if state.get("terminated"):
+        told["exit_code"] = int(at.get("exitCode", 0))
+    return told
 
 
 def _cause(
@@ -218,6 +267,12 @@ def _cause(
         )
     if reason == "DeadlineExceeded":
         return TimedOut(f"{about} ran over its deadline: {said}", "raise its task's execution_timeout")
+    queue = _condition(pod, "TerminationTarget")
+    if queue.get("status") == "True":
+        why = str(queue.get("reason") or "")
+        return PodLost(
+            _sentence(about, _QUEUES.get(why, f"was ended by its queue: {why}"), queue.get("message") or said)
+        )
     disruption = _condition(pod, "DisruptionTarget")
     if disruption.get("status") == "True":
         why = str(disruption.get("reason") or "")
@@ -236,10 +291,28 @@ def _cause(
         return PodLost(_sentence(about, f"was given up: {node} has not confirmed its end for {lost_s:,.0f} s", ""))
     if gone or is_going(pod):
         return PodLost(
-            _sentence(about, "was deleted", _told(events, "Evicted", "Preempted", "TaintManagerEviction", "Killing")),
+            # Volcano says Evict. That its container is stopped is told last, and explains least.
+            _sentence(
+                about,
+                "was deleted",
+                _told(events, "Evicted", "Evict", "Preempted", "TaintManagerEviction") or _told(events, "Killing"),
+            ),
             "somebody or something in the cluster deleted it",
         )
     return None
+
+
+def _queue(pod: Object) -> str:
+    """Who holds a gated pod back, and who knows why."""
+    name = (pod.get("metadata", {}).get("labels") or {}).get(KUEUE_QUEUE)
+    return f"queue {name} (its Workload says why: kubectl get workloads)" if name else "its queue"
+
+
+def _unseen(pod: Object) -> str:
+    name = pod.get("spec", {}).get("schedulerName") or ""
+    if name in ("", "default-scheduler"):
+        return "no scheduler has looked at it"
+    return f"scheduler {name} has not looked at it: see that it runs, and that its queue is there and open"
 
 
 def _sentence(about: About, what: str, said: str) -> str:

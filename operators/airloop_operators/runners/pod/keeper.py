@@ -34,6 +34,7 @@ class Keeper:
             if not names.is_of(pod["metadata"], call, instance) and not ending.is_going(pod):
                 case.say(logging.WARNING, "ending pod %s of an earlier try", pod["metadata"]["name"])
                 case.cluster.delete_pod(pod, case.pods.patience.grace_s)
+                case.tell.swept(pod)
 
     def ensure(self, until: float, *, patient: bool) -> Object | None:
         """
@@ -45,6 +46,7 @@ class Keeper:
         :raises NotStarted: it was used up for too long.
         """
         case, said = self._case, ""
+        case.tell.asked()
         while True:
             try:
                 self._asked = True
@@ -69,6 +71,7 @@ class Keeper:
                     if no.message != said:
                         said = no.message
                         case.say(logging.WARNING, "pod %s waits: %s", case.about.pod, said)
+                        case.tell.waits("quota", said)
                     if not patient:
                         self._asked = False
                         return None
@@ -79,6 +82,7 @@ class Keeper:
                 else:
                     raise refusal(no, f"pod {case.about.pod}") from None
             case.last = pod
+            case.tell.seen(pod)
             self._give_secret(pod)
             return pod
 
@@ -97,6 +101,7 @@ class Keeper:
         pod = cluster.pod(case.made.name)
         if pod is not None and pod["metadata"]["uid"] == uid:
             case.last = pod
+            case.tell.seen(pod)
             return pod, False
         # How it was at its end is told for a while.
         for told, _ in cluster.changes(known, 1):
@@ -123,6 +128,7 @@ class Keeper:
         cause = ending.judge(pod, [], case.about).ending.cause if ending.is_over(pod) else None
         if ending.is_going(pod) or isinstance(cause, PodLost | NotStarted):
             case.say(logging.INFO, "pod %s of this attempt is of no use any more", case.about.pod)
+            case.tell.seen(pod, over=True)
             self.await_gone(pod)
             return None
         case.adopted = True

@@ -14,6 +14,8 @@ LIMIT = 63
 PREFIX = "airloop/"
 """Of our labels and annotations."""
 ATTEMPT = f"{PREFIX}attempt"
+ATTEMPT_IN_FULL = f"{PREFIX}attempt-id"
+"""Annotation."""
 TASK_INSTANCE = f"{PREFIX}task-instance"
 """Label that all tries of one task in one run share, whatever their attempts."""
 
@@ -69,7 +71,7 @@ def in_full(call: Call) -> dict[str, str]:
         f"{PREFIX}dag-id": call.run.dag_id,
         f"{PREFIX}run-id": call.run.run_id,
         f"{PREFIX}task-id": call.run.task_id,
-        f"{PREFIX}attempt-id": call.attempt,
+        ATTEMPT_IN_FULL: call.attempt,
     }
 
 

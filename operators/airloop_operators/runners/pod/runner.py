@@ -40,11 +40,13 @@ class PodRunner:
         Run an attempt to its end, or until it may be left.
 
         :raises BadArgument: its call has no attempt.
-        :raises BadConfiguration: its size, its state's places or the access to the cluster are wrong.
+        :raises BadConfiguration: its size, its state's places or the access to the cluster are wrong, or it asks for
+            several ranks.
         :raises ProcessLost: the task was stopped before.
         """
         if not request.call.attempt:
             raise BadArgument(f"the call of step {request.call.step} has no attempt", "see airloop.contract.attempt_id")
+        request.alone("pod")
         attempt = Attempt(request, self._pods, self._connect)
         self._attempts.add(attempt)
         outcome: RunOutcome | Underway | None = None

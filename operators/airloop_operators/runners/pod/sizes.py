@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 
 from airloop.errors import BadConfiguration
 from airloop_operators.runners.pod.profiles import Profile, backend_of, profile_of, resource_of
+from airloop_operators.runners.pod.queues import check_queue
 
 T = TypeVar("T")
 
@@ -69,9 +70,12 @@ class Pool:
     priority_class: str = ""
     runtime_class: str = ""
     scheduler: str = ""
-    """``volcano``, say; default: the cluster's own."""
+    """Default: the cluster's own, or Volcano's."""
+    gang: str = ""
+    """Who admits pods, all ranks of a step or none: ``kueue`` or ``volcano`` (:mod:`.queues`); default: nobody."""
+    queue: str = ""
+    """Its queue."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """More labels: ``kueue.x-k8s.io/queue-name``, say."""
     annotations: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     budget: str = ""
@@ -108,10 +112,14 @@ class SecretKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
-    """A folder that pods share, with each other and with whoever else mounts it at the same path."""
+    """
+    A folder of pods: a claim, which they share with whoever else mounts it at the same path, or a ConfigMap's files,
+    which they can only read: modules with steps of a team's own, Feast definitions, certificates.
+    """
 
-    claim: str
     path: str
+    claim: str = ""
+    config_map: str = ""
     read_only: bool = False
 
 
@@ -333,7 +341,11 @@ def _sizes(value: Any, where: str) -> dict[str, Size]:
 
 
 def _pools(value: Any, where: str) -> dict[str, Pool]:
-    return {str(n): _made(Pool, _mapping(v, f"{where}.{n}"), f"{where}.{n}") for n, v in _mapping(value, where).items()}
+    found = {}
+    for name, given in _mapping(value, where).items():
+        pool = found[str(name)] = _made(Pool, _mapping(given, f"{where}.{name}"), f"{where}.{name}")
+        check_queue(pool.gang, pool.queue, pool.scheduler, f"{where}.{name}")
+    return found
 
 
 def _secrets(value: Any, where: str) -> dict[str, SecretKey]:
@@ -346,6 +358,11 @@ def _volumes(value: Any, where: str) -> list[Volume]:
         raise BadConfiguration(f"{where} is not a list", "write - {claim: NAME, path: /srv/airloop}")
     found = [_made(Volume, _mapping(v, where), where) for v in value]
     for volume in found:
+        if bool(volume.claim) == bool(volume.config_map):
+            raise BadConfiguration(
+                f"{where}: {volume.path} has {'a claim and' if volume.claim else 'neither a claim nor'} a config_map",
+                "give one of them",
+            )
         if not PurePosixPath(volume.path).is_absolute() or PurePosixPath(volume.path) == PurePosixPath("/"):
             raise BadConfiguration(f"{where}: path {volume.path!r}", "give the path of a folder, from / on")
     return found

@@ -22,6 +22,7 @@ from airloop.redact import Redactor
 from airloop_operators.runners.base import RunRequest
 from airloop_operators.runners.limits import limit_environment
 from airloop_operators.runners.pod import names
+from airloop_operators.runners.pod.queues import admission
 from airloop_operators.runners.pod.sizes import Place, Pods, quantity
 
 CONTAINER = "step"
@@ -58,6 +59,12 @@ class Made:
         return str(self.pod["spec"]["containers"][0]["resources"]["limits"]["memory"])
 
     @property
+    def reserved(self) -> dict[str, float]:
+        """What a node keeps for it: processors, bytes of memory, accelerators by their resource."""
+        requests = self.pod["spec"]["containers"][0]["resources"]["requests"]
+        return {str(name): float(quantity(amount)) for name, amount in requests.items()}
+
+    @property
     def name(self) -> str:
         """Of the pod."""
         return str(self.pod["metadata"]["name"])
@@ -76,11 +83,12 @@ def make(request: RunRequest, pods: Pods, *, namespace: str, spawned_at: str) ->
     check_state(environment, pods)
     name = names.pod_name(request.call)
     plain, hidden = _apart(environment, request)
+    admitted = admission(place.pool.gang, place.pool.queue, group=name, ranks=request.ranks)
     metadata = {
         "name": name,
         "namespace": namespace,
-        "labels": {**place.pool.labels, **names.labels(request.call, pods.instance)},
-        "annotations": {**place.pool.annotations, **names.in_full(request.call)},
+        "labels": {**place.pool.labels, **admitted.labels, **names.labels(request.call, pods.instance)},
+        "annotations": {**place.pool.annotations, **admitted.annotations, **names.in_full(request.call)},
     }
     env = [{"name": key, "value": value} for key, value in plain.items()]
     env += [_reference(key, name, key) for key in hidden]
@@ -105,7 +113,7 @@ def make(request: RunRequest, pods: Pods, *, namespace: str, spawned_at: str) ->
         "kind": "Pod",
         "metadata": metadata,
         "spec": {
-            **_whereabouts(pods, place),
+            **_whereabouts(pods, place, place.pool.scheduler or admitted.scheduler),
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": math.ceil(pods.patience.grace_s),
             "automountServiceAccountToken": pods.service_account_token,
@@ -152,6 +160,8 @@ def _environment(
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
         "HOME": SCRATCH,
+        # The image's list of users may not know this one, and MLflow asks for its name.
+        "USER": "airloop",
         "TMPDIR": "/tmp",  # noqa: S108  a volume of the pod's own
         **limit_environment(memory_mb=memory_mb, cpus=float(quantity(limits["cpu"]))),
         **place.profile.environment,
@@ -213,7 +223,7 @@ def _local_path(value: str) -> str | None:
 
 
 def _kept(path: str, pods: Pods) -> bool:
-    return any(_below(path, volume.path) for volume in pods.volumes)
+    return any(_below(path, volume.path) for volume in pods.volumes if volume.claim)
 
 
 def _below(path: str, folder: str) -> bool:
@@ -263,12 +273,16 @@ def _volumes(pods: Pods, place: Place) -> tuple[list[dict[str, Any]], list[dict[
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108
     for number, volume in enumerate(pods.volumes):
         name = f"volume-{number}"
-        volumes.append({"name": name, "persistentVolumeClaim": {"claimName": volume.claim}})
-        mounts.append({"name": name, "mountPath": volume.path, "readOnly": volume.read_only})
+        if volume.claim:
+            volumes.append({"name": name, "persistentVolumeClaim": {"claimName": volume.claim}})
+        else:
+            volumes.append({"name": name, "configMap": {"name": volume.config_map}})
+        read_only = volume.read_only or bool(volume.config_map)
+        mounts.append({"name": name, "mountPath": volume.path, "readOnly": read_only})
     return volumes, mounts
 
 
-def _whereabouts(pods: Pods, place: Place) -> dict[str, Any]:
+def _whereabouts(pods: Pods, place: Place, scheduler: str) -> dict[str, Any]:
     """Where it may run; only what is asked for is there."""
     pool = place.pool
     found = {
@@ -277,7 +291,7 @@ def _whereabouts(pods: Pods, place: Place) -> dict[str, Any]:
         "affinity": dict(pool.affinity),
         "priorityClassName": pool.priority_class,
         "runtimeClassName": pool.runtime_class,
-        "schedulerName": pool.scheduler,
+        "schedulerName": scheduler,
         "serviceAccountName": pods.service_account,
         "imagePullSecrets": [{"name": name} for name in pods.pull_secrets],
     }

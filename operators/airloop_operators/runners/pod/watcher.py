@@ -52,6 +52,7 @@ class Watcher:
         for pod, gone in self._states(first):
             now = time.monotonic()
             case.last = pod
+            case.tell.seen(pod)
             if gone:
                 return self.judged(gone=True)
             if ending.has_started(pod):
@@ -70,8 +71,10 @@ class Watcher:
                 continue
             events = [] if ending.has_started(pod) else case.cluster.events(pod)
             why = ending.waiting(pod, events, case.about)
+            case.tell.seen(pod, events)
             if why is None:
                 continue
+            case.tell.waits(why.what, why.reason)
             if why.hopeless is not None:
                 raise why.hopeless
             if (why.what, why.reason) != said:
@@ -89,6 +92,8 @@ class Watcher:
         """How the pod that was last seen has ended; its log is read to the end."""
         case = self._case
         events = case.clean().events(case.last)
+        if "status" in case.last:
+            case.tell.seen(case.last, events, over=True)
         if self._follower is None and ending.has_started(case.last):
             self._follow()
         if self._follower is not None and not self._follower.finish(MARGIN_S if gone or lost_s else LOG_S):

@@ -25,7 +25,10 @@ from airloop.errors import (
     TimedOut,
     TryAgain,
 )
-from airloop_operators.runners.base import Ending, RunRequest, conclude
+from airloop_operators.runners.base import Ending, Runner, RunRequest, conclude
+from airloop_operators.runners.local import LocalRunner
+from airloop_operators.runners.pod.runner import PodRunner
+from airloop_operators.runners.pod.sizes import Pods
 
 ATTEMPT = "0123456789abcdef"
 KEY = "ab" * 32
@@ -213,3 +216,12 @@ def test_a_manifest_that_is_not_here_is_a_matter_of_configuration(world: World) 
     receipt = Receipt(ATTEMPT, "done", KEY, "s3://bucket/manifest.json", "0" * 64)
     with pytest.raises(BadConfiguration, match="s3://bucket"):
         conclude(world.request, DONE, receipt.to_json())
+
+
+@pytest.mark.parametrize("runner", [LocalRunner(warm=False), PodRunner(Pods())], ids=["local", "pod"])
+def test_a_runner_that_starts_one_process_says_so(world: World, runner: Runner) -> None:
+    with pytest.raises(
+        BadConfiguration, match=r"step train asks for 4 ranks; the (local|pod) runner starts one process"
+    ):
+        runner.run(replace(world.request, ranks=4))
+    assert not (world.request.artifacts / attempt_record_path(ATTEMPT)).exists(), "nothing was begun"

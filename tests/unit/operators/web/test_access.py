@@ -20,6 +20,7 @@ ADDRESSES = [
     "/loops/delays",
     "/loops/delays/run?run_id=backfill__2013-01",
     "/manifest?path=steps/x/manifest.json",
+    "/pods?dag_id=delays&run_id=backfill__2013-02&task_id=train",
     "/mlflow/1/2",
     "/view/reports/delays/index.html",
     "/artifacts/reports/delays/index.html",

@@ -121,6 +121,15 @@ def test_a_ledger_that_cannot_be_read_is_said_and_the_runs_are_shown(client: Cli
         assert "1 run" in page
 
 
+def test_a_ledger_whose_address_only_tasks_know_is_said(config: Config) -> None:
+    World(config).task("delays", "good", "extract", "extract")
+    loop = Reader(config, ledger_unknown="tasks get AIRLOOP_CATALOG from a connection").loop("delays")
+    assert len(loop.runs) == 1
+    assert loop.problems == [
+        "The promotion ledger cannot be read, so champions are not shown: tasks get AIRLOOP_CATALOG from a connection"
+    ]
+
+
 def test_a_store_that_cannot_be_read_is_explained(client: Client, tmp_path: Path) -> None:
     config = Config.from_environment({"AIRLOOP_HOME": str(tmp_path), "AIRLOOP_ARTIFACTS": str(tmp_path / ("x" * 300))})
     answer = client("ann", config).get("/airloop/")

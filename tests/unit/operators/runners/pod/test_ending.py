@@ -162,6 +162,47 @@ def test_events_tell_what_the_object_does_not() -> None:
     assert "was deleted (low on memory)" in str(ending.judge(pod(), events, ABOUT, gone=True).ending.cause)
 
 
+def test_what_stopped_it_explains_more_than_that_it_was_stopped() -> None:
+    events = [
+        event("Killing", "Stopping container step", FINISHED),
+        event("Evict", "Pod is evicted, because of preempt"),
+    ]
+    cause = ending.judge(pod(), events, ABOUT, gone=True).ending.cause
+    assert "was deleted (Pod is evicted, because of preempt)" in str(cause)
+
+
+def test_a_queue_that_preempts_is_named() -> None:
+    target = {
+        "type": "TerminationTarget", "status": "True", "reason": "WorkloadEvictedDueToPreempted",
+        "message": "Preempted to accommodate a higher priority Workload",
+    }  # fmt: skip
+    cause = ending.judge(pod(conditions=(target,), going=True), [], ABOUT, gone=True).ending.cause
+    assert isinstance(cause, PodLost)
+    assert "was preempted by its queue" in str(cause)
+    assert "higher priority Workload" in str(cause)
+    other = {**target, "reason": "WorkloadEvictedDueToDeactivated", "message": ""}
+    cause = ending.judge(pod(conditions=(other,)), [], ABOUT, gone=True).ending.cause
+    assert "was ended by its queue: WorkloadEvictedDueToDeactivated" in str(cause)
+
+
+def test_a_pod_in_a_queue_says_in_which() -> None:
+    seen = pod("Pending", node="", conditions=(GATED,))
+    seen["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "team"}
+    why = ending.waiting(seen, [], ABOUT)
+    assert why is not None
+    assert why.reason == "queue team (its Workload says why: kubectl get workloads) has not admitted it: kueue"
+    late = ending.too_late(why, ABOUT, 60)
+    assert "got no node in 60 s: queue team" in str(late)
+
+
+def test_a_scheduler_that_is_not_there_is_named() -> None:
+    seen = pod("Pending", node="")
+    seen["spec"]["schedulerName"] = "volcano"
+    why = ending.waiting(seen, [], ABOUT)
+    assert why is not None
+    assert why.reason.startswith("scheduler volcano has not looked at it")
+
+
 def test_a_nodes_message_is_no_receipt() -> None:
     for reason in ("StartError", "ContainerCannotRun", "ContainerStatusUnknown"):
         verdict = ending.judge(pod("Failed", ended(0, reason, "of the node")), [], ABOUT)

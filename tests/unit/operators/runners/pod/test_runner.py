@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,8 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.bases.operator import ExecutorSafeguard
 
-from airloop.contract import RECEIPT_LIMIT, attempt_record_path
+from airloop import usage
+from airloop.contract import RECEIPT_LIMIT, RunInfo, attempt_record_path
 from airloop.errors import (
     AirloopError,
     BadConfiguration,
@@ -35,7 +37,9 @@ from airloop.errors import (
     StepSkipped,
     TimedOut,
     TryAgain,
+    Unreachable,
 )
+from airloop.objects import open_objects
 from airloop_operators import StepOperator, turn
 from airloop_operators.runners import get_runner
 from airloop_operators.runners.base import RunOutcome, RunRequest
@@ -675,16 +679,184 @@ def test_an_operator_starts_what_was_lost_again_and_renders_no_secret(
     with DAG("loop", schedule=None):
         operator = StepOperator(
             task_id="t", step="one", runner="pod", size="large", infrastructure_retries=1,
-            secrets={"TOKEN": "vault.password"},
+            infrastructure_retry_delay=0, secrets={"TOKEN": "vault.password"},
         )  # fmt: skip
-    ti = SimpleNamespace(id="an-id", dag_id="loop", run_id="r2", task_id="t", map_index=-1, try_number=1)
+    links: dict[str, str] = {}
+    ti = SimpleNamespace(
+        id="an-id", dag_id="loop", run_id="r2", task_id="t", map_index=-1, try_number=1,
+        xcom_push=lambda key, value: links.update({key: value}),
+    )  # fmt: skip
     context: Any = {"ti": ti, "dag_run": a_run(2)}
     result = operator.execute(context)
     assert result["status"] == "done"
+    assert links == {"_link_PodLink": "/plugin/airloop/airloop/pods?dag_id=loop&run_id=r2&task_id=t&map_index=-1"}, (
+        "there while it runs"
+    )
+    by_attempt = usage.of_task(open_objects(Settings.read().artifacts), RunInfo("loop", "r2", "t"))
+    assert [one["error"] for one in by_attempt] == ["PodLost", ""]
     assert len({pod["metadata"]["name"] for pod in server.created}) == 2, "each attempt has a pod of its own"
     assert server.created[0]["spec"]["containers"][0]["resources"]["limits"] == {"cpu": "4", "memory": "16Gi"}
     rendered = {name: getattr(operator, name) for name in operator.template_fields}
     assert "sesame" not in repr(rendered) + json.dumps(result) + caplog.text + json.dumps(server.created)
+
+
+class TestWhatItTook:
+    """The runner's side of an attempt, in the store, from the first asking for a pod on."""
+
+    @pytest.fixture(autouse=True)
+    def soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("airloop_operators.runners.usage.EVERY_S", 0.05)
+
+    @staticmethod
+    def told(request: RunRequest) -> dict[str, Any]:
+        return usage.read(request.objects, request.call.run, request.call.attempt) or {}
+
+    def test_of_a_done_step(
+        self, start: Start, run: Run, request_of: RunRequest, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def script(pod: ScriptedPod) -> None:
+            pod.event("Scheduled", "Successfully assigned loops/train to node-1")
+            pod.run()
+            pod.event("Pulled", "Container image is already present")
+            time.sleep(1.2)
+            pod.succeed()
+
+        start(script)
+        outcome = run(size="gpu")
+        found = self.told(request_of)
+        assert (found["status"], found["error"], found["runner"]) == ("done", "", "pod")
+        assert found["reserved"] == {"cpu": 8.0, "memory": 32.0 * 2**30, "example.com/gpu": 2.0}
+        used = found["resources"]
+        assert (used["pool"], used["size"], used["pods"], used["lost_s"]) == ("gpu", "gpu", 1, 0)
+        assert 1 <= used["pod_s"] <= 5
+        assert outcome.resources["pod_s"] == used["pod_s"]
+        (pod,) = found["pods"]
+        assert (pod["namespace"], pod["node"], pod["image_id"]) == ("loops", "node-1", "airloop@sha256:0123")
+        assert (pod["phase"], pod["exit_code"], pod["over"]) == ("Succeeded", 0, True)
+        assert {"Scheduled", "Pulled"} == {event["reason"] for event in pod["events"]}
+        spent = usage.spent(found)
+        assert spent.amounts is not None
+        assert spent.amounts["example.com/gpu"] == 2 * (spent.seconds or 0)
+        for text in ("has node node-1", "has image airloop@sha256:0123", "Pulled: Container image is already"):
+            assert caplog.text.count(text) == 1
+
+    def test_while_it_waits_it_says_why(
+        self, start: Start, run: Run, request_of: RunRequest, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        seen: list[dict[str, Any]] = []
+
+        def script(pod: ScriptedPod) -> None:
+            pod.condition("PodScheduled", "False", "Unschedulable", "0/3 nodes are available: open/sesame-4711")
+            pod.event("FailedScheduling", "0/3 nodes are available: open/sesame-4711")
+            until = time.monotonic() + 2.5
+            while time.monotonic() < until and not (seen and {"waits", "events"} <= seen[-1]["pods"][-1].keys()):
+                found = self.told(request_of)
+                seen.extend([found] if found.get("pods") else [])
+                time.sleep(0.05)
+            pod.run()
+            pod.succeed()
+
+        start(script)
+        assert run().error is None
+        waiting = seen[-1]
+        assert (waiting["status"], waiting["finished_at"]) == ("open", None)
+        (pod,) = waiting["pods"]
+        assert pod["phase"] == "Pending"
+        assert pod["waits"][-1] | {"at": ""} == {"at": "", "for": "node", "reason": "0/3 nodes are available: ***"}
+        assert pod["events"][0]["message"] == "0/3 nodes are available: ***"
+        assert "waits for node: 0/3 nodes are available: ***" in caplog.text
+
+    def test_of_one_that_was_lost_and_made_again(self, start: Start, run: Run, request_of: RunRequest) -> None:
+        def preempted(pod: ScriptedPod) -> None:
+            pod.condition("PodScheduled", "True")
+            time.sleep(1.1)
+            pod.condition("DisruptionTarget", "True", "PreemptionByScheduler", "preempting")
+            pod.delete(grace_s=1)
+
+        start(preempted, success)
+        assert run().error is None
+        found = self.told(request_of)
+        assert found["resources"]["pods"] == len(found["pods"]) == 2
+        assert 1 <= found["resources"]["lost_s"] <= found["resources"]["pod_s"]
+        assert usage.spent(found).wasted_s == Decimal(str(found["resources"]["lost_s"]))
+
+    def test_of_one_that_failed(self, start: Start, run: Run, request_of: RunRequest) -> None:
+        start(ends(137, "OOMKilled"))
+        run()
+        found = self.told(request_of)
+        assert (found["status"], found["error"]) == ("try_again", "OutOfMemory")
+        assert (found["pods"][0]["reason"], found["pods"][0]["exit_code"]) == ("OOMKilled", 137)
+        spent = usage.spent(found)
+        assert spent.wasted_s == spent.seconds is not None
+
+    def test_of_one_that_a_quota_kept_out(self, start: Start, run: Run, request_of: RunRequest) -> None:
+        server = start(success)
+        server.refusals = [QUOTA] * 100
+        run()
+        found = self.told(request_of)
+        assert (found["error"], found["resources"]["pods"]) == ("NotStarted", 0)
+        assert found["resources"]["queue_s"] >= 2
+        assert "exceeded quota" in found["pods"][0]["waits"][0]["reason"]
+        assert usage.spent(found).seconds == 0
+
+    def test_of_one_that_was_broken_off(
+        self, start: Start, pods: Pods, request_of: RunRequest, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        start(lambda pod: (pod.run(), pod.say("now"))[0])
+
+        def feed(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("airloop_operators.runners.logs.LogStream.feed", feed)
+        with pytest.raises(KeyboardInterrupt):
+            PodRunner(pods).run(request_of)
+        found = self.told(request_of)
+        assert (found["status"], found["error"]) == ("try_again", "KeyboardInterrupt")
+        assert found["pods"][0]["over"] is True
+
+    def test_of_an_earlier_try_whose_runner_was_lost(
+        self, start: Start, run: Run, pods: Pods, request_of: RunRequest
+    ) -> None:
+        server = start(success)
+        earlier = make(request_of, pods, namespace="loops", spawned_at="2013-01-01T00:00:00.000+00:00")
+        server.add(earlier.pod).run()
+        open_record = usage.document(
+            attempt=request_of.call.attempt, step="train", run=request_of.call.run, runner="pod",
+            started_at="2013-01-01T00:00:00.000+00:00", resources={"pool": "gpu"}, reserved=earlier.reserved,
+        )  # fmt: skip
+        usage.publish(request_of.objects, open_record)
+        call = replace(request_of.call, attempt="ab" * 10, run=replace(request_of.call.run, try_number=2))
+        assert run(call=call).error is None
+        found = self.told(request_of)
+        assert (found["status"], found["error"], found["run"]["try_number"]) == ("try_again", "ProcessLost", 1)
+        assert found["resources"]["pods"] == 1
+        assert found["resources"]["pool"] == "gpu"
+        both = usage.of_task(request_of.objects, call.run)
+        assert sorted(one["status"] for one in both) == ["done", "try_again"]
+
+    def test_a_store_that_cannot_be_written_fails_nothing(
+        self, start: Start, run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def away(*_: Any, **__: Any) -> None:
+            raise Unreachable("the store is away")
+
+        monkeypatch.setattr(usage, "publish", away)
+        start(success)
+        assert run().error is None
+        assert "cannot be recorded: the store is away" in caplog.text
+
+    def test_no_secret_is_in_it(self, start: Start, run: Run, request_of: RunRequest) -> None:
+        def tells(pod: ScriptedPod) -> None:
+            pod.event("Failed", "with open/sesame-4711")
+            pod.state("Pending", {"waiting": {"reason": "Odd", "message": "open/sesame-4711"}})
+            pod.run()
+            pod.change(phase="Failed", reason="Evicted", message="pa55-of-catalog")
+
+        start(tells)
+        run()
+        text = json.dumps(self.told(request_of))
+        assert "sesame" not in text
+        assert "pa55" not in text
 
 
 def test_a_kubeconfig_of_the_environment_changes_nothing(

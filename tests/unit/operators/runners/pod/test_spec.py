@@ -17,7 +17,8 @@ from airloop.contract import Call, RunInfo
 from airloop.errors import BadConfiguration
 from airloop_operators.runners.base import RunRequest
 from airloop_operators.runners.pod import names
-from airloop_operators.runners.pod.sizes import Pods, Size, Volume
+from airloop_operators.runners.pod.queues import admission
+from airloop_operators.runners.pod.sizes import Pods, Pool, Size, Volume
 from airloop_operators.runners.pod.spec import Made, make
 
 LABEL = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?")
@@ -60,6 +61,7 @@ def test_the_payload_gets_what_the_contract_says(request_of: RunRequest, pods: P
     assert environment["AIRLOOP_RECEIPT"] == container(made)["terminationMessagePath"] == "/dev/termination-log"
     assert container(made)["terminationMessagePolicy"] == "File"
     assert environment["AIRLOOP_LOG_FORMAT"] == "json"
+    assert environment["USER"] == "airloop", "getpass finds a name, whoever the user is"
     assert environment["AIRLOOP_SPAWNED_AT"] == "2013-01-01T00:00:00.000+00:00"
     assert environment["LEVEL"] == "3"
     assert environment["AIRLOOP_THREADS"] == "1"
@@ -142,6 +144,46 @@ def test_a_pool_brings_the_pod_to_its_nodes(request_of: RunRequest, pods: Pods) 
     assert environment["NCCL_DEBUG"] == "WARN"
     assert environment["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
     assert environment["AIRLOOP_COLLECTIVE"] == "nccl"
+
+
+@pytest.mark.parametrize(
+    ("pool", "labels", "annotations", "scheduler"),
+    [
+        (Pool(gang="kueue", queue="team"), {"kueue.x-k8s.io/queue-name": "team"}, {}, None),
+        (Pool(gang="volcano", queue="team"), {}, {"scheduling.volcano.sh/queue-name": "team"}, "volcano"),
+        (Pool(gang="volcano"), {}, {}, "volcano"),
+        (Pool(), {}, {}, None),
+    ],
+    ids=["kueue", "volcano", "volcano's default queue", "no queue"],
+)
+def test_a_queue_admits_it(
+    request_of: RunRequest, pods: Pods, pool: Pool, labels: Any, annotations: Any, scheduler: str | None
+) -> None:
+    size = Size(pool="p")
+    made = made_of(request_of, replace(pods, sizes={"small": size}, pools={"p": pool}))
+    about = made.pod["metadata"]
+    assert dict(about["labels"].items() - names.labels(request_of.call, pods.instance).items()) == labels
+    assert dict(about["annotations"].items() - names.in_full(request_of.call).items()) == annotations
+    assert made.pod["spec"].get("schedulerName") == scheduler
+
+
+def test_several_ranks_are_admitted_together(request_of: RunRequest, pods: Pods) -> None:
+    kueue = admission("kueue", "team", group="train-0123", ranks=4)
+    assert kueue.labels["kueue.x-k8s.io/pod-group-name"] == "train-0123"
+    assert kueue.annotations == {"kueue.x-k8s.io/pod-group-total-count": "4"}
+    volcano = admission("volcano", "", group="train-0123", ranks=4)
+    assert volcano.annotations == {"scheduling.k8s.io/group-name": "train-0123"}
+
+
+def test_files_of_a_config_map_are_read_and_keep_nothing(request_of: RunRequest, pods: Pods) -> None:
+    code = Volume(config_map="steps", path="/etc/airloop/steps")
+    made = made_of(request_of, replace(pods, volumes=[*pods.volumes, code]))
+    assert {"name": "volume-1", "configMap": {"name": "steps"}} in made.pod["spec"]["volumes"]
+    mount = {"name": "volume-1", "mountPath": "/etc/airloop/steps", "readOnly": True}
+    assert mount in container(made)["volumeMounts"]
+    request = replace(request_of, environment={**request_of.environment, "AIRLOOP_MLFLOW": "/etc/airloop/steps/mlflow"})
+    with pytest.raises(BadConfiguration, match="a folder of this machine that pods do not have"):
+        made_of(request, replace(pods, volumes=[*pods.volumes, code]))
 
 
 def test_a_size_asks_for_less_than_its_limits_and_a_task_for_more(request_of: RunRequest, pods: Pods) -> None:

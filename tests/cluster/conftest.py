@@ -1,0 +1,250 @@
+"""
+Tests of pods, on a cluster: a real one with ``AIRLOOP_TEST_CLUSTER=1`` (README.md), else one in little.
+
+The same tests run on both, so that those of a real cluster have been run before. What the small one cannot show (users,
+file systems and cgroups of their own) is marked ``real`` and left out there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airloop.config import S3Address
+from airloop_operators.runners.pod import attempt, names
+from tests.cluster import reach
+from tests.cluster.services import Services
+from tests.cluster.settings import PREFIX, Missing, Store, Told
+from tests.cluster.world import IMAGE, REAL, SMALL, Hears, World
+from tests.small_cluster import SmallCluster, node
+from tests.way import Way
+
+REAL_CLUSTER = os.environ.get(PREFIX) == "1"
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """
+    Without a real cluster its own tests are not there, since a skip would say that something is missing; nor those that
+    take minutes, but with ``-m slow``.
+    """
+    own = [item for item in items if item.path.is_relative_to(HERE)]
+    unasked = "real" if "slow" in (config.option.markexpr or "") else "real slow"
+    left_out = [] if REAL_CLUSTER else [item for item in own if any(map(item.get_closest_marker, unasked.split()))]
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.fixture(scope="session")
+def told() -> Told:
+    """What the environment says of the real cluster."""
+    try:
+        return Told.read()
+    except Missing as missing:
+        pytest.fail(str(missing), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """The cluster of all tests; what they leave on it goes at the end."""
+    if not os.environ.get("CI"):
+        pytest.importorskip("airflow.providers.cncf.kubernetes", reason="install airloop[kubernetes]")
+    folder = tmp_path_factory.mktemp("cluster")
+    with ExitStack() as stack:
+        if REAL_CLUSTER:
+            try:
+                yield _real(request.getfixturevalue("told"), folder, stack)
+            except Missing as missing:
+                pytest.fail(str(missing), pytrace=False)
+        else:
+            yield _small(folder, stack)
+
+
+@pytest.fixture
+def world(cluster: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """The cluster, with Airflow's connection to it, and what payloads say."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in cluster.here.items():
+        monkeypatch.setenv(name, value)
+    extra = {"kube_config_path": str(cluster.kubeconfig)}
+    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps({"conn_type": "kubernetes", "extra": extra}))
+    if not cluster.real:
+        monkeypatch.setattr(attempt, "SETTLE_S", 0.5)
+        monkeypatch.setattr(attempt, "QUOTA_S", 0.2)
+        monkeypatch.setattr(attempt, "CLEAN_UP_S", 5.0)
+    hears = Hears()
+    loggers = [logging.getLogger(name) for name in ("payload", "airloop", "airloop.runner", "airloop.step")]
+    root = logging.getLogger()
+    before = [(logger, logger.level) for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+    root.addHandler(hears)
+    cluster.heard = hears.lines
+    yield cluster
+    root.removeHandler(hears)
+    for logger, level in before:
+        logger.setLevel(level)
+
+
+def _small(folder: Path, stack: ExitStack) -> World:
+    from kubernetes.config import new_client_from_config
+
+    taint = {"key": "pool", "value": "gpu", "effect": "NoSchedule"}
+    gpu = node("gpu-1", labels={"pool": "gpu"}, taints=[taint], example_com_gpu="2")
+    server = stack.enter_context(SmallCluster(folder / "pods", [node("node-1"), node("node-2"), gpu], [IMAGE]))
+    straight = server.kubeconfig(folder / "straight.json")
+    config = reach.read(straight)
+    way = stack.enter_context(Way(reach.server_of(config)))
+    state = folder / "state"
+    state.mkdir()
+    world = World(
+        real=False,
+        api=stack.enter_context(closing(new_client_from_config(config_file=str(straight)))),
+        way=way,
+        kubeconfig=reach.write(reach.through(config, folder, way), folder / "kubeconfig.json"),
+        namespace="loops",
+        image=IMAGE,
+        pull="Never",
+        artifacts=state,
+        environment={},
+        secrets={},
+        volumes=[{"claim": "state", "path": str(state)}],
+        pace=SMALL,
+        nodes=("node-1", "node-2"),
+    )
+    _put_steps(world)
+    return world
+
+
+def _real(told: Told, folder: Path, stack: ExitStack) -> World:
+    from kubernetes.config import new_client_from_config
+
+    config = reach.read(told.kubeconfig)
+    way = stack.enter_context(Way(reach.server_of(config)))
+    through = reach.through(config, told.kubeconfig.parent, way)
+    api = stack.enter_context(closing(new_client_from_config(config_file=str(told.kubeconfig))))
+    world = World(
+        real=True,
+        api=api,
+        way=way,
+        kubeconfig=reach.write(through, folder / "kubeconfig.json"),
+        namespace=told.namespace,
+        image=told.payload,
+        pull=told.pull,
+        artifacts=folder,
+        environment={},
+        secrets={},
+        volumes=[],
+        pace=REAL,
+        nodes=told.nodes,
+        accelerator=told.accelerator,
+    )
+    stack.callback(_leave, world, _make_namespace(world))
+    services = Services(world, told, folder, stack)
+    store = services.store()
+    world.artifacts = S3Address(store.bucket, f"{store.prefix}/{world.instance}".strip("/"))
+    world.environment = {"AWS_ENDPOINT_URL_S3": store.endpoint, "AWS_REGION": "us-east-1"}
+    world.secrets = {
+        "AWS_ACCESS_KEY_ID": {"secret": world.name("s3"), "key": "key"},
+        "AWS_SECRET_ACCESS_KEY": {"secret": world.name("s3"), "key": "secret"},
+    }
+    world.here = {
+        "AWS_ENDPOINT_URL_S3": store.here,
+        "AWS_ACCESS_KEY_ID": store.key,
+        "AWS_SECRET_ACCESS_KEY": store.secret,
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
+    secret = {"metadata": world.about("s3"), "stringData": {"key": store.key, "secret": store.secret}}
+    world.core.create_namespaced_secret(world.namespace, secret)
+    if told.store is not None:
+        _make_bucket(store)
+        stack.callback(_empty, store, world.artifacts.prefix)
+    _put_steps(world)
+    world.services = services
+    return world
+
+
+def _put_steps(world: World) -> None:
+    """The code of the tests' steps, for pods whose image has nothing of it."""
+    data = {"steps_in_pods.py": (HERE / "steps_in_pods.py").read_text()}
+    world.core.create_namespaced_config_map(world.namespace, {"metadata": world.about("steps"), "data": data})
+
+
+def _make_namespace(world: World) -> bool:
+    """Make the namespace, if it is not there; whether it was made."""
+    from kubernetes.client.exceptions import ApiException
+
+    try:
+        world.core.read_namespace(world.namespace)
+        return False
+    except ApiException as error:
+        if error.status == 403:
+            return False  # who may use a namespace need not be allowed to look at it
+        if error.status != 404:
+            raise
+    world.core.create_namespace({"metadata": {"name": world.namespace}})
+    # Pods are refused until it has its account.
+    until = time.monotonic() + 60
+    while True:
+        with suppress(ApiException):
+            world.core.read_namespaced_service_account("default", world.namespace)
+            return True
+        assert time.monotonic() < until, f"namespace {world.namespace} has no service account after 60 s"
+        time.sleep(0.5)
+
+
+def _leave(world: World, made: bool) -> None:
+    """Take away all that the tests have put on the cluster."""
+    selector = f"{names.PREFIX}instance={world.instance}"
+    if made:
+        world.core.delete_namespace(world.namespace)
+        return
+    options: dict[str, Any] = {"label_selector": selector, "_preload_content": False}
+    world.core.delete_collection_namespaced_pod(world.namespace, grace_period_seconds=0, **options)
+    world.core.delete_collection_namespaced_config_map(world.namespace, **options)
+    world.core.delete_collection_namespaced_secret(world.namespace, **options)
+    world.core.delete_collection_namespaced_resource_quota(world.namespace, **options)
+
+
+def _client(store: Store) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3", endpoint_url=store.here, region_name="us-east-1", config=Config(s3={"addressing_style": "path"}),
+        aws_access_key_id=store.key, aws_secret_access_key=store.secret,
+    )  # fmt: skip
+
+
+def _make_bucket(store: Store) -> None:
+    """Make the bucket, if it is not there."""
+    from botocore.exceptions import ClientError
+
+    with closing(_client(store)) as client:
+        try:
+            client.head_bucket(Bucket=store.bucket)
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+                raise
+            client.create_bucket(Bucket=store.bucket)
+
+
+def _empty(store: Store, prefix: str) -> None:
+    """Remove the tests' files from a store that is not theirs."""
+    with closing(_client(store)) as client:
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=store.bucket, Prefix=f"{prefix}/"):
+            for found in page.get("Contents", ()):
+                client.delete_object(Bucket=store.bucket, Key=found["Key"])
