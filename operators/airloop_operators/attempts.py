@@ -79,11 +79,17 @@ def _attempts(
     back: Deferral | None,
     lost: bool,
 ) -> RunOutcome | Deferral:
-    calls = _calls(operator, context)
+    try:
+        calls = _calls(operator, context)
+        secrets, plain = fetch_secrets({**settings.secrets, **(operator.secrets or {})})
+    except BaseException:
+        # Nobody would look after what was left.
+        if back is not None:
+            runner.abandon(back.state)
+        raise
     # A pod's size has a limit of its own.
     usual_mb = settings.memory_mb if (operator.runner or settings.runner) == "local" else 0
     memory_mb = usual_mb if operator.memory_mb is None else operator.memory_mb
-    secrets, plain = fetch_secrets({**settings.secrets, **(operator.secrets or {})})
     first = back.attempt if back is not None else runner.under_way(calls) if lost else 0
     for attempt, call in list(enumerate(calls))[first:]:
         if back is not None and attempt == first:

@@ -175,6 +175,10 @@ class Runner(Protocol):
         """Which of a try's attempts was left and is still there; 0 if none is."""
         ...
 
+    def abandon(self, state: Mapping[str, Any]) -> None:
+        """End an attempt that was left and will not be run again."""
+        ...
+
     def on_kill(self) -> None:
         """End the attempts that are running, with all that they started; may be called from a signal handler."""
         ...

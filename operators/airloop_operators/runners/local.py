@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import airloop
 from airloop.contract import ENV_CALL, ENV_LOG_FORMAT, ENV_RECEIPT, ENV_SECRETS, ENV_SPAWNED_AT, RECEIPT_LIMIT, Call
@@ -104,6 +105,9 @@ class LocalRunner:
     def under_way(self, calls: Sequence[Call]) -> int:
         """None is: a process is never left."""
         return 0
+
+    def abandon(self, state: Mapping[str, Any]) -> None:
+        """There is none."""
 
     def on_kill(self) -> None:
         """End everything that runs, and start nothing more; returns when it is gone."""

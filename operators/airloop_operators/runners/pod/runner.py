@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from airloop.contract import Call
-from airloop.errors import BadArgument, ProcessLost
+from airloop.errors import AirloopError, BadArgument, ProcessLost
 from airloop_operators.runners.base import RunOutcome, RunRequest, Underway
 from airloop_operators.runners.pod import names
 from airloop_operators.runners.pod.access import Connect, connect
-from airloop_operators.runners.pod.attempt import Attempt
+from airloop_operators.runners.pod.attempt import CLEAN_UP_S, Attempt
 from airloop_operators.runners.pod.cluster import Cluster, Refused, refusal
+from airloop_operators.runners.pod.left import Left
 from airloop_operators.runners.pod.sizes import Pods
+
+log = logging.getLogger("airloop.runner")
 
 
 class PodRunner:
@@ -71,6 +76,16 @@ class PodRunner:
             raise refusal(no, "looking for the pods of a task") from None
         there = [n for n, call in enumerate(calls) if any(names.is_of(p["metadata"], call, instance) for p in pods)]
         return there[-1] if there else 0
+
+    def abandon(self, state: Mapping[str, Any]) -> None:
+        """End the pod of an attempt that was left and will not be run again."""
+        left = Left.of(state)
+        try:
+            access = self._connect(self._pods)
+            cluster = Cluster(access.apis[0], left.namespace, patience_s=CLEAN_UP_S)
+            cluster.delete_by_name(left.pod, left.grace_s)
+        except (Refused, AirloopError) as no:
+            log.warning("pod %s/%s could not be asked to end: %s", left.namespace, left.pod, no)
 
     def on_kill(self) -> None:
         """End all pods that run, and start nothing more; returns when they are gone, or their grace is over."""

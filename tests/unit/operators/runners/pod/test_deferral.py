@@ -637,6 +637,20 @@ class TestKilledWhileDeferred:
         running(server)
 
 
+def test_a_task_that_cannot_go_on_leaves_no_pod(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = start(slow)
+    task = Task({"secrets": {"TOKEN": "vault.password"}})
+    trigger = task.start()
+    running(server)
+    monkeypatch.setenv("AIRFLOW_CONN_VAULT", json.dumps({"conn_type": "generic"}))
+    with pytest.raises(AirflowException, match="connection vault has no password"):
+        task.resume({"deferral": trigger.deferral, "why": "has ended", "trouble": False})
+    until = time.monotonic() + 3
+    while server.pods and time.monotonic() < until:
+        time.sleep(0.02)
+    assert server.pods == {}
+
+
 class TestStopped:
     """The task's process is asked to end."""
 
