@@ -11,6 +11,8 @@ from airloop.config import Config
 
 EVERYWHERE = pytest.mark.parametrize("config", ["folder", "bucket"], indirect=True)
 """For a test that has to hold in both; the fixture ``config`` says where."""
+AND_BY_REST = pytest.mark.parametrize("config", ["folder", "bucket", "rest"], indirect=True)
+"""For one that also has to hold where an Iceberg REST catalog keeps the tables."""
 IN_A_BUCKET = pytest.mark.parametrize("config", ["bucket"], indirect=True)
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airloop.config import Config, local_folder
+from airloop.config import Config, local_folder, own_catalog
 from airloop.errors import BadArgument, StoreBusy
 from airloop.faults import point
 from airloop.frame import running
@@ -99,6 +99,7 @@ def erase(config: Config, request: Request, *, dry_run: bool = False) -> Erased:
     :raises BadArgument: the request cannot be understood.
     :raises BadConfiguration: artifacts or the tables' files are in a bucket.
     """
+    own_catalog(config, "airloop erase")
     local_folder(config.artifacts, "airloop erase")
     if not request.reason.strip() or not request.asked_by.strip():
         raise BadArgument("an erasure needs a reason and who asked for it", "give --reason and --by")

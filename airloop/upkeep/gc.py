@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airloop.config import Config, local_folder
+from airloop.config import Config, local_folder, own_catalog
 from airloop.errors import StoreBusy
 from airloop.faults import point
 from airloop.frame import running
@@ -100,6 +100,7 @@ def collect(
     """
     from airloop.warehouse.catalog import Warehouse
 
+    own_catalog(config, "airloop gc")
     local_folder(config.artifacts, "airloop gc")
     policy = policy or Policy()
     local_folder(config.warehouse, "airloop gc")
