@@ -18,6 +18,9 @@ from urllib.parse import urlsplit
 from airloop import postgres
 from airloop.errors import BadConfiguration
 
+LOCAL = "local"
+"""``AIRLOOP_LOCKS`` of a loop whose steps all run on one machine."""
+
 
 def find_home(start: Path | None = None) -> Path:
     """``.airloop`` in the current folder or the nearest one above it, else ``~/.airloop``."""
@@ -105,7 +108,8 @@ class Config:
     the store: :mod:`airloop.warehouse.s3`."""
     catalog: str = field(repr=False)
     """``AIRLOOP_CATALOG``: SQLAlchemy address of the Iceberg catalog, ``sqlite:///path`` or, for processes on several
-    machines, ``postgresql+psycopg://user:password@host:port/database``. Locks between processes are there too."""
+    machines, ``postgresql+psycopg://user:password@host:port/database``. Locks between processes are there too. Or an
+    Iceberg REST catalog: ``rest+https://host/path``, see :mod:`airloop.warehouse.rest`."""
     artifacts: Path | S3Address
     """``AIRLOOP_ARTIFACTS``: folder of manifests, attempts' records, reports and step artifacts, or
     ``s3://bucket/prefix``; credentials and address of the store: :mod:`airloop.objects.bucket`."""
@@ -122,6 +126,9 @@ class Config:
     feast_registry: Path | str = field(repr=False)
     """``AIRLOOP_FEAST_REGISTRY``: file of the Feast registry, or the address of a PostgreSQL that holds it:
     ``postgresql+psycopg://user:password@host:port/database``."""
+    locks: str = field(repr=False, default="")
+    """``AIRLOOP_LOCKS``: where locks between processes are, if not where the catalog is: the address of a PostgreSQL,
+    or ``local``, files below ``home``, where all steps run on one machine. A REST catalog needs one of the two."""
     rows_per_chunk: int = 1_000_000
     """``AIRLOOP_ROWS_PER_CHUNK``: rows held in memory at a time when files and tables are streamed."""
     threads: int = 0
@@ -167,6 +174,7 @@ class Config:
             feast_registry=postgres.checked(registry, "AIRLOOP_FEAST_REGISTRY")
             if "://" in registry
             else path("FEAST_REGISTRY", root / "feast-registry.db"),
+            locks=environment.get("AIRLOOP_LOCKS", ""),
             rows_per_chunk=number("ROWS_PER_CHUNK", 1_000_000, 1),
             threads=number("THREADS", 0, 0),
             memory_mb=number("MEMORY_MB", 2048, 64),
@@ -189,6 +197,25 @@ def place_of(value: str) -> Path | S3Address | None:
     :raises BadConfiguration: it is an address of another kind.
     """
     return (S3Address.parse(value) or Path(value).expanduser().resolve()) if value else None
+
+
+def is_rest(catalog: str) -> bool:
+    """Whether the address of a catalog is that of an Iceberg REST catalog."""
+    return catalog.startswith(("rest+http://", "rest+https://"))
+
+
+def own_catalog(config: Config, what: str) -> None:
+    """
+    Refuse a catalog whose bucket may hold what others need.
+
+    :param what: what would remove it, for the error: "airloop gc".
+    :raises BadConfiguration: the catalog is an Iceberg REST catalog.
+    """
+    if is_rest(config.catalog):
+        raise BadConfiguration(
+            f"{what} does not know what else an Iceberg REST catalog keeps in {config.warehouse}",
+            "use the catalog's own maintenance, which must not expire snapshots that models and runs name",
+        )
 
 
 def without_password(address: str) -> str:

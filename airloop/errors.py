@@ -223,10 +223,30 @@ def _of_surroundings(error: BaseException) -> AirloopError | None:
         return found
     if type(error).__module__.partition(".")[0] in ("psycopg", "psycopg2"):
         return _of_postgres(error)
+    if type(error).__module__ == "pyiceberg.exceptions":
+        return _of_catalog(error, text)
+    unanswered = {"ConnectionError", "Timeout"} & {kind.__name__ for kind in type(error).__mro__}
+    if unanswered and type(error).__module__ == "requests.exceptions":
+        return Unreachable(f"a service does not answer: {text}", "see `airloop doctor`")
     if isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
         return Unreachable(f"a service does not answer: {text}", "see `airloop doctor`")
     if isinstance(error, MemoryError):
         return OutOfMemory(f"out of memory: {text}", "raise the task's memory or lower rows_per_chunk")
+    return None
+
+
+def _of_catalog(error: BaseException, text: str) -> AirloopError | None:
+    """Of an Iceberg REST catalog, by the names of PyIceberg's errors."""
+    said = f"the Iceberg catalog: {' '.join(text.split())}"
+    name = type(error).__name__
+    if name in ("UnauthorizedError", "ForbiddenError", "OAuthError", "AuthorizationExpiredError"):
+        return BadConfiguration(said, "correct the credentials, PYICEBERG_CATALOG__AIRLOOP__… or AWS_…")
+    if name in ("ServiceUnavailableError", "ServerError", "TooManyRequestsError"):
+        return Unreachable(said, "the task can be run again")
+    if name == "CommitStateUnknownException":
+        return Unreachable(
+            f"{said}: nobody knows whether it was done", "run the task again: it finds what it committed"
+        )
     return None
 
 

@@ -2,9 +2,10 @@
 Locks by name between processes: of one machine, or of all that share a PostgreSQL.
 
 A name is a path of plain parts, ``models/delay``. With a SQLite catalog a lock is a file below ``AIRLOOP_HOME/locks``;
-with one on PostgreSQL it is an advisory lock of that database, held by a connection of its own. Either way it goes with
-its process, however that ends. A machine that is lost without a word keeps its locks for about a minute
-(:data:`airloop.postgres.LOST_S`), then the server gives them up.
+with one on PostgreSQL it is an advisory lock of that database, held by a connection of its own. ``AIRLOOP_LOCKS`` says
+it for any other catalog, which has no locks. Either way a lock goes with its process, however that ends. A machine that
+is lost without a word keeps its locks for about a minute (:data:`airloop.postgres.LOST_S`), then the server gives them
+up.
 
 A forked child holds nothing: what it does with its parent's locks has no effect on them.
 
@@ -27,8 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airloop import postgres
-from airloop.config import Config
-from airloop.errors import AirloopError, StoreBusy, Unreachable
+from airloop.config import LOCAL, Config, is_rest
+from airloop.errors import AirloopError, BadConfiguration, StoreBusy, Unreachable
 
 if TYPE_CHECKING:
     import psycopg
@@ -42,9 +43,21 @@ _mine: dict[tuple[int, int, str, str], tuple[bool, int]] = {}
 
 
 def locks_of(config: Config) -> Locks:
-    """The locks of all processes that work with a configuration's catalog."""
-    if postgres.is_address(config.catalog):
-        return PostgresLocks(config.catalog, "AIRLOOP_CATALOG")
+    """
+    The locks of all processes that work with a configuration's catalog.
+
+    :raises BadConfiguration: the catalog has none, and nothing else is named.
+    """
+    if config.locks != LOCAL:
+        setting, address = ("AIRLOOP_LOCKS", config.locks) if config.locks else ("AIRLOOP_CATALOG", config.catalog)
+        if postgres.is_address(address):
+            return PostgresLocks(address, setting)
+        if config.locks or is_rest(config.catalog):
+            found = "cannot be read" if config.locks else "is not set, and an Iceberg REST catalog has no locks"
+            right = f"{postgres.SCHEME}://user:password@host:port/database"
+            raise BadConfiguration(
+                f"AIRLOOP_LOCKS {found}", f"write {right}; or {LOCAL}, if all steps run on one machine"
+            )
     return FileLocks(config.home / "locks")
 
 
@@ -196,8 +209,12 @@ class PostgresLocks(Locks):
         self._setting = setting
         self.place = address
 
+    def connect(self) -> psycopg.Connection[Any]:
+        """A connection to where the locks are, for what belongs to them; close it after use."""
+        return postgres.connect(self._address, self._setting)
+
     def _take(self, name: str, timeout_s: float | None, shared: bool, mine: tuple[int, int, str, str]) -> Held | None:
-        connection = postgres.connect(self._address, self._setting)
+        connection = self.connect()
         try:
             with postgres.understood(f"locking {name}"):
                 held = HeldInPostgres(mine, connection, _prepared(connection), name, shared)

@@ -67,7 +67,8 @@ def databases_closed() -> Iterator[None]:
     yield
     engines: list[Any] = []
     if (catalog := sys.modules.get("airloop.warehouse.catalog")) is not None:
-        engines += [warehouse._catalog.engine for warehouse in catalog._opened.values()]
+        catalogs = [warehouse._catalog for warehouse in catalog._opened.values()]
+        engines += [opened.engine for opened in catalogs if hasattr(opened, "engine")]
         catalog._opened.clear()
     for name in ("tracking", "model_registry"):
         if (store := sys.modules.get(f"mlflow.store.{name}.sqlalchemy_store")) is not None:
@@ -87,6 +88,8 @@ def config(request: pytest.FixtureRequest, tmp_path: Path) -> Config:
     if place == "cluster":
         environment["AIRLOOP_ARTIFACTS"] = f"{request.getfixturevalue('s3_bucket')}/artifacts"
         environment["AIRLOOP_CATALOG"] = request.getfixturevalue("postgres_url")
+    elif place == "rest":
+        environment |= request.getfixturevalue("rest_catalog")
     return Config.from_environment(environment)
 
 
@@ -220,6 +223,34 @@ def s3_bucket(s3_server: S3Server, s3_bucket_of_tests: str, monkeypatch: pytest.
     for name, value in {**s3_server.environment, **others, "AWS_EC2_METADATA_DISABLED": "true"}.items():
         monkeypatch.setenv(name, value)
     return S3Address(s3_bucket_of_tests, f"tests/{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def rest_catalog(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Environment of an Iceberg REST catalog that is empty; its credentials are in this process's."""
+    from airloop.warehouse.catalog import Warehouse
+
+    if not s3_server.iceberg:
+        pytest.skip("the store that was given has no Iceberg REST catalog that is known")
+    key, secret = s3_server.admin
+    signed = {"REST__SIGV4_ENABLED": "true", "REST__SIGNING_NAME": "s3tables", "REST__SIGNING_REGION": "us-east-1"}
+    keys = {**s3_server.environment, "AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    for name, value in signed.items():
+        monkeypatch.setenv(f"PYICEBERG_CATALOG__AIRLOOP__{name}", value)
+    tables = f"s3://{s3_servers.TABLES}"
+    found = {
+        "AIRLOOP_CATALOG": f"rest+{s3_server.iceberg}?warehouse={tables}",
+        "AIRLOOP_WAREHOUSE": tables,
+        "AIRLOOP_LOCKS": "local",
+    }
+    with tempfile.TemporaryDirectory() as home:
+        catalog: Any = Warehouse.open(Config.from_environment({"AIRLOOP_HOME": home, **found}))._catalog
+        for namespace in catalog.list_namespaces():
+            for name in catalog.list_tables(namespace):
+                catalog.drop_table(name)
+    return found
 
 
 @pytest.fixture(params=["folder", "bucket"])

@@ -17,6 +17,8 @@ EVERYWHERE = pytest.mark.parametrize("config", ["folder", "bucket"], indirect=Tr
 IN_A_CLUSTER = pytest.mark.parametrize("config", ["cluster"], indirect=True)
 ALONE_AND_TOGETHER = pytest.mark.parametrize("config", ["folder", "cluster"], indirect=True)
 """For a test that has to hold with state of one machine, and with state that many share."""
+AND_BY_REST = pytest.mark.parametrize("config", ["folder", "bucket", "rest"], indirect=True)
+"""For one that also has to hold where an Iceberg REST catalog keeps the tables."""
 IN_A_BUCKET = pytest.mark.parametrize("config", ["bucket"], indirect=True)
 
 

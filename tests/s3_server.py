@@ -19,6 +19,8 @@ from urllib.parse import unquote, urlsplit
 KEY, SECRET = "airloop-tests", "of-the-tests-alone"
 ADMIN_KEY, ADMIN_SECRET = "airloop-admin", "of-the-fixture-alone"
 STARTS_S = 60
+TABLES = "airloop-tables"
+"""The bucket whose tables the Iceberg REST catalog keeps."""
 GRPC = 10_000
 """What the server adds to a port for the one beside it."""
 
@@ -35,6 +37,8 @@ class S3Server:
     command: list[str] = field(default_factory=list)
     """How it is started; empty for one that is not ours."""
     process: subprocess.Popen[bytes] | None = None
+    iceberg: str = ""
+    """Address of its Iceberg REST catalog, of the tables in :data:`TABLES`; empty if it is not known to have one."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -105,15 +109,16 @@ def running(folder: Path) -> Iterator[S3Server]:
     settings = folder / "s3.json"
     settings.write_text(json.dumps({"identities": identities}))
     (folder / "data").mkdir()
-    ports = s3, master, volume, filer, admin = _ports(5)
+    ports = s3, master, volume, filer, admin, iceberg = _ports(6)
     server = S3Server(
         f"http://127.0.0.1:{s3}", KEY, SECRET, (ADMIN_KEY, ADMIN_SECRET),
         [
             weed, "mini", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.port={s3}",
             f"-s3.config={settings}", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}",
-            f"-admin.port={admin}", "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
-            "-master.telemetry=false",
+            f"-admin.port={admin}", "-admin.ui=false", "-webdav=false", f"-s3.port.iceberg={iceberg}",
+            "-s3.port.lance=0", f"-tableBucket={TABLES}", "-master.telemetry=false",
         ],
+        iceberg=f"http://127.0.0.1:{iceberg}",
     )  # fmt: skip
     try:
         server.start()

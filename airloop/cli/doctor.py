@@ -20,7 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from airloop import postgres
 from airloop.cli.output import Output
-from airloop.config import Config, RedisAddress, S3Address, without_password
+from airloop.config import LOCAL, Config, RedisAddress, S3Address, without_password
 from airloop.errors import AirloopError
 from airloop.objects import open_objects
 
@@ -167,7 +167,9 @@ def _sqlite(config: Config) -> Iterator[Finding]:
         elif name == "catalog" and postgres.is_address(address):
             yield _postgres(name, address, "AIRLOOP_CATALOG")
         else:
-            yield _reachable(name, address)
+            yield _reachable(name, address.removeprefix("rest+"))
+    if config.locks and config.locks != LOCAL:
+        yield _postgres("locks", config.locks, "AIRLOOP_LOCKS")
     if isinstance(config.feast_registry, str):
         yield _postgres("Feast registry", config.feast_registry, "AIRLOOP_FEAST_REGISTRY")
 

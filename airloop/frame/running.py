@@ -121,7 +121,7 @@ def _board(config: Config) -> Board:
     if isinstance(locks, PostgresLocks):
         from airloop.frame.running_postgres import Rows
 
-        return Rows(config.catalog, locks)
+        return Rows(locks)
     return _Files(config)
 
 

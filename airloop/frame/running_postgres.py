@@ -1,5 +1,5 @@
 """
-Announcements of attempts as rows of the catalog's database: for processes on several machines.
+Announcements of attempts as rows of the database in which locks are: for processes on several machines.
 
 A row names the lock that its attempt holds; who looks asks the server which locks are held. Who may read the database
 may read the arguments.
@@ -16,11 +16,10 @@ from typing import cast
 from airloop import postgres
 from airloop.errors import AirloopError
 from airloop.frame.running import Check, Running
-from airloop.locks import HeldInPostgres, Locks, lock_key
+from airloop.locks import HeldInPostgres, PostgresLocks, lock_key
 
 log = logging.getLogger("airloop.step")
 
-SETTING = "AIRLOOP_CATALOG"
 DECIDING = "deciding"
 CREATE = (
     "CREATE TABLE IF NOT EXISTS airloop_running (attempt text PRIMARY KEY, lock bigint NOT NULL,"
@@ -44,8 +43,7 @@ ATTEMPTS = """
 class Rows:
     """Announcements in a database."""
 
-    def __init__(self, address: str, locks: Locks) -> None:
-        self._address = address
+    def __init__(self, locks: PostgresLocks) -> None:
         self._locks = locks
 
     def put(self, attempt: str, arguments: str) -> Callable[[], None]:
@@ -83,7 +81,7 @@ class Rows:
     def attempts(self) -> list[Running]:
         from psycopg.errors import UndefinedTable
 
-        with closing(postgres.connect(self._address, SETTING)) as connection, postgres.understood("looking who runs"):
+        with closing(self._locks.connect()) as connection, postgres.understood("looking who runs"):
             try:
                 found = connection.execute(ATTEMPTS).fetchall()
                 # Ages, not times: the server's clock need not be ours.
@@ -94,7 +92,7 @@ class Rows:
 
     def remove(self, attempt: str) -> None:
         with (
-            closing(postgres.connect(self._address, SETTING)) as connection,
+            closing(self._locks.connect()) as connection,
             postgres.understood("removing what ended"),
         ):
             connection.execute("DELETE FROM airloop_running WHERE attempt = %s", (attempt,))

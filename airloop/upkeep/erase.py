@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airloop.config import Config, S3Address
+from airloop.config import Config, S3Address, own_catalog
 from airloop.errors import BadArgument, StoreBusy
 from airloop.faults import point
 from airloop.frame import running
@@ -100,6 +100,7 @@ def erase(config: Config, request: Request, *, dry_run: bool = False) -> Erased:
     :raises BadArgument: the request cannot be understood.
     :raises Unreachable: a store is away, or forgot meanwhile that steps have to wait; the same request goes on.
     """
+    own_catalog(config, "airloop erase")
     if not request.reason.strip() or not request.asked_by.strip():
         raise BadArgument("an erasure needs a reason and who asked for it", "give --reason and --by")
     warehouse = Warehouse.open(config)

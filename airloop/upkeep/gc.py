@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airloop import postgres
-from airloop.config import Config, S3Address
+from airloop.config import Config, S3Address, own_catalog
 from airloop.errors import StoreBusy
 from airloop.faults import point
 from airloop.frame import running
@@ -108,6 +108,7 @@ def collect(
     from airloop.upkeep.orphans import Orphans
     from airloop.warehouse.catalog import Warehouse
 
+    own_catalog(config, "airloop gc")
     policy = policy or Policy()
     warehouse = Warehouse.open(config)
     found = Collected()

@@ -43,7 +43,7 @@ from airloop.warehouse.store import open_catalog, storing
 from airloop.warehouse.work import Work, key_for, replaced
 
 if TYPE_CHECKING:
-    from pyiceberg.catalog.sql import SqlCatalog
+    from pyiceberg.catalog import Catalog
     from pyiceberg.table.snapshots import Snapshot
 
 __all__ = ["Commit", "SnapshotInfo", "Warehouse"]
@@ -88,7 +88,7 @@ class SnapshotInfo:
 class Warehouse:
     """All tables of one configuration."""
 
-    def __init__(self, config: Config, catalog: SqlCatalog) -> None:
+    def __init__(self, config: Config, catalog: Catalog) -> None:
         self.config = config
         self._catalog = catalog
         self._locks = locks_of(config)

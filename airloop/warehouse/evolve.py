@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import pyarrow as pa
-from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import (
     CommitFailedException,
     NamespaceAlreadyExistsError,
@@ -51,7 +51,7 @@ _PARTITION = re.compile(r"(identity|year|month|day|hour|bucket|truncate)\((\w+)(
 
 
 def ensure(
-    catalog: SqlCatalog,
+    catalog: Catalog,
     name: str,
     load: Callable[[], Table],
     schema: pa.Schema,
@@ -80,7 +80,7 @@ def ensure(
 
 
 def _create(
-    catalog: SqlCatalog,
+    catalog: Catalog,
     name: str,
     declared: pa.Schema,
     key: Sequence[str],

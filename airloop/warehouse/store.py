@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airloop import postgres
-from airloop.config import Config, S3Address
+from airloop.config import Config, S3Address, is_rest
 from airloop.errors import AirloopError, BadConfiguration, OutOfMemory, StoreFull, StoreReadOnly, classify
 from airloop.locks import locks_of
 from airloop.warehouse.home import check_home, write_format
 from airloop.warehouse.mounts import refuse_network
 
 if TYPE_CHECKING:
+    from pyiceberg.catalog.rest import RestCatalog
     from pyiceberg.catalog.sql import SqlCatalog
 
 BUSY_S = 30
@@ -31,7 +32,7 @@ def sqlite_path(address: str) -> Path | None:
     return Path(address.removeprefix(prefix)) if address.startswith(prefix) else None
 
 
-def open_catalog(config: Config) -> SqlCatalog:
+def open_catalog(config: Config) -> SqlCatalog | RestCatalog:
     """
     The Iceberg catalog that a configuration names; its folders and tables are created at first use.
 
@@ -66,6 +67,12 @@ def open_catalog(config: Config) -> SqlCatalog:
                         f"the catalog's {place} cannot be written",
                         "give the worker's user write access to AIRLOOP_HOME",
                     )
+        if is_rest(config.catalog):
+            from airloop.warehouse import rest
+
+            # Opening says that locks are missing, not the first commit.
+            locks_of(config)
+            return rest.Catalog("airloop", **rest.properties(config))
         if postgres.is_address(config.catalog):
             return _on_postgres(config)
         from sqlalchemy import URL

@@ -14,7 +14,18 @@ OPTIONS: dict[str, tuple[str, str, str | None, str | None]] = {
         None,
         "s3://lake/airloop",
     ),
-    "catalog": ("string", "SQLAlchemy address of the Iceberg catalog.", None, "sqlite:////srv/airloop/catalog.db"),
+    "catalog": (
+        "string",
+        "SQLAlchemy address of the Iceberg catalog, or of a REST catalog.",
+        None,
+        "postgresql+psycopg://airloop@postgres:5432/airloop",
+    ),
+    "locks": (
+        "string",
+        "Where locks between processes are, if not in the catalog's database: the address of a PostgreSQL, or `local`.",
+        None,
+        "postgresql+psycopg://airloop@postgres:5432/airloop",
+    ),
     "artifacts": (
         "string",
         "Folder of manifests, attempts' records and reports, if not below home; or a place in a bucket.",
@@ -48,7 +59,7 @@ OPTIONS: dict[str, tuple[str, str, str | None, str | None]] = {
     "memory_mb": ("integer", "Default memory limit of a local step, MiB; 0: none.", "0", "4096"),
 }
 
-SENSITIVE = frozenset({"catalog", "mlflow", "online_store", "feast_registry"})
+SENSITIVE = frozenset({"catalog", "locks", "mlflow", "online_store", "feast_registry"})
 
 LINKS = ("ManifestLink", "ReportLink", "MlflowRunLink", "PodLink")
 

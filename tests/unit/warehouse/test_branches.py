@@ -11,7 +11,7 @@ from airloop.errors import BadArgument, CommitConflict, NotDescendant, NotFound,
 from airloop.warehouse import branches
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.refs import TableRef
-from tests.places import EVERYWHERE
+from tests.places import AND_BY_REST
 
 NAME = "raw.a"
 
@@ -31,7 +31,7 @@ def ids(warehouse: Warehouse, ref: TableRef) -> list[int]:
     return sorted(found)
 
 
-@EVERYWHERE
+@AND_BY_REST
 def test_write_audit_publish(warehouse: Warehouse, table: str) -> None:
     base = warehouse.commit(table, rows(1), key="1")
     assert warehouse.branch(table, "audit") == base.snapshot
@@ -51,7 +51,7 @@ def test_write_audit_publish(warehouse: Warehouse, table: str) -> None:
     assert warehouse.head(table) == audit.snapshot
 
 
-@EVERYWHERE
+@AND_BY_REST
 def test_the_first_batch_is_audited_too(warehouse: Warehouse, table: str) -> None:
     assert warehouse.branch(table, "audit") == 0
     audit = warehouse.commit(table, rows(1), key="1", mode="upsert", branch="audit")
@@ -69,7 +69,7 @@ def test_the_first_batch_is_audited_too(warehouse: Warehouse, table: str) -> Non
     assert ids(warehouse, warehouse.commit(table, rows(3), key="4").ref) == [1, 2, 3]
 
 
-@EVERYWHERE
+@AND_BY_REST
 def test_a_moved_main_is_refused_and_the_others_rows_survive(warehouse: Warehouse, table: str) -> None:
     warehouse.commit(table, rows(1), key="1")
     audit = warehouse.commit(table, rows(2), key="2", branch="audit")
@@ -164,7 +164,7 @@ def test_a_commit_to_a_branch_between_look_and_publish_keeps_it(
     assert set(warehouse.table(table).metadata.refs) == {"main"}
 
 
-@EVERYWHERE
+@AND_BY_REST
 def test_branch_at(warehouse: Warehouse, table: str) -> None:
     first = warehouse.commit(table, rows(1), key="1")
     warehouse.commit(table, rows(2), key="2")
@@ -176,7 +176,7 @@ def test_branch_at(warehouse: Warehouse, table: str) -> None:
         warehouse.branch(table, "17")
 
 
-@EVERYWHERE
+@AND_BY_REST
 def test_drop_branch(warehouse: Warehouse, table: str) -> None:
     warehouse.drop_branch(table, "none")
     audit = warehouse.commit(table, rows(1), key="1", branch="audit")

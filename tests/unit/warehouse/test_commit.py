@@ -20,7 +20,7 @@ from airloop.warehouse import commit as committing
 from airloop.warehouse.catalog import Commit, Warehouse
 from airloop.warehouse.read import live_files
 from airloop.warehouse.refs import TableRef
-from tests.places import EVERYWHERE, data_files
+from tests.places import AND_BY_REST, EVERYWHERE, data_files
 
 SCHEMA = pa.schema(
     [
@@ -58,7 +58,7 @@ def counts(commit: Commit) -> tuple[bool, int, int, int]:
     return commit.changed, commit.added, commit.updated, commit.deleted
 
 
-@EVERYWHERE
+@AND_BY_REST
 def test_append(warehouse: Warehouse, table: str) -> None:
     done = warehouse.commit(table, rows([1, 2, 3]), key="k1", properties={"run": "r1"})
     assert counts(done) == (True, 3, 0, 0)
@@ -70,7 +70,7 @@ def test_append(warehouse: Warehouse, table: str) -> None:
     assert abs((datetime.now(UTC) - info.committed_at).total_seconds()) < 60
 
 
-@EVERYWHERE
+@AND_BY_REST
 def test_the_same_key_commits_once(warehouse: Warehouse, table: str) -> None:
     done = warehouse.commit(table, rows([1, 2, 3]), key="k1")
 
@@ -85,7 +85,7 @@ def test_the_same_key_commits_once(warehouse: Warehouse, table: str) -> None:
     assert warehouse.find_key(table, "k2") is None
 
 
-@EVERYWHERE
+@AND_BY_REST
 def test_a_key_on_another_branch_is_adopted(warehouse: Warehouse, table: str) -> None:
     warehouse.commit(table, rows([1]), key="k1")
     audit = warehouse.commit(table, rows([2]), key="k2", branch="audit")
@@ -96,7 +96,7 @@ def test_a_key_on_another_branch_is_adopted(warehouse: Warehouse, table: str) ->
     assert sorted(content(warehouse, again.ref)) == [1, 2]
 
 
-@EVERYWHERE
+@AND_BY_REST
 def test_upsert(warehouse: Warehouse, config: Config, table: str) -> None:
     warehouse.commit(table, rows([1, 2, 3]), key="k1")
     changed = pa.concat_tables([rows([3, 4], 1.0, "b2"), rows([2], 9.0, "b2")])
@@ -188,7 +188,7 @@ def test_upsert_needs_a_key(warehouse: Warehouse) -> None:
         warehouse.commit("raw.k", rows([1]), key="1", mode="upsert", on=["nope"])
 
 
-@EVERYWHERE
+@AND_BY_REST
 def test_replace_all(warehouse: Warehouse, table: str) -> None:
     warehouse.commit(table, rows([1, 2, 3]), key="k1")
     done = warehouse.commit(table, rows([3, 4], 2.0), key="k2", mode="replace")
@@ -233,7 +233,7 @@ def test_replace_by_the_same_rows_changes_nothing(warehouse: Warehouse, config: 
     assert warehouse.commit(table, rows([3, 1, 1], math.nan), key="k4", mode="replace").changed
 
 
-@EVERYWHERE
+@AND_BY_REST
 def test_delete(warehouse: Warehouse, config: Config, table: str) -> None:
     assert not warehouse.delete(table, "id > 3", key="k0").changed
     warehouse.commit(table, rows([*range(6), None]), key="k1")
@@ -257,7 +257,7 @@ def test_nothing_to_append(warehouse: Warehouse, table: str) -> None:
     assert content(warehouse, done.ref) == {}
 
 
-@EVERYWHERE
+@AND_BY_REST
 def test_rows_that_fail_half_way(warehouse: Warehouse, config: Config, table: str) -> None:
     def half() -> Iterator[pa.RecordBatch]:
         yield from rows(list(range(1000))).to_batches()

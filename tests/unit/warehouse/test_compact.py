@@ -17,7 +17,7 @@ from airloop.warehouse import compact as compaction
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.read import files_since, live_files
 from airloop.warehouse.refs import TableRef
-from tests.places import EVERYWHERE
+from tests.places import AND_BY_REST, EVERYWHERE
 
 TABLE = "shop.orders"
 START = datetime(2013, 1, 1, tzinfo=UTC)
@@ -61,7 +61,7 @@ def content(warehouse: Warehouse, snapshot: int | None = None) -> list[dict[str,
     return sorted(found, key=lambda row: row["id"])
 
 
-@EVERYWHERE
+@AND_BY_REST
 def test_the_same_rows_in_fewer_files(warehouse: Warehouse, days: list[int]) -> None:
     before = content(warehouse)
     done = warehouse.compact(TABLE)

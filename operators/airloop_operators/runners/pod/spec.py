@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from airloop.config import LOCAL
 from airloop.contract import ENV_CALL, ENV_LOG_FORMAT, ENV_RECEIPT, ENV_SECRETS, ENV_SPAWNED_AT
 from airloop.errors import BadConfiguration
 from airloop.redact import Redactor
@@ -194,6 +195,11 @@ def check_state(environment: Mapping[str, str], pods: Pods) -> None:
     :raises BadConfiguration: a part of the state is neither at an address nor on a shared volume.
     """
     shared = _kept(environment.get("AIRLOOP_HOME", ""), pods)
+    if environment.get("AIRLOOP_LOCKS") == LOCAL and not shared:
+        raise BadConfiguration(
+            f"AIRLOOP_LOCKS is {LOCAL}: files below AIRLOOP_HOME, a folder of this machine that pods do not have",
+            "set it to the address of a PostgreSQL",
+        )
     for part in STATE:
         name = f"AIRLOOP_{part}"
         value = environment.get(name, "")

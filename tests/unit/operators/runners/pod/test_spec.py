@@ -243,6 +243,12 @@ class TestState:
         if "/../" not in value:
             assert plain(made_of(request, shared))[name] == value
 
+    def test_locks_of_one_machine_are_refused_without_a_shared_home(self, request_of: RunRequest, pods: Pods) -> None:
+        request = replace(request_of, environment={**ADDRESSES, "AIRLOOP_LOCKS": "local", "AIRLOOP_HOME": "/srv/home"})
+        with pytest.raises(BadConfiguration, match="AIRLOOP_LOCKS is local: files below AIRLOOP_HOME"):
+            made_of(request, replace(pods, volumes=()))
+        made_of(request, replace(pods, volumes=[Volume(claim="c", path="/srv")]))
+
     def test_of_the_manifests_is_where_the_runner_looks(self, request_of: RunRequest, pods: Pods) -> None:
         other = replace(request_of, environment={**ADDRESSES, "AIRLOOP_ARTIFACTS": "s3://elsewhere"})
         assert plain(made_of(other, replace(pods, volumes=())))["AIRLOOP_ARTIFACTS"] == "s3://lake/artifacts"
