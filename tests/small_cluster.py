@@ -373,7 +373,8 @@ def _bytes(quantity: str) -> int:
 def _translated(value: str, paths: dict[str, Path]) -> str:
     """A container's paths in a setting, as they are on this machine."""
     for path, place in paths.items():
-        value = re.sub(rf"(?<![\w.-]){re.escape(path)}(?![\w.-])", str(place), value)
+        # Not the user of an address: ://airloop:
+        value = re.sub(rf"(?<![\w.-])(?<!:/){re.escape(path)}(?![\w.-])", str(place), value)
     return value
 
 

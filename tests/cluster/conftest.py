@@ -34,11 +34,11 @@ HERE = Path(__file__).parent
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """
     Without a real cluster its own tests are not there, since a skip would say that something is missing; nor those that
-    take minutes, but with ``-m slow``.
+    cost much and show little there, but where ``-m`` names them.
     """
     own = [item for item in items if item.path.is_relative_to(HERE)]
-    unasked = "real" if "slow" in (config.option.markexpr or "") else "real slow"
-    left_out = [] if REAL_CLUSTER else [item for item in own if any(map(item.get_closest_marker, unasked.split()))]
+    unasked = ["real", *(name for name in ("slow", "alike") if name not in (config.option.markexpr or ""))]
+    left_out = [] if REAL_CLUSTER else [item for item in own if any(map(item.get_closest_marker, unasked))]
     if left_out:
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)

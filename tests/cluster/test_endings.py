@@ -40,7 +40,7 @@ def test_a_done_step(world: World) -> None:
         pytest.param("try again", TryAgain, "127.0.0.1:1 does not answer", marks=ALIKE),
         pytest.param("skipped", StepSkipped, "nothing to do on a Sunday", marks=ALIKE),
         pytest.param("bug", AirloopError, "rows by zero", marks=ALIKE),
-        ("3", AirloopError, "exit code 3"),
+        pytest.param("3", AirloopError, "exit code 3", marks=ALIKE),
         ("0", ResultLost, "ended well, but"),
     ],
     ids=["65", "75", "99", "a bug", "another code", "0 without a manifest"],
@@ -90,6 +90,7 @@ def test_it_runs_out_of_memory(world: World) -> None:
     assert "raise memory of size small" in str(outcome.error)
 
 
+@ALIKE
 def test_it_runs_over_its_time(world: World) -> None:
     seconds = 15.0 if world.real else 2.5
     outcome = world.run(replace(world.request("wait", seconds=300), timeout_s=seconds))

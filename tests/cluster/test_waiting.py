@@ -9,7 +9,7 @@ import pytest
 
 from airloop.errors import BadConfiguration, NotStarted
 from airloop_operators.runners.pod import names
-from tests.cluster.world import World, gone_is_fine, started
+from tests.cluster.world import ALIKE, World, gone_is_fine, started
 
 
 def test_an_image_that_cannot_be_pulled(world: World) -> None:
@@ -70,6 +70,7 @@ def test_a_quota_that_is_used_up(world: World) -> None:
     assert f"exceeded quota: {world.name('quota')}" in str(outcome.error)
 
 
+@ALIKE
 def test_a_quota_that_becomes_free(world: World) -> None:
     _quota(world)
     try:

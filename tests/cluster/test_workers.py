@@ -50,6 +50,7 @@ def _killed_worker(world: World, request: RunRequest, pods: Pods, folder: Path) 
         worker.wait()
 
 
+@ALIKE
 def test_the_same_attempt_adopts_its_pod(world: World, tmp_path: Path) -> None:
     request, pods = world.request("wait", seconds=30 if world.real else 4), world.pods()
     uid = _killed_worker(world, request, pods, tmp_path)
@@ -91,6 +92,7 @@ def test_a_task_that_is_stopped_leaves_no_pod(world: World) -> None:
     world.until(lambda: not world.left(), "its pod is gone")
 
 
+@ALIKE
 def test_names_of_over_63_characters(world: World) -> None:
     tasks = ("a_task_group." * 12 + "one", "a_task_group." * 12 + "two")
     found = []

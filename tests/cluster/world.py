@@ -24,8 +24,8 @@ from airloop_operators.runners.pod.sizes import Patience, Pods, parse_pods
 from tests.way import Way
 
 Object = Mapping[str, Any]
-ALIKE = pytest.mark.real
-"""For a test that shows nothing on the small cluster that another does not."""
+ALIKE = pytest.mark.alike
+"""For a test that shows little on the small cluster beside others and the double's: it costs CI seconds."""
 IMAGE = "airloop/payload:test"
 """Of the small cluster."""
 STEPS = "/etc/airloop/steps"

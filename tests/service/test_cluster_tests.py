@@ -29,7 +29,7 @@ def cluster(tmp_path: Path) -> Iterator[SmallCluster]:
         yield cluster
 
 
-def run(cluster: SmallCluster, folder: Path, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+def run(cluster: SmallCluster, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith((PREFIX, "AIRFLOW", "COV"))}
     environment |= {
         PREFIX: "1",
@@ -37,9 +37,7 @@ def run(cluster: SmallCluster, folder: Path, *words: str, **settings: str) -> su
         f"{PREFIX}_NAMESPACE": "loops",
         f"{PREFIX}_PAYLOAD": IMAGE,
         f"{PREFIX}_ADDRESS": "127.0.0.1",
-        **settings,
     }
-    environment = {name: value for name, value in environment.items() if value}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/cluster", *words]
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
 
@@ -57,9 +55,3 @@ def test_with_a_store_of_their_own(cluster: SmallCluster, tmp_path: Path) -> Non
     assert re.fullmatch(r"s3://airloop-tests/test-\w+/\w+", environment["AIRLOOP_ARTIFACTS"]["value"])
     assert "secretKeyRef" in environment["AWS_SECRET_ACCESS_KEY"]["valueFrom"]
     assert cluster.pods == cluster.secrets == cluster.objects["configmaps"] == {}, "nothing is left"
-
-
-def test_without_what_they_need(cluster: SmallCluster, tmp_path: Path) -> None:
-    done = run(cluster, tmp_path, "-k", "test_a_done_step", **{f"{PREFIX}_PAYLOAD": ""})
-    assert done.returncode == 1
-    assert f"{PREFIX}_PAYLOAD is not set: name of the payload's image" in done.stdout
