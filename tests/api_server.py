@@ -45,6 +45,10 @@ class ApiServer:
         self.requests: list[str] = []
         self.watches: list[str] = []
         """Programs that watch pods, as they name themselves."""
+        self.forgotten = 0
+        """Version up to which it has forgotten what happened, as a cluster has after some minutes."""
+        self.too_old: list[int] = []
+        """Versions from which somebody wanted to watch that were forgotten."""
         self.bodies: list[str] = []
         self.refusals: list[tuple[int, str, str]] = []
         """Answers to the next attempts to make a pod: status, reason, message."""
@@ -115,6 +119,12 @@ class ApiServer:
     def _play(self, script: Script, handle: ScriptedPod) -> None:
         with contextlib.suppress(Gone):
             script(handle)
+
+    def forget(self) -> None:
+        """Much happens to others, so that all of this is long ago."""
+        with self.lock:
+            self._version += 1_000
+            self.forgotten = self._version
 
     def _changed(self, kind: str, pod: dict[str, Any]) -> None:
         self._version += 1
@@ -378,6 +388,12 @@ class _Handler(BaseHTTPRequestHandler):
         seen = int(query.get("resourceVersion") or 0)
         until = time.monotonic() + int(query["timeoutSeconds"])
         self._begin()
+        if seen < server.forgotten:
+            server.too_old.append(seen)
+            gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
+            self._chunk(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
+            self._chunk(b"")
+            return
         while (left_s := until - time.monotonic()) > 0 and not server.closing:
             with server.lock:
                 new = [e for e in server.history if e[0] > seen and e[2]["metadata"]["name"] == name]

@@ -98,6 +98,11 @@ class Cluster:
                 return None
             raise
 
+    def look(self, name: str) -> tuple[Object | None, str]:
+        """A pod as it is, or None; and the version of the cluster's objects as of which that holds."""
+        found = self._ask(self._api.list_namespaced_pod, field_selector=f"metadata.name={name}")
+        return next(iter(found.get("items") or []), None), str((found.get("metadata") or {}).get("resourceVersion", ""))
+
     def pods(self, selector: str) -> list[Object]:
         """Pods with some labels."""
         return list(self._ask(self._api.list_namespaced_pod, label_selector=selector).get("items") or [])
@@ -112,11 +117,13 @@ class Cluster:
             log.debug("events of pod %s: %s", about["name"], no)
             return []
 
-    def changes(self, pod: Object, within_s: float) -> Iterator[tuple[Object, bool]]:
+    def changes(self, pod: Object, within_s: float, since: str = "") -> Iterator[tuple[Object, bool]]:
         """
         A pod each time that it changes, and whether it is gone; ends after a while, or when the stream is cut.
 
-        What was missed is in :meth:`pod`.
+        What was missed is in :meth:`look`.
+
+        :param since: version from which on; default the pod's own, of which a cluster knows for some minutes.
         """
         about = pod["metadata"]
         seconds = max(1, round(within_s))
@@ -124,7 +131,7 @@ class Cluster:
             stream = self._api.list_namespaced_pod(
                 namespace=self.namespace,
                 field_selector=f"metadata.name={about['name']}",
-                resource_version=about.get("resourceVersion"),
+                resource_version=since or about.get("resourceVersion"),
                 watch=True,
                 timeout_seconds=seconds,
                 _preload_content=False,
@@ -138,7 +145,7 @@ class Cluster:
                 if event["type"] in ("ADDED", "MODIFIED", "DELETED"):
                     yield event["object"], event["type"] == "DELETED"
                 elif event["type"] == "ERROR":
-                    return  # its resourceVersion is too old
+                    return  # the version is too old
         except _failures():
             return
         finally:

@@ -117,13 +117,14 @@ class Watcher:
     def _states(self, pod: Object) -> Iterator[tuple[Object, bool]]:
         """A pod whenever it changes and every few seconds, and whether it is gone, which is the last."""
         case, uid = self._case, pod["metadata"]["uid"]
+        version = ""
         while True:
             yield pod, False
             began = time.monotonic()
-            for changed, gone in case.cluster.changes(pod, self._look_s(pod)):
+            for changed, gone in case.cluster.changes(pod, self._look_s(pod), version):
                 if changed["metadata"]["uid"] != uid:
                     break
-                pod = changed
+                pod, version = changed, changed["metadata"]["resourceVersion"]
                 yield pod, gone
                 if gone:
                     return
@@ -131,13 +132,14 @@ class Watcher:
                     break
             # A watch that is refused at once must not be asked for at once again.
             rest(began + 1 - time.monotonic(), case.abandoned)
-            now = case.cluster.pod(case.made.name)
+            now, seen = case.cluster.look(case.made.name)
             if now is None or now["metadata"]["uid"] != uid:
                 # How it was at its end has been told meanwhile.
-                told = [changed for changed, _ in case.cluster.changes(pod, 1)]
+                told = [changed for changed, _ in case.cluster.changes(pod, 1, version)]
                 yield (told or [pod])[-1], True
                 return
-            pod = now
+            # A pod that does not change has a version that its cluster soon forgets.
+            pod, version = now, seen
 
     def _look_s(self, pod: Object) -> float:
         """How long nothing may be told before it is looked at again: less where something is due."""

@@ -883,7 +883,24 @@ def test_a_watch_that_is_refused_is_made_up_for(start: Start, run: Run, monkeypa
     server = start(slow)
     monkeypatch.setattr("airloop_operators.runners.pod.cluster.Cluster.changes", lambda *_: iter(()))
     assert run().error is None
-    assert server.requests.count("GET pods/train-0123456789abcdef0123") < 8
+    assert server.requests.count("GET pods") < 8
+
+
+def test_a_pod_that_does_not_change_for_long_is_not_asked_for_all_the_time(
+    start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own version is soon too old to watch from."""
+
+    def slow(pod: ScriptedPod) -> None:
+        pod.run()
+        server.forget()
+        time.sleep(4)
+        pod.succeed()
+
+    server = start(slow)
+    monkeypatch.setattr("airloop_operators.runners.pod.watcher.LOOK_S", 1.0)
+    assert run().error is None
+    assert len(server.too_old) <= 1
 
 
 def test_two_runs_of_one_task_at_once(start: Start, pods: Pods, request_of: RunRequest) -> None:
