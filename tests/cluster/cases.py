@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 ENDINGS, NODES, WAITING = "test_endings.py", "test_nodes.py", "test_waiting.py"
 WORKERS, CONNECTIONS, SAFETY, LOOP = "test_workers.py", "test_connections.py", "test_safety.py", "test_loop.py"
-RUNNER, SPEC, ENDING = "test_runner.py", "test_spec.py", "test_ending.py"
+DEFERRED = "test_deferred.py"
+RUNNER, SPEC, ENDING, DEFERRAL = "test_runner.py", "test_spec.py", "test_ending.py", "test_deferral.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,32 @@ CASES = (
         "task stopped",
         (f"{WORKERS}::test_a_task_that_is_stopped_leaves_no_pod",),
         (f"{RUNNER}::TestStopped::test_while_it_runs",),
+    ),
+    Case(
+        "done while its task was deferred",
+        (f"{DEFERRED}::test_a_step_is_done_while_nobody_looks",),
+        (f"{DEFERRAL}::TestAStepThatIsDone::test_while_its_task_was_deferred",),
+    ),
+    Case(
+        "pod deleted while its task was deferred",
+        (f"{DEFERRED}::test_its_pod_is_deleted_meanwhile",),
+        (f"{DEFERRAL}::TestAPodThatIsLost::test_deleted",),
+    ),
+    Case(
+        "task marked failed or cleared while deferred",
+        (f"{DEFERRED}::test_its_task_is_marked_or_cleared",),
+        (f"{DEFERRAL}::TestKilledWhileDeferred::test_marked_or_cleared_its_pod_is_gone",),
+    ),
+    Case(
+        "trigger's errors",
+        (
+            f"{DEFERRED}::test_its_trigger_cannot_watch",
+            f"{DEFERRED}::test_a_kubeconfig_of_the_environment_changes_nothing",
+        ),
+        (
+            f"{DEFERRAL}::TestATriggerThatFails::test_is_replaced_a_few_times_and_then_the_worker_waits",
+            f"{DEFERRAL}::TestATriggerThatFails::test_a_kubeconfig_of_the_environment_is_no_trouble",
+        ),
     ),
     Case(
         "names over 63 characters",

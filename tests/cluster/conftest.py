@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from airloop.config import S3Address
-from airloop_operators.runners.pod import attempt, names
+from airloop_operators.runners.pod import attempt, keeper, names, watcher
 from tests.cluster import reach
 from tests.cluster.services import Services
 from tests.cluster.settings import PREFIX, Missing, Store, Told
@@ -79,8 +79,8 @@ def world(cluster: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     extra = {"kube_config_path": str(cluster.kubeconfig)}
     monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps({"conn_type": "kubernetes", "extra": extra}))
     if not cluster.real:
-        monkeypatch.setattr(attempt, "SETTLE_S", 0.5)
-        monkeypatch.setattr(attempt, "QUOTA_S", 0.2)
+        monkeypatch.setattr(watcher, "SETTLE_S", 0.5)
+        monkeypatch.setattr(keeper, "QUOTA_S", 0.2)
         monkeypatch.setattr(attempt, "CLEAN_UP_S", 5.0)
     hears = Hears()
     loggers = [logging.getLogger(name) for name in ("payload", "airloop", "airloop.runner", "airloop.step")]
