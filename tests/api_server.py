@@ -17,7 +17,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -52,6 +52,8 @@ class ApiServer:
         self.bodies: list[str] = []
         self.refusals: list[tuple[int, str, str]] = []
         """Answers to the next attempts to make a pod: status, reason, message."""
+        self.secret_refusals: list[tuple[int, str, str]] = []
+        """The same of Secrets."""
         self.log_cuts: list[int] = []
         """Bytes after which the next streams of a log are cut."""
         self.away_until = 0.0
@@ -133,6 +135,15 @@ class ApiServer:
         self.lock.notify_all()
 
 
+def _expanded(value: str, known: Mapping[str, str]) -> str:
+    """A plain variable as a node gives it to a container."""
+    return re.sub(
+        r"\$(?:(\$)|\(([^)]*)\))",
+        lambda m: "$" if m[1] else known.get(m[2], m[0]),
+        value,
+    )
+
+
 Start = Callable[..., ApiServer]
 """Begins one with scripts, to which Airflow's connection leads."""
 
@@ -163,7 +174,7 @@ class ScriptedPod:
         found = {}
         for entry in self.object["spec"]["containers"][0]["env"]:
             if "value" in entry:
-                found[entry["name"]] = entry["value"]
+                found[entry["name"]] = _expanded(entry["value"], found)
             else:
                 ref = entry["valueFrom"]["secretKeyRef"]
                 while ref["name"] not in self.server.secrets:
@@ -346,6 +357,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _create(self, kind: str, wanted: dict[str, Any]) -> None:
         server, name = self.server_of_pods, wanted["metadata"]["name"]
         if kind == "secrets":
+            if server.secret_refusals:
+                return self._status(*server.secret_refusals.pop(0))
             plain = wanted.pop("stringData", {})
             wanted.setdefault("data", {}).update({k: base64.b64encode(v.encode()).decode() for k, v in plain.items()})
             with server.lock:

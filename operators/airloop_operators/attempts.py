@@ -80,7 +80,7 @@ def _attempts(
     lost: bool,
 ) -> RunOutcome | Deferral:
     try:
-        calls = _calls(operator, context)
+        calls = _calls(operator, context, at_least=back.attempt if back is not None else 0)
         secrets, plain = fetch_secrets({**settings.secrets, **(operator.secrets or {})})
     except BaseException:
         # Nobody would look after what was left.
@@ -135,8 +135,20 @@ def _attempts(
     return outcome
 
 
-def _calls(operator: StepOperator, context: Context) -> list[Call]:
-    """Of a try's attempts: the later ones are made only if the surroundings end those before."""
+def end_earlier(operator: StepOperator, runner: Runner, context: Context) -> None:
+    """End what earlier tries of a task have left running; where that cannot be done, it is when the step starts."""
+    try:
+        runner.end_earlier(_calls(operator, context))
+    except AirloopError as error:
+        operator.log.warning("what earlier tries have left cannot be looked for yet: %s", error)
+
+
+def _calls(operator: StepOperator, context: Context, *, at_least: int = 0) -> list[Call]:
+    """
+    Of a try's attempts: the later ones are made only if the surroundings end those before.
+
+    :param at_least: number of one that is under way, though fewer may be asked for by now.
+    """
     step, ti = operator.step or operator.step_name, context["ti"]
     if not step:
         raise BadArgument(f"task {operator.task_id} names no step", "pass step='extract' or 'package.module:function'")
@@ -148,7 +160,7 @@ def _calls(operator: StepOperator, context: Context) -> list[Call]:
         interval=interval_of(context, operator.interval),
         force=operator.force,
     )
-    return [replace(once, attempt=identity) for identity in _attempt_ids(operator, ti)]
+    return [replace(once, attempt=identity) for identity in _attempt_ids(operator, ti, at_least)]
 
 
 def delay_before(again: int, first: timedelta | float, until: float | None) -> float:
@@ -191,10 +203,12 @@ def _run_info(ti: Any) -> RunInfo:
     return RunInfo(ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index, ti.try_number)
 
 
-def _attempt_ids(operator: StepOperator, ti: Any) -> list[str]:
+def _attempt_ids(operator: StepOperator, ti: Any, at_least: int = 0) -> list[str]:
     """Of a try's attempts, those that are made only if the surroundings end the ones before."""
     run = _run_info(ti)
-    return [attempt_id(getattr(ti, "id", run), run, n) for n in range(operator.infrastructure_retries + 1)]
+    return [
+        attempt_id(getattr(ti, "id", run), run, n) for n in range(max(operator.infrastructure_retries, at_least) + 1)
+    ]
 
 
 def _time_for_step(left_s: float) -> float:

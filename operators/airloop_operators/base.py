@@ -223,7 +223,10 @@ class StepOperator(BaseOperator):
         # A time limit is for the work.
         patience_s = PATIENCE_S if until is None else 0.0
         others = list(_places(self.dag.tasks))
-        wait_for_turn(context, self.place, others, self.log, patience_s=patience_s, killed=lambda: self.killed)
+        wait_for_turn(
+            context, self.place, others, self.log,
+            patience_s=patience_s, killed=lambda: self.killed, first=lambda: self._end_earlier(context),
+        )  # fmt: skip
         return self._run(context, until)
 
     def resume(self, context: Context, event: Any = None) -> dict[str, Any]:
@@ -253,6 +256,17 @@ class StepOperator(BaseOperator):
         late = told.get("error") == TriggerFailureReason.TRIGGER_TIMEOUT
         return self._run(context, time.monotonic() if late else self._until(context), lost=True)
 
+    def _end_earlier(self, context: Context) -> None:
+        """What earlier tries have left must not hold its accelerators for as long as this one waits for its turn."""
+        if context["ti"].try_number == 1:
+            return
+        from airloop_operators.attempts import end_earlier
+        from airloop_operators.runners import get_runner
+        from airloop_operators.settings import Settings
+
+        settings = Settings.read()
+        end_earlier(self, get_runner(self.runner or settings.runner, settings), context)
+
     def _until(self, context: Context | None = None) -> float | None:
         """
         When the task's time is over, by the monotonic clock; None: never.
@@ -276,7 +290,8 @@ class StepOperator(BaseOperator):
         from airloop_operators.settings import Settings
 
         settings = Settings.read()
-        name = self.runner or settings.runner
+        # What was left is a pod, whatever is configured since.
+        name = "pod" if woken is not None else self.runner or settings.runner
         self._running: Runner = get_runner(name, settings)
         if name == "pod":
             PodLink().show(self, context["ti"])

@@ -90,7 +90,14 @@ class Place:
 
 
 def wait_for_turn(
-    context: Context, place: Place, others: Sequence[Place], log: Log, *, patience_s: float, killed: Callable[[], bool]
+    context: Context,
+    place: Place,
+    others: Sequence[Place],
+    log: Log,
+    *,
+    patience_s: float,
+    killed: Callable[[], bool],
+    first: Callable[[], None] = lambda: None,
 ) -> None:
     """
     Return when it is the task's turn, or it was asked to end.
@@ -102,6 +109,7 @@ def wait_for_turn(
     :param others: places of the DAG's tasks.
     :param patience_s: how long to wait before giving the place back.
     :param killed: whether the task was asked to end.
+    :param first: what to do before it waits.
     :raises AirflowRescheduleException: it is not its turn; Airflow starts the task again later.
     """
     from airflow.sdk.exceptions import AirflowRescheduleException
@@ -112,6 +120,8 @@ def wait_for_turn(
         reason, runs = not_yet(context, place, others)
         if not runs or killed():
             return
+        if not said:
+            first()
         if reason != said:
             log.info("Not yet its turn: %s", reason)
             said = reason

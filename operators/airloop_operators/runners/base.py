@@ -175,6 +175,14 @@ class Runner(Protocol):
         """Which of a try's attempts was left and is still there; 0 if none is."""
         ...
 
+    def end_earlier(self, calls: Sequence[Call]) -> None:
+        """
+        End what other tries of a task have left.
+
+        :param calls: of this try's attempts.
+        """
+        ...
+
     def abandon(self, state: Mapping[str, Any]) -> None:
         """End an attempt that was left and will not be run again."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -202,6 +203,19 @@ class TestWaiting:
             return said
 
         return wait
+
+    def test_something_may_be_done_before_it_waits(self, airflow: Airflow) -> None:
+        airflow.runs = [a_run(1)]
+        done: list[str] = []
+        log = SimpleNamespace(info=lambda *_: None)
+        for number in (2, 3):
+            context: Any = {"dag_run": a_run(number), "ti": SimpleNamespace(dag_id="loop")}
+            with suppress(AirflowRescheduleException):
+                turn.wait_for_turn(
+                    context, place(own="run"), [], log,
+                    patience_s=0, killed=lambda: False, first=lambda n=number: done.append(f"run {n}"),
+                )  # fmt: skip
+        assert done == ["run 2", "run 3"]
 
     def sleeping(self, clock: list[float]) -> Callable[[float], None]:
         def sleep(seconds: float) -> None:

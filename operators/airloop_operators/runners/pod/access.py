@@ -17,6 +17,8 @@ class Access:
     apis: tuple[Any, Any]
     """Two ``CoreV1Api`` that share nothing: a signal handler must not wait for a lock that its own thread holds."""
     namespace: str
+    in_cluster: bool = False
+    """It is that of the pod's own service account, without which the asynchronous client does not look there."""
 
 
 Connect = Callable[[Pods], Access]
@@ -39,7 +41,8 @@ def connect(pods: Pods) -> Access:
     try:
         hook = KubernetesHook(conn_id=pods.connection)
         apis = (CoreV1Api(hook.get_conn()), CoreV1Api(hook.get_conn()))
-        return Access(apis, pods.namespace or hook.get_namespace() or hook.DEFAULT_NAMESPACE)
+        namespace = pods.namespace or hook.get_namespace() or hook.DEFAULT_NAMESPACE
+        return Access(apis, namespace, in_cluster=hook.is_in_cluster)
     except ConfigException as cause:
         raise BadConfiguration(
             f"connection {pods.connection!r} does not say where the cluster is: {cause}",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import queue
 import threading
 import time
@@ -49,7 +50,9 @@ class Attempt:
         self._pods = pods
         self._connect = connect
         self._name = names.pod_name(request.call)
-        self._mask = Redactor(request.secrets.values(), request.environment)
+        # Of what pods get by reference the worker may have the values, too, as in the chart.
+        named = [os.environ[name] for name in pods.secrets if os.environ.get(name)]
+        self._mask = Redactor([*request.secrets.values(), *named], {**request.environment, **pods.environment})
         self._stream = LogStream(logging.getLogger("airloop.payload"), self._mask)
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._until: float | None = None
@@ -81,8 +84,15 @@ class Attempt:
         if request.timeout_s is not None:
             # For all starts of the task together.
             self._until = _monotonic(self._began_at + request.timeout_s)
-        case = self._begin()
-        before = read_record(request)
+        try:
+            case = self._begin()
+            before = None if self._left else read_record(request)
+        except BaseException:
+            # Nobody would look after what was left.
+            if self._left is not None and self._killer is not None:
+                with contextlib.suppress(Refused, Away):
+                    self._killer.delete_by_name(self._name, self._pods.patience.grace_s)
+            raise
         thread = threading.Thread(target=self._work, args=(case,), name="airloop-pod", daemon=True)
         self._finished = False
         thread.start()
@@ -121,18 +131,13 @@ class Attempt:
     def _begin(self) -> Case:
         request, pods = self._request, self._pods
         access = self._connect(pods)
+        self._in_cluster = access.in_cluster
         # What was left is where it was made, whatever is configured since.
         namespace = self._left.namespace if self._left else access.namespace
         cluster = partial(Cluster, namespace=namespace, redact=self._mask)
         self._killer = cluster(access.apis[1], patience_s=MARGIN_S)
         spawned_at = datetime.fromtimestamp(self._began_at, UTC).isoformat(timespec="milliseconds")
-        try:
-            made = make(request, pods, namespace=namespace, spawned_at=spawned_at)
-        except AirloopError:
-            # Nobody would look after what was left.
-            if self._left is not None:
-                self._killer.delete_by_name(self._name, pods.patience.grace_s)
-            raise
+        made = make(request, pods, namespace=namespace, spawned_at=spawned_at)
         about = About(
             step=request.call.step,
             pod=f"{namespace}/{made.name}",
@@ -149,7 +154,7 @@ class Attempt:
             made=made,
             about=about,
             cluster=cluster(access.apis[0], patience_s=pods.patience.api_s, abandoned=self._abandoned),
-            clean=partial(cluster, access.apis[0], patience_s=CLEAN_UP_S),
+            clean=partial(cluster, access.apis[0], patience_s=CLEAN_UP_S, known=True),
             say=self._say,
             tell=tell,
             abandoned=self._abandoned,
@@ -257,6 +262,7 @@ class Attempt:
         return Left(
             connection=self._pods.connection,
             namespace=case.cluster.namespace,
+            in_cluster=self._in_cluster,
             pod=case.made.name,
             began_at=self._began_at,
             made_at=self._began_at,

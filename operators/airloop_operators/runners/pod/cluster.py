@@ -41,9 +41,8 @@ class Refused(Exception):
     @property
     def quota(self) -> bool:
         """A quota of the namespace is used up for now; or it was changed while it was looked at."""
-        return (self.status == 403 and "exceeded quota" in self.message) or (
-            self.status == 409 and self.reason == "Conflict"
-        )
+        kept_out = "exceeded quota" in self.message or "status unknown for quota" in self.message
+        return (self.status == 403 and kept_out) or (self.status == 409 and self.reason == "Conflict")
 
 
 class Abandoned(Exception):
@@ -62,6 +61,7 @@ class Cluster:
     :param patience_s: seconds for which a server that is away is asked again.
     :param abandoned: whether to give up at once.
     :param redact: takes secrets out of what the server says.
+    :param known: whether it is known to accept who asks: then a token that it refuses has run out, and is renewed.
     """
 
     def __init__(
@@ -72,13 +72,14 @@ class Cluster:
         patience_s: float,
         abandoned: Callable[[], bool] = lambda: False,
         redact: Callable[[str], str] = str,
+        known: bool = False,
     ) -> None:
         self._api = api
         self.namespace = namespace
         self._patience_s = patience_s
         self._abandoned = abandoned
         self._redact = redact
-        self._known = False
+        self._known = known
         """It has answered before, and so accepted who asks."""
 
     def create_pod(self, pod: Mapping[str, Any]) -> Object:

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from airloop.contract import Exit
-from airloop.errors import AirloopError, BadConfiguration, NotStarted, OutOfMemory, PodLost, TimedOut
+from airloop.errors import AirloopError, BadConfiguration, NotStarted, OutOfMemory, PodLost, StoreFull, TimedOut
 from airloop_operators.runners.base import Ending
 from airloop_operators.runners.pod.queues import KUEUE_QUEUE
 from airloop_operators.runners.pod.spec import CONTAINER
@@ -44,6 +44,8 @@ _POD_REASONS = {
     "Terminated": "was ended because its node is shutting down",
 }
 """By a failed pod's reason."""
+_OWN_LIMITS = ("exceeds the limit", "exceeds the total limit", "exceeded its local ephemeral storage limit")
+"""What a node says that evicts a pod for its own limits, and not because the node itself is short of something."""
 _START_REASONS = ("StartError", "ContainerCannotRun", "RunContainerError", "CreateContainerError", "ErrorDuringStart")
 """Of a container that ended before its command began; its message is the node's, not the payload's."""
 _BAD_IMAGE = ("InvalidImageName", "ErrImageNeverPull")
@@ -277,6 +279,11 @@ def _cause(
     if disruption.get("status") == "True":
         why = str(disruption.get("reason") or "")
         return PodLost(_sentence(about, _DISRUPTIONS.get(why, f"was ended: {why}"), disruption.get("message") or said))
+    if reason == "Evicted" and any(limit in said for limit in _OWN_LIMITS):
+        return StoreFull(
+            _sentence(about, f"was evicted by its node for what it wrote (size {about.size})", said),
+            f"raise scratch of size {about.size} in {about.origin}, or take a larger size",
+        )
     if reason in _POD_REASONS:
         return PodLost(_sentence(about, _POD_REASONS[reason], said or _told(events, "Evicted", "Preempting")))
     if ended_as in _START_REASONS:

@@ -61,29 +61,16 @@ class Keeper:
                         continue
                     pod = found
                 elif no.quota:
-                    if time.monotonic() >= until:
-                        waited_s = case.pods.patience.schedule_s + time.monotonic() - until
-                        raise NotStarted(
-                            f"{case.about} was kept out by a quota for {waited_s:,.0f} s: {no.message}",
-                            "raise the quota, run fewer tasks at once (a pool), or raise patience.schedule_s in "
-                            f"{case.pods.origin}",
-                        ) from None
-                    if no.message != said:
-                        said = no.message
-                        case.say(logging.WARNING, "pod %s waits: %s", case.about.pod, said)
-                        case.tell.waits("quota", said)
+                    said = self._kept_out(no, until, said, patient=patient)
                     if not patient:
                         self._asked = False
                         return None
-                    rest(min(QUOTA_S, max(0.1, until - time.monotonic())), case.abandoned)
-                    if case.abandoned():
-                        raise Abandoned from None
                     continue
                 else:
                     raise refusal(no, f"pod {case.about.pod}") from None
             case.last = pod
             case.tell.seen(pod)
-            self._give_secret(pod)
+            self._give_secret(pod, until)
             return pod
 
     def again(self, uid: str, version: str) -> tuple[Object, bool]:
@@ -135,9 +122,14 @@ class Keeper:
         case.say(logging.INFO, "pod %s is there: this attempt made it before", case.about.pod)
         return pod
 
-    def _give_secret(self, pod: Object) -> None:
-        """Make the Secret, which goes with its pod. The pod comes first, so that no Secret is left without one."""
-        case = self._case
+    def _give_secret(self, pod: Object, until: float) -> None:
+        """
+        Make the Secret, which goes with its pod. The pod comes first, so that no Secret is left without one.
+
+        :param until: how long a quota is waited for, by the monotonic clock.
+        :raises NotStarted: it was used up for too long.
+        """
+        case, said = self._case, ""
         if case.made.secret is None or ending.has_started(pod):
             return
         about = pod["metadata"]
@@ -149,10 +141,36 @@ class Keeper:
                 case.cluster.create_secret(secret)
                 return
             except Refused as no:
-                if not no.exists:
+                if no.quota:
+                    said = self._kept_out(no, until, said)
+                elif no.exists:
+                    # Of a pod of this name that is gone, or this one's: it has not been read yet.
+                    case.cluster.delete_secret(case.made.name)
+                else:
                     raise refusal(no, f"the Secret of pod {case.about.pod}") from None
-                # Of a pod of this name that is gone, or this one's: it has not been read yet.
-                case.cluster.delete_secret(case.made.name)
+
+    def _kept_out(self, no: Refused, until: float, said: str, *, patient: bool = True) -> str:
+        """
+        A quota is used up: tell of it once, and wait a little if one is patient.
+
+        :param said: what was told before; returns what is told now.
+        """
+        case = self._case
+        if time.monotonic() >= until:
+            waited_s = case.pods.patience.schedule_s + time.monotonic() - until
+            raise NotStarted(
+                f"{case.about} was kept out by a quota for {waited_s:,.0f} s: {no.message}",
+                "raise the quota, run fewer tasks at once (a pool), or raise patience.schedule_s in "
+                f"{case.pods.origin}",
+            ) from None
+        if no.message != said:
+            case.say(logging.WARNING, "pod %s waits: %s", case.about.pod, no.message)
+            case.tell.waits("quota", no.message)
+        if patient:
+            rest(min(QUOTA_S, max(0.1, until - time.monotonic())), case.abandoned)
+            if case.abandoned():
+                raise Abandoned from None
+        return no.message
 
     def farewell(self) -> None:
         """Ask the pod to end, and wait for as long as it has for that; see what it leaves."""
@@ -191,7 +209,8 @@ class Keeper:
         case = self._case
         if not self._asked:
             return
-        with_grace_s = 0.0 if ending.is_over(case.last) or ending.terminated(case.last) else 1.0
+        # Without grace its name is free before its node has let go of what it held.
+        with_grace_s = 0.0 if ending.is_over(case.last) else 1.0
         try:
             case.clean().delete_by_name(case.made.name, with_grace_s)
         except (Refused, Away) as no:

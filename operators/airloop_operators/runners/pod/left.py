@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from airloop_operators.runners.pod import ending
@@ -28,6 +28,8 @@ class Left:
     connection: str
     """Airflow connection to the cluster."""
     namespace: str
+    in_cluster: bool = False
+    """The cluster is the one in which Airflow runs."""
     pod: str
     """Name."""
     uid: str = ""
@@ -52,8 +54,9 @@ class Left:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
-        """From :meth:`as_json`."""
-        return cls(**{**given, "log": Mark(*given["log"])})
+        """From :meth:`as_json`, of this release or another one."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in given.items() if name in known} | {"log": Mark(*given["log"])})
 
     def as_json(self) -> dict[str, Any]:
         """JSON values."""

@@ -71,7 +71,7 @@ class LogFollower:
         """Lines that were taken with the last time."""
         self._ended = threading.Event()
         self._abandoned = False
-        self._thread = threading.Thread(target=self._run, name="airloop-pod-log", daemon=True)
+        self._thread = threading.Thread(target=self._follow, name="airloop-pod-log", daemon=True)
 
     @property
     def mark(self) -> Mark:
@@ -107,6 +107,14 @@ class LogFollower:
         done = not self._thread.is_alive() and not self._abandoned
         self._abandoned = True
         return done
+
+    def _follow(self) -> None:
+        try:
+            self._run()
+        except Exception:
+            # The step does not depend on it; that its end is missing is said.
+            self._abandoned = True
+            log.exception("the log cannot be read any further")
 
     def _run(self) -> None:
         while not self._abandoned:

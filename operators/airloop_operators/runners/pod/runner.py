@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airloop.contract import Call
-from airloop.errors import AirloopError, BadArgument, ProcessLost
+from airloop.errors import BadArgument, ProcessLost
 from airloop_operators.runners.base import RunOutcome, RunRequest, Underway
-from airloop_operators.runners.pod import names
+from airloop_operators.runners.pod import ending, names
 from airloop_operators.runners.pod.access import Connect, connect
 from airloop_operators.runners.pod.attempt import CLEAN_UP_S, Attempt
 from airloop_operators.runners.pod.cluster import Cluster, Refused, refusal
@@ -77,6 +77,25 @@ class PodRunner:
         there = [n for n, call in enumerate(calls) if any(names.is_of(p["metadata"], call, instance) for p in pods)]
         return there[-1] if there else 0
 
+    def end_earlier(self, calls: Sequence[Call]) -> None:
+        """
+        End the pods of a task's other tries.
+
+        :raises BadConfiguration: pods may not be listed.
+        :raises InfrastructureFailure: the API server is away.
+        """
+        access = self._connect(self._pods)
+        cluster = Cluster(access.apis[0], access.namespace, patience_s=CLEAN_UP_S)
+        instance = self._pods.instance
+        try:
+            for pod in cluster.pods(f"{names.TASK_INSTANCE}={names.task_instance(calls[0], instance)}"):
+                ours = any(names.is_of(pod["metadata"], call, instance) for call in calls)
+                if not ours and not ending.is_going(pod):
+                    log.warning("ending pod %s of an earlier try", pod["metadata"]["name"])
+                    cluster.delete_pod(pod, self._pods.patience.grace_s)
+        except Refused as no:
+            raise refusal(no, "looking for the pods of a task") from None
+
     def abandon(self, state: Mapping[str, Any]) -> None:
         """End the pod of an attempt that was left and will not be run again."""
         left = Left.of(state)
@@ -84,7 +103,7 @@ class PodRunner:
             access = self._connect(self._pods)
             cluster = Cluster(access.apis[0], left.namespace, patience_s=CLEAN_UP_S)
             cluster.delete_by_name(left.pod, left.grace_s)
-        except (Refused, AirloopError) as no:
+        except Exception as no:  # noqa: BLE001  the error because of which it is abandoned counts
             log.warning("pod %s/%s could not be asked to end: %s", left.namespace, left.pod, no)
 
     def on_kill(self) -> None:

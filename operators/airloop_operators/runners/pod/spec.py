@@ -91,7 +91,8 @@ def make(request: RunRequest, pods: Pods, *, namespace: str, spawned_at: str) ->
         "labels": {**place.pool.labels, **admitted.labels, **names.labels(request.call, pods.instance)},
         "annotations": {**place.pool.annotations, **admitted.annotations, **names.in_full(request.call)},
     }
-    env = [{"name": key, "value": value} for key, value in plain.items()]
+    # A node puts other variables in the place of $(NAME), and takes $$ for $.
+    env = [{"name": key, "value": value.replace("$", "$$")} for key, value in plain.items()]
     env += [_reference(key, name, key) for key in hidden]
     env += [_reference(key, found.secret, found.key) for key, found in pods.secrets.items() if key not in hidden]
     volumes, mounts = _volumes(pods, place)

@@ -205,7 +205,7 @@ def _hook(left: Left) -> Any:
     from airflow.providers.cncf.kubernetes.hooks.kubernetes import AsyncKubernetesHook
 
     # What the connection says, as for the worker: nothing of the environment is mixed in.
-    return AsyncKubernetesHook(conn_id=left.connection)
+    return AsyncKubernetesHook(conn_id=left.connection, in_cluster=left.in_cluster or None)
 
 
 def _api(connection: Any) -> Any:

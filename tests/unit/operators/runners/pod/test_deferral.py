@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +30,7 @@ from airloop_operators import StepOperator, turn
 from airloop_operators.attempts import MARGIN_S
 from airloop_operators.deferral import MOST_TROUBLES
 from airloop_operators.runners.pod import trigger as pod_trigger
+from airloop_operators.runners.pod.left import Left
 from tests.api_server import ApiServer, ScriptedPod, Start
 from tests.unit.operators.test_turn import a_run
 
@@ -268,6 +269,23 @@ class TestAPodThatIsLost:
         assert found["status"] == "done"
         assert len({pod["metadata"]["name"] for pod in server.created}) == 2, "each attempt has a pod of its own"
 
+    def test_and_fewer_attempts_are_allowed_by_then(self, start: Start) -> None:
+        """The DAG was changed while it was deferred."""
+
+        def deleted(pod: ScriptedPod) -> None:
+            pod.run()
+            pod.delete(grace_s=1)
+
+        server = start(deleted, slow)
+        task = Task({"infrastructure_retries": 1})
+        found = task.start()
+        while len(server.created) < 2:
+            found = task.resume(wake(found))
+        running(server)
+        task.arguments["infrastructure_retries"] = 0
+        go(server.handles[next(iter(server.pods))]).set()
+        assert task.resume(wake(found))["status"] == "done"
+
     def test_gone_without_a_trace(self, start: Start) -> None:
         server = start(slow)
         task = Task({"infrastructure_retries": 0})
@@ -432,6 +450,17 @@ class TestATriggerThatFails:
         assert not event["trouble"]
         with pytest.raises(AirflowException, match="exit code 3"):
             task.resume(event)
+
+    def test_in_the_cluster_of_its_own_account_it_looks_there(
+        self, start: Start, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The asynchronous client does not do so by itself."""
+        start(slow)
+        found = Task().start()
+        left = Left.of(found.deferral["state"])
+        assert not left.in_cluster
+        assert pod_trigger._hook(left).in_cluster is None
+        assert pod_trigger._hook(replace(left, in_cluster=True)).in_cluster is True
 
     def test_is_replaced_a_few_times_and_then_the_worker_waits(
         self, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -13,6 +13,7 @@ from airloop.errors import (
     NotStarted,
     OutOfMemory,
     PodLost,
+    StoreFull,
     TimedOut,
 )
 from airloop_operators.runners.pod import ending
@@ -84,6 +85,13 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], type[AirloopError], str]]
         "was evicted by its node (The node was low on resource: memory)",
     ),
     (
+        "evicted for what it wrote",
+        pod("Failed", reason="Evicted", message='Usage of EmptyDir volume "scratch" exceeds the limit "1Gi". '),
+        {},
+        StoreFull,
+        "for what it wrote (size small) (Usage of EmptyDir volume",
+    ),
+    (
         "evicted, as its container saw it",
         pod("Failed", ended(137), reason="Evicted", message="Pod ephemeral local storage usage exceeds"),
         {},
@@ -147,7 +155,8 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], type[AirloopError], str]]
 def test_each_end_has_its_error(seen: dict[str, Any], how: dict[str, Any], kind: type[AirloopError], says: str) -> None:
     verdict = ending.judge(seen, [], ABOUT, **how)
     assert type(verdict.ending.cause) is kind
-    assert isinstance(verdict.ending.cause, InfrastructureFailure)
+    # A limit of its own that was hit once will be hit again.
+    assert isinstance(verdict.ending.cause, InfrastructureFailure) == (kind is not StoreFull)
     assert says in str(verdict.ending.cause)
     assert "loops/train-0123" in str(verdict.ending.cause)
 

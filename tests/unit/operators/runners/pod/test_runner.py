@@ -45,7 +45,7 @@ from airloop_operators.runners import get_runner
 from airloop_operators.runners.base import RunOutcome, RunRequest
 from airloop_operators.runners.pod import attempt, names
 from airloop_operators.runners.pod.runner import PodRunner
-from airloop_operators.runners.pod.sizes import Patience, Pods
+from airloop_operators.runners.pod.sizes import Patience, Pods, SecretKey
 from airloop_operators.runners.pod.spec import make
 from airloop_operators.settings import Settings
 from tests.api_server import ApiServer, Script, ScriptedPod, Start
@@ -323,6 +323,18 @@ def test_a_quota_is_waited_for(start: Start, run: Run, caplog: pytest.LogCapture
     assert type(error) is NotStarted
     assert "was kept out by a quota" in str(error)
     assert "used: cpu=4" in str(error)
+
+
+@pytest.mark.parametrize("message", ["exceeded quota: team", "status unknown for quota: team, resources: pods"])
+def test_a_quota_of_secrets_or_one_that_is_not_known_yet_is_waited_for(start: Start, run: Run, message: str) -> None:
+    server = start(success)
+    server.refusals = [(403, "Forbidden", f'pods "train" is forbidden: {message}')]
+    server.secret_refusals = [
+        (403, "Forbidden", f'secrets "train" is forbidden: {message}'),
+        (409, "Conflict", "again"),
+    ]
+    assert run().error is None
+    assert len(server.created) == len(server.secrets_created) == 1
 
 
 @pytest.mark.parametrize(
@@ -647,6 +659,57 @@ def test_no_secret_is_anywhere(
     (secret,) = server.secrets_created
     owner = secret["metadata"]["ownerReferences"][0]
     assert (owner["kind"], owner["name"]) == ("Pod", secret["metadata"]["name"]), "it goes with its pod"
+
+
+def test_what_pods_get_by_reference_is_masked_where_the_worker_knows_it(
+    start: Start, pods: Pods, request_of: RunRequest, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tells(pod: ScriptedPod) -> None:
+        pod.run()
+        pod.say("connecting with of-the-store-4711")
+        pod.end(1)
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-the-store-4711")
+    start(tells)
+    named = {"AWS_SECRET_ACCESS_KEY": SecretKey(secret="s3", key="k")}
+    PodRunner(replace(pods, secrets={})).run(request_of)
+    assert "of-the-store" in caplog.text
+    caplog.clear()
+    pod_of = replace(request_of, call=replace(request_of.call, attempt="ef" * 8))
+    # The server has no such Secret, and needs none: nothing asks for its value.
+    PodRunner(replace(pods, secrets=named)).run(pod_of)
+    assert "connecting with ***" in caplog.text
+    assert "of-the-store" not in caplog.text
+
+
+def test_dollars_reach_the_payload_as_they_are(start: Start, run: Run, request_of: RunRequest) -> None:
+    """A node puts other variables in the place of $(NAME), and takes $$ for $."""
+    told: list[dict[str, str]] = []
+
+    def looks(pod: ScriptedPod) -> None:
+        told.append(pod.environment())
+        success(pod)
+
+    start(looks)
+    arguments = {"sql": "SELECT $$it's$$, $1, '$(HOME)', '$$(HOME)'"}
+    environment = {**request_of.environment, "PLAIN": "a$$b$(USER)"}
+    assert run(call=replace(request_of.call, arguments=arguments), environment=environment).error is None
+    assert json.loads(told[0]["AIRLOOP_CALL"])["arguments"] == arguments
+    assert told[0]["PLAIN"] == "a$$b$(USER)"
+
+
+def test_what_earlier_tries_left_is_ended_while_a_task_waits_for_its_turn(
+    start: Start, pods: Pods, request_of: RunRequest
+) -> None:
+    server = start()
+    first = replace(request_of.call, attempt="aa" * 8)
+    second = replace(request_of.call, attempt="bb" * 8, run=replace(request_of.call.run, try_number=2))
+    for call in (first, second):
+        made = make(replace(request_of, call=call), pods, namespace="loops", spawned_at="2013-01-01T00:00:00+00:00")
+        server.add(made.pod, lambda pod: pod.run())
+    PodRunner(pods).end_earlier([second])
+    assert list(server.pods) == [names.pod_name(second)], "its own stays, for it may be adopted"
 
 
 def test_an_operator_starts_what_was_lost_again_and_renders_no_secret(
