@@ -29,6 +29,11 @@ class Case:
 CASES = (
     Case("a done step", (f"{ENDINGS}::test_a_done_step",), (f"{RUNNER}::test_a_done_step",)),
     Case(
+        "arguments with dollars",
+        (f"{ENDINGS}::test_dollars_reach_the_step",),
+        (f"{RUNNER}::test_dollars_reach_the_payload_as_they_are",),
+    ),
+    Case(
         "green only with its manifest",
         (f"{ENDINGS}::test_an_own_exit_code",),
         (f"{RUNNER}::TestGreenOnlyWithItsManifest::test_exit_0_and_nothing",),

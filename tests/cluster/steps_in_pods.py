@@ -42,6 +42,12 @@ def talk(ctx: StepContext, *, lines: int, pause_s: float) -> StepResult:
 
 
 @step()
+def echo(ctx: StepContext, *, text: str) -> StepResult:
+    """Give back what it was given."""
+    return StepResult(details={"text": text})
+
+
+@step()
 def end(ctx: StepContext, *, how: str) -> StepResult:
     """End as steps do."""
     if how == "rejected":

@@ -33,6 +33,15 @@ def test_a_done_step(world: World) -> None:
     world.until(lambda: not world.left(), "its pod is gone")
 
 
+def test_dollars_reach_the_step(world: World) -> None:
+    """A node puts other variables in the place of $(NAME), and takes $$ for $."""
+    text = "SELECT $$it's$$, $1, '$(HOME)', '$$(HOME)'"
+    outcome = world.run(world.request("echo", text=text))
+    assert outcome.error is None, outcome.error
+    assert outcome.manifest is not None
+    assert outcome.manifest["details"]["text"] == text
+
+
 @pytest.mark.parametrize(
     ("how", "kind", "says"),
     [
