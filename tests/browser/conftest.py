@@ -25,9 +25,13 @@ QUIET = (
 """No sandbox: it does not work as root, and only our own pages are opened. The rest keeps it from calling home."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """Debian's Chromium, headless, with a profile of its own. Without it tests skip; with ``CI`` set they fail."""
+    """
+    Debian's Chromium, headless, with a profile of its own. Without it tests skip; with ``CI`` set they fail.
+
+    It goes with its module: as long as it is there this thread has a running event loop, and nobody else can have one.
+    """
     if not CHROMIUM.exists():
         reason = f"{CHROMIUM} is not there: apt-get install -y --no-install-recommends chromium"
         if os.environ.get("CI"):
