@@ -66,7 +66,7 @@ class Orphans:
             if tree.is_within(tree.real(place), root) and tree.real(place) != root:
                 self._places[name] = place
         for place in sorted(set(self._places.values())):
-            self._seen |= {file.path: file for file in tree.below(place) if file.path not in named}
+            self._seen |= {file.path: file for file in self._files(place) if file.path not in named}
         self._gone = dropped(self._warehouse)
 
     def decide(self, reasons: Reasons, *, dry_run: bool) -> Iterator[tuple[str, list[File]]]:
@@ -113,7 +113,7 @@ class Orphans:
             gone_for_s = known.gone_for_s(name, now)
             long_ago = gone_for_s > 0 and now - gone_for_s < self._cutoff
             old = []
-            for file in tree.below(place):
+            for file in self._files(place):
                 if long_ago and not self._is_young(file):
                     old.append(file)
                 else:
@@ -121,6 +121,9 @@ class Orphans:
             # It may have been registered again since it was missed.
             if not self._warehouse.exists(name):
                 yield from _pieces(old)
+
+    def _files(self, place: str) -> Iterator[File]:
+        return tree.of_tables(self._warehouse.config, place)
 
     def _is_young(self, file: File) -> bool:
         store = tree.split(file.path)[0] if file.path.startswith(tree.SCHEME) else ""

@@ -26,7 +26,7 @@ from airloop.warehouse.references import References
 from airloop.warehouse.refs import TableRef
 from tests.places import IN_A_CLUSTER, table_files
 from tests.postgres_server import PostgresServer
-from tests.unit.upkeep.conftest import TABLE, rows
+from tests.unit.upkeep.conftest import SCHEMA, TABLE, rows
 from tests.unit.upkeep.test_gc import look
 
 
@@ -90,8 +90,6 @@ def test_into_the_same_place_every_file_is_what_it_was(
 
 def test_what_lay_elsewhere_comes_below_the_home(tmp_path: Path, vault: Path) -> None:
     config = replace(at(tmp_path / "home"), warehouse=tmp_path / "large disk", artifacts=tmp_path / "other disk")
-    from tests.unit.upkeep.conftest import SCHEMA
-
     warehouse = Warehouse.open(config)
     warehouse.ensure(TABLE, SCHEMA)
     warehouse.commit(TABLE, rows([1]), key="one")
@@ -99,6 +97,31 @@ def test_what_lay_elsewhere_comes_below_the_home(tmp_path: Path, vault: Path) ->
     shutil.rmtree(config.warehouse)
     restore(vault, tmp_path / "new")
     assert Warehouse.open(at(tmp_path / "new")).count(TableRef(TABLE)) == 1
+
+
+@pytest.mark.parametrize("nested", [("lake", "lake/artifacts"), ("lake/artifacts", "lake")])
+def test_tables_and_artifacts_within_each_other(
+    tmp_path: Path, vault: Path, run_step: Callable[..., dict[str, Any]], nested: tuple[str, str]
+) -> None:
+    warehouse, artifacts = (tmp_path / name for name in nested)
+    config = replace(at(tmp_path / "home"), warehouse=warehouse, artifacts=artifacts)
+    tables = Warehouse.open(config)
+    tables.ensure(TABLE, SCHEMA)
+    tables.commit(TABLE, rows([1]), key="one")
+    asked = {"table": f"{TABLE}@main", "run": RunInfo("shop", "r", "look")}
+    run_step(look, config=config, **asked)
+    made, _ = backup(config, vault)
+    there = {p.relative_to(artifacts).as_posix() for p in artifacts.rglob("*") if p.is_file()}
+    if warehouse.is_relative_to(artifacts):
+        below = warehouse.relative_to(artifacts).as_posix()
+        there = {name for name in there if not name.startswith(f"{below}/")}
+    assert there
+    assert {n.removeprefix("artifacts/") for n in made.files if n.startswith("artifacts/")} == there
+    shutil.rmtree(tmp_path / "lake")
+    new = at(tmp_path / "new")
+    restore(vault, new.home)
+    assert Warehouse.open(new).count(TableRef(TABLE)) == 1
+    assert run_step(look, config=new, **asked)["status"] == "reused"
 
 
 def test_a_second_point_copies_what_is_new(

@@ -108,6 +108,28 @@ def test_another_catalog_makes_no_table_a_dropped_one(
     assert warehouse.count(TableRef(TABLE)) == 6
 
 
+@pytest.mark.parametrize(("name", "place"), [("artifacts.steps", "artifacts"), ("shop.orders", "shop/orders/made")])
+def test_artifacts_in_the_folder_of_a_table_are_none_of_its_files(
+    config: Config, run_step: Callable[..., dict[str, Any]], name: str, place: str
+) -> None:
+    config = replace(config, artifacts=config.warehouse.joinpath(*place.split("/")))
+    warehouse = Warehouse.open(config)
+    warehouse.ensure(name, rows([1]).schema)
+    warehouse.ensure("shop.kept", rows([1]).schema)
+    warehouse.commit("shop.kept", rows([1]), key="k")
+    asked = {"table": "shop.kept@main", "run": RunInfo("shop", "r", "look")}
+    run_step(look, config=config, **asked)
+    before = {p for p in config.artifacts.rglob("*/manifest.json") if p.is_file()}
+    assert before
+    for dropped in (False, True):
+        if dropped:
+            warehouse._catalog.drop_table(name)
+            gc.collect(config, KEPT, grace_s=ANY_AGE)
+        gc.collect(config, KEPT, grace_s=ANY_AGE)
+        assert all(path.is_file() for path in before)
+        assert run_step(look, config=config, **asked)["status"] == "reused"
+
+
 def test_nothing_young_expires(config: Config, history: list[int]) -> None:
     assert gc.collect(config, NOTHING_KEPT).snapshots == []
 
