@@ -29,6 +29,7 @@ from airloop.faults import point as fault_point
 from airloop.objects import Bulk
 from airloop.upkeep.exported import export_catalog
 from airloop.upkeep.gc import alone
+from airloop.upkeep.owner import MARK
 from airloop.upkeep.points import Kept, Point, Vault, safe
 from airloop.upkeep.sweep import folders_below
 from airloop.usage import FOLDER
@@ -158,7 +159,9 @@ def _artifacts(config: Config) -> Iterator[list[str]]:
     tables = f"{config.warehouse}/".removeprefix(f"{root}/") if tree.is_below(config.warehouse, root) else ""
 
     def is_artifact(name: str) -> bool:
-        return ".part-" not in name and not (tables and name.startswith(tables))
+        # Of the catalog whose tables these are; that of a restored point is another one.
+        mark = name.rpartition("/")[2] == MARK
+        return ".part-" not in name and not mark and not (tables and name.startswith(tables))
 
     def names(folder: str = "") -> list[str]:
         return [name for name in _names(root, folder) if is_artifact(name)]

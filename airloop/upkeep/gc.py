@@ -30,6 +30,7 @@ from airloop.frame import running
 from airloop.locks import locks_of
 from airloop.objects import Bulk, Listed
 from airloop.objects.bulk import AT_A_TIME, CLOCK_STEP_S
+from airloop.upkeep.owner import refuse_others
 from airloop.upkeep.retention import NAMED, Policy, protected, refuse_another_store, tell
 from airloop.upkeep.sweep import UNFINISHED, Published, leftovers
 
@@ -103,7 +104,8 @@ def collect(
     :param own_attempt: the attempt that calls, if it is a step: it reads no table.
     :raises StoreBusy: another gc or a backup runs.
     :raises ContractBroken: a manifest cannot be read, so that nobody knows what it needs.
-    :raises BadConfiguration: the artifact store, or the registry of models, is not the one that loops use.
+    :raises BadConfiguration: the artifact store, or the registry of models, is not the one that loops use; or the
+        tables may be another catalog's.
     :raises Unreachable: a store is away, or forgot meanwhile who runs; what went was needed by nobody.
     """
     from airloop.upkeep.orphans import Orphans
@@ -114,13 +116,14 @@ def collect(
     warehouse = Warehouse.open(config)
     found = Collected()
     with alone(config), running.deciding(config) as still:
+        refuse_others(config, dry_run=dry_run)
         # Attempts first, manifests after: what ends in between is in one of them.
         with running.closed(config):
             alive = [a for a in running.attempts(config) if a.alive and a.attempt != own_attempt]
         apart_s = CLOCKS_S if postgres.is_address(config.catalog) else 0.0
         cutoff = min([time.time() - grace_s, *(a.started_at - apart_s for a in alive)])
         told = tell(config)
-        refuse_another_store(warehouse, told)
+        refuse_another_store(warehouse, told, cutoff)
         for name in warehouse.tables():
             _drop_branches(warehouse, name, cutoff, found, dry_run)
         reasons = protected(config, policy, told=told)

@@ -84,10 +84,11 @@ def tell(config: Config) -> Told:
     return Told(manifests, attempts, tried | {made.key for made in manifests})
 
 
-def refuse_another_store(warehouse: Warehouse, told: Told) -> None:
+def refuse_another_store(warehouse: Warehouse, told: Told, cutoff: float) -> None:
     """
     Refuse an artifact store that knows no step that wrote a table: it says nothing of what is needed.
 
+    :param cutoff: seconds since 1970; who wrote since may be about to say so.
     :raises BadConfiguration: there are such steps, and the store has no manifest or record of a single one.
     """
     from airloop.registry.ledger import Ledger
@@ -96,10 +97,12 @@ def refuse_another_store(warehouse: Warehouse, told: Told) -> None:
     wrote: dict[str, str] = {}
     for name in warehouse.tables():
         for snapshot in warehouse.table(name).metadata.snapshots:
-            text = snapshot.summary.additional_properties.get(KEY, "") if snapshot.summary else ""
-            wrote |= dict.fromkeys(STEP_KEY.findall(text), f"{name}@{snapshot.snapshot_id}")
+            if snapshot.summary is not None and snapshot.timestamp_ms / 1000 < cutoff:
+                text = snapshot.summary.additional_properties.get(KEY, "")
+                wrote |= dict.fromkeys(STEP_KEY.findall(text), f"{name}@{snapshot.snapshot_id}")
     for entry in Ledger(warehouse).entries():
-        wrote |= dict.fromkeys(STEP_KEY.findall(entry.key), f"entry {entry.seq} of {entry.model} in the ledger")
+        if entry.recorded_at.timestamp() < cutoff:
+            wrote |= dict.fromkeys(STEP_KEY.findall(entry.key), f"entry {entry.seq} of {entry.model} in the ledger")
     if wrote and told.keys.isdisjoint(wrote):
         key, what = next(iter(wrote.items()))
         raise BadConfiguration(
