@@ -14,9 +14,12 @@ import pytest
 from airloop import usage
 from airloop.config import Config, S3Address
 from airloop.contract import RunInfo
-from airloop.errors import BadArgument, BadConfiguration, ContractBroken, NotFound
-from airloop.objects import open_objects
+from airloop.errors import BadArgument, BadConfiguration, ContractBroken, NotFound, StoreBusy
+from airloop.objects import Bulk, open_objects
+from airloop.upkeep import restore as restoring
 from airloop.upkeep.backup import backup
+from airloop.upkeep.exported import import_catalog
+from airloop.upkeep.gc import alone
 from airloop.upkeep.points import Vault
 from airloop.upkeep.relocate import mover
 from airloop.upkeep.restore import restore
@@ -265,6 +268,82 @@ def test_state_that_pods_share_into_another_bucket_and_database_or_onto_one_mach
         assert Warehouse.open(moved).scan(TableRef(TABLE)).read_all().num_rows == 8
         again = run_step(look, config=moved, table=f"{TABLE}@{snapshots[-1]}", run=RunInfo("shop", "r", "look"))
         assert again["status"] == "reused"
+
+
+@IN_A_CLUSTER
+def test_what_came_while_a_point_was_copied_stays(
+    config: Config,
+    history: list[int],
+    vault: Path,
+    tmp_path: Path,
+    postgres_server: PostgresServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backup(config, vault)
+    place = S3Address(config.warehouse.bucket, f"{config.warehouse.prefix}-2")
+    theirs = "shop/orders/data/theirs.parquet"
+    with postgres_server.database() as address:
+        new = replace(
+            config,
+            home=tmp_path / "pod",
+            catalog=address,
+            warehouse=place,
+            artifacts=replace(place, prefix=f"{place.prefix}-a"),
+        )
+
+        def meanwhile(name: str) -> None:
+            if name == "restore:copied":
+                with pytest.raises(StoreBusy, match="another gc, backup"), alone(new, timeout_s=0):
+                    pass
+                Bulk(place).publish(theirs, b"x")
+
+        monkeypatch.setattr("airloop.upkeep.restore.fault_point", meanwhile)
+        with pytest.raises(BadArgument, match="is not empty"):
+            restore(vault, new.home, config=new)
+        assert table_files(new) == {f"{place}/{theirs}"}
+        assert not new.home.exists()
+
+        # Whoever comes after that look loses nothing either.
+        Bulk(place).remove(theirs)
+        send = restoring._send
+
+        def late(folder: Path, bulk: Bulk) -> None:
+            Bulk(place).publish(theirs, b"x")
+            send(folder, bulk)
+
+        monkeypatch.setattr("airloop.upkeep.restore.fault_point", lambda name: None)
+        monkeypatch.setattr(restoring, "_send", late)
+        restore(vault, new.home, config=new)
+        assert Bulk(place).read(theirs) == b"x"
+        assert Warehouse.open(new).count(TableRef(TABLE)) == 6
+
+
+@IN_A_CLUSTER
+def test_namespaces_of_tables_that_were_dropped_are_no_tables(
+    config: Config, history: list[int], vault: Path, tmp_path: Path, postgres_server: PostgresServer
+) -> None:
+    backup(config, vault)
+    with postgres_server.database() as address:
+        new = replace(
+            config, home=tmp_path / "pod", catalog=address, warehouse=tmp_path / "lake", artifacts=tmp_path / "made"
+        )
+        before = Warehouse.open(new)
+        before.ensure(TABLE, SCHEMA)
+        before.ensure("other.orders", SCHEMA)
+        with pytest.raises(BadArgument, match="names tables"):
+            import_catalog(new, tmp_path / "none.db")
+        for name in before.tables():
+            before._catalog.drop_table(name)
+        shutil.rmtree(new.home)
+        restore(vault, new.home, config=new)
+        assert Warehouse.open(replace(new, warehouse=new.home / "warehouse")).count(TableRef(TABLE)) == 6
+
+
+def test_a_rest_catalog_is_not_filled(config: Config, history: list[int], vault: Path, tmp_path: Path) -> None:
+    backup(config, vault)
+    with pytest.raises(BadConfiguration, match=r"airloop restore .* Iceberg REST catalog"):
+        restore(vault, tmp_path / "new", config=replace(config, catalog="rest+https://catalog.example/api"))
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
