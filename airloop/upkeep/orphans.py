@@ -95,13 +95,24 @@ class Orphans:
         yield from _pieces(going)
         yield from self._of_dropped(dry_run=dry_run)
         for place in self._replays():
-            old = [file for file in tree.below(place) if not self._is_young(file)]
-            yield from (("working folders", piece) for _, piece in _pieces(old))
+            for replay in self._old_replays(place):
+                # Listed again: one that goes on has written since.
+                files = list(tree.below(replay))
+                if not any(map(self._is_young, files)):
+                    yield from (("working folders", piece) for _, piece in _pieces(files))
 
     def _replays(self) -> list[str]:
         """Where tables of replays are that were killed or kept; in a folder they are in that of the replay."""
         root = self._warehouse.config.warehouse
         return [f"{root}/{tree.REPLAYS}"] if isinstance(root, S3Address) else []
+
+    def _old_replays(self, place: str) -> list[str]:
+        """Folders of replays with nothing young in them: what one wrote first, it reads to its end."""
+        is_old: dict[str, bool] = {}
+        for file in tree.below(place):
+            replay = f"{place}/{file.path.removeprefix(place).split('/')[1]}"
+            is_old[replay] = is_old.get(replay, True) and not self._is_young(file)
+        return sorted(replay for replay, old in is_old.items() if old)
 
     def _of_dropped(self, *, dry_run: bool) -> Iterator[tuple[str, list[File]]]:
         """Files of tables that were dropped before the cutoff, as far as we know."""
