@@ -30,10 +30,11 @@ def data_files(config: Config) -> set[str]:
 
 
 def table_files(config: Config) -> set[str]:
-    """All files of a warehouse, as the metadata of tables write them."""
+    """All files of a warehouse but its owner's mark, as the metadata of tables write them."""
+    from airloop.upkeep.owner import MARK
     from airloop.warehouse import tree
 
-    return {file.path for file in tree.below(str(config.warehouse))}
+    return {file.path for file in tree.below(str(config.warehouse))} - {f"{config.warehouse}/{MARK}"}
 
 
 def objects(config: Config) -> set[str]:

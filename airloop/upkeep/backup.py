@@ -29,9 +29,11 @@ from airloop.faults import point as fault_point
 from airloop.objects import Bulk
 from airloop.upkeep.exported import export_catalog
 from airloop.upkeep.gc import alone
+from airloop.upkeep.owner import MARK
 from airloop.upkeep.points import Kept, Point, Vault, safe
 from airloop.upkeep.sweep import folders_below
 from airloop.usage import FOLDER
+from airloop.warehouse import tree
 
 TRIES = 3
 MANIFEST = "manifest.json"
@@ -153,12 +155,16 @@ def _names(root: Path | S3Address, folder: str = "") -> Iterator[str]:
 def _artifacts(config: Config) -> Iterator[list[str]]:
     """Records, which name manifests; manifests, which name artifacts; artifacts."""
     root = config.artifacts
-    # Tables may be kept below the artifacts; they have their own turn.
-    tables = f"{config.warehouse}/"
+    # Tables may be kept below the artifacts; they have their own turn. Artifacts below the tables have theirs here.
+    tables = f"{config.warehouse}/".removeprefix(f"{root}/") if tree.is_below(config.warehouse, root) else ""
+
+    def is_artifact(name: str) -> bool:
+        # Of the catalog whose tables these are; that of a restored point is another one.
+        mark = name.rpartition("/")[2] == MARK
+        return ".part-" not in name and not mark and not (tables and name.startswith(tables))
 
     def names(folder: str = "") -> list[str]:
-        found = _names(root, folder)
-        return [name for name in found if ".part-" not in name and not f"{root}/{name}".startswith(tables)]
+        return [name for name in _names(root, folder) if is_artifact(name)]
 
     yield [*names("runs"), *names("attempts"), *names(FOLDER)]
     yield [n for n in names("steps") if n.count("/") == 4 and n.endswith(f"/{MANIFEST}")]

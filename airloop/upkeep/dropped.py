@@ -43,7 +43,7 @@ def dropped(warehouse: Warehouse) -> dict[str, str]:
             continue
         if any(tree.is_within(real, other) or tree.is_within(other, real) for other in places):
             continue
-        if next(tree.below(place), None) is not None:
+        if next(tree.of_tables(config, place), None) is not None:
             found[name] = place
     return found
 
@@ -52,7 +52,7 @@ def strays(warehouse: Warehouse) -> list[str]:
     """Data files below the warehouse's folder that are in no folder of a table, be it dropped."""
     places = tree.real_places(warehouse) | {tree.real(place) for place in dropped(warehouse).values()}
     root = tree.real(str(warehouse.config.warehouse))
-    files = (file.path for file in tree.below(root) if file.path.endswith(".parquet"))
+    files = (file.path for file in tree.of_tables(warehouse.config, root) if file.path.endswith(".parquet"))
     return sorted(path for path in files if not any(tree.is_within(path, place) for place in places))
 
 
@@ -60,7 +60,7 @@ def find_dropped(warehouse: Warehouse, name: str, place: str, subject: Subject, 
     """Files of a dropped table that hold a subject's rows, and with them those that describe files."""
     found = Found(name)
     with read.connect(warehouse.config) as connection:
-        there = sorted(file.path for file in tree.below(place))
+        there = sorted(file.path for file in tree.of_tables(warehouse.config, place))
         for path in (p for p in there if p.endswith(".parquet")):
             if is_broken(connection, path) or _holds(connection, path, subject, renamed):
                 found.files.append(path)

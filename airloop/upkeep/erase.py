@@ -31,6 +31,7 @@ from airloop.provenance.erasures import Erasure
 from airloop.upkeep.dropped import dropped, find_dropped, forget_dropped, holds, strays
 from airloop.upkeep.forget import Found, Rows, find, forget, remove_empty_folders
 from airloop.upkeep.gc import alone
+from airloop.upkeep.owner import refuse_others
 from airloop.upkeep.records import read_records
 from airloop.upkeep.retention import NAMED
 from airloop.upkeep.serving import unserve
@@ -98,6 +99,7 @@ def erase(config: Config, request: Request, *, dry_run: bool = False) -> Erased:
 
     :raises StoreBusy: a step runs, or gc or a backup.
     :raises BadArgument: the request cannot be understood.
+    :raises BadConfiguration: the tables may be another catalog's.
     :raises Unreachable: a store is away, or forgot meanwhile that steps have to wait; the same request goes on.
     """
     own_catalog(config, "airloop erase")
@@ -106,6 +108,7 @@ def erase(config: Config, request: Request, *, dry_run: bool = False) -> Erased:
     warehouse = Warehouse.open(config)
     with ExitStack() as held:
         held.enter_context(alone(config))
+        refuse_others(config, dry_run=dry_run)
         # Steps wait at the gate until all is done.
         gate = held.enter_context(running.closed(config))
         busy = [a.attempt for a in running.attempts(config) if a.alive]

@@ -87,7 +87,7 @@ def find(config: Config, table: Table, rows: Rows) -> Found:
     recalled = recall(table)
     entries = _Entries(table, recalled)
     named = {path for snapshot in entries.snapshots for path in entries.paths(snapshot)}
-    here = {file.path for file in tree.below(local_path(table.location()))}
+    here = {file.path for file in tree.of_tables(config, local_path(table.location()))}
     loose = {path for path in here if path.endswith(".parquet")} - named
     with read.connect(config) as connection:
         # What lies elsewhere, as the files of a table that was copied do, has to be asked for one by one.

@@ -22,16 +22,18 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airloop import postgres
 from airloop.config import Config, S3Address, own_catalog
 from airloop.errors import StoreBusy
 from airloop.faults import point
 from airloop.frame import running
-from airloop.locks import locks_of
+from airloop.locks import PostgresLocks, locks_of
 from airloop.objects import Bulk, Listed
 from airloop.objects.bulk import AT_A_TIME, CLOCK_STEP_S
-from airloop.upkeep.retention import NAMED, Policy, protected, tell
+from airloop.upkeep.owner import refuse_others
+from airloop.upkeep.retention import NAMED, Policy, protected, refuse_another_store, tell
 from airloop.upkeep.sweep import UNFINISHED, Published, leftovers
+from airloop.upkeep.traces import JOURNALS
+from airloop.usage import FOLDER
 
 if TYPE_CHECKING:
     from pyiceberg.table import Table
@@ -45,6 +47,8 @@ log = logging.getLogger("airloop.upkeep")
 GRACE_S = 86_400.0
 CLOCKS_S = 300.0
 """Seconds by which clocks of machines that share a state may differ: what an attempt may hold is so much older."""
+ARTIFACTS = frozenset({"steps", "runs", "attempts", "code", "reports", "doctor", JOURNALS, FOLDER})
+"""Folders in which Airloop publishes artifacts and records."""
 AUDIT = re.compile(r"audit-[0-9a-f]{12}(-.*)?")
 """Branches that steps make for batches which are not published yet."""
 
@@ -103,6 +107,8 @@ def collect(
     :param own_attempt: the attempt that calls, if it is a step: it reads no table.
     :raises StoreBusy: another gc or a backup runs.
     :raises ContractBroken: a manifest cannot be read, so that nobody knows what it needs.
+    :raises BadConfiguration: the artifact store, or the registry of models, is not the one that loops use; or the
+        tables may be another catalog's.
     :raises Unreachable: a store is away, or forgot meanwhile who runs; what went was needed by nobody.
     """
     from airloop.upkeep.orphans import Orphans
@@ -113,14 +119,16 @@ def collect(
     warehouse = Warehouse.open(config)
     found = Collected()
     with alone(config), running.deciding(config) as still:
+        refuse_others(config, dry_run=dry_run)
         # Attempts first, manifests after: what ends in between is in one of them.
         with running.closed(config):
             alive = [a for a in running.attempts(config) if a.alive and a.attempt != own_attempt]
-        apart_s = CLOCKS_S if postgres.is_address(config.catalog) else 0.0
+        apart_s = CLOCKS_S if isinstance(locks_of(config), PostgresLocks) else 0.0
         cutoff = min([time.time() - grace_s, *(a.started_at - apart_s for a in alive)])
+        told = tell(config)
+        refuse_another_store(warehouse, told, cutoff)
         for name in warehouse.tables():
             _drop_branches(warehouse, name, cutoff, found, dry_run)
-        told = tell(config)
         reasons = protected(config, policy, told=told)
         orphans = Orphans(warehouse, cutoff)
         for name in warehouse.tables():
@@ -271,8 +279,9 @@ def _abort_uploads(config: Config, places: Collection[str], cutoff: float, found
         until = cutoff + bulk.clock_ahead_s() - CLOCK_STEP_S
         for upload in bulk.uploads():
             address = f"{place}/{upload.name}"
-            ours = place == config.artifacts or any(address.startswith(f"{folder}/") for folder in places)
-            if ours and upload.begun_at < until:
+            # The place may be a whole bucket, which other tools use too.
+            ours = place == config.artifacts and upload.name.partition("/")[0] in ARTIFACTS
+            if (ours or any(address.startswith(f"{folder}/") for folder in places)) and upload.begun_at < until:
                 if not dry_run:
                     bulk.abort(upload)
                 found.files["unfinished uploads"] += 1

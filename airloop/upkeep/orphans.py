@@ -66,7 +66,7 @@ class Orphans:
             if tree.is_within(tree.real(place), root) and tree.real(place) != root:
                 self._places[name] = place
         for place in sorted(set(self._places.values())):
-            self._seen |= {file.path: file for file in tree.below(place) if file.path not in named}
+            self._seen |= {file.path: file for file in self._files(place) if file.path not in named}
         self._gone = dropped(self._warehouse)
 
     def decide(self, reasons: Reasons, *, dry_run: bool) -> Iterator[tuple[str, list[File]]]:
@@ -95,13 +95,24 @@ class Orphans:
         yield from _pieces(going)
         yield from self._of_dropped(dry_run=dry_run)
         for place in self._replays():
-            old = [file for file in tree.below(place) if not self._is_young(file)]
-            yield from (("working folders", piece) for _, piece in _pieces(old))
+            for replay in self._old_replays(place):
+                # Listed again: one that goes on has written since.
+                files = list(tree.below(replay))
+                if not any(map(self._is_young, files)):
+                    yield from (("working folders", piece) for _, piece in _pieces(files))
 
     def _replays(self) -> list[str]:
         """Where tables of replays are that were killed or kept; in a folder they are in that of the replay."""
         root = self._warehouse.config.warehouse
         return [f"{root}/{tree.REPLAYS}"] if isinstance(root, S3Address) else []
+
+    def _old_replays(self, place: str) -> list[str]:
+        """Folders of replays with nothing young in them: what one wrote first, it reads to its end."""
+        is_old: dict[str, bool] = {}
+        for file in tree.below(place):
+            replay = f"{place}/{file.path.removeprefix(place).split('/')[1]}"
+            is_old[replay] = is_old.get(replay, True) and not self._is_young(file)
+        return sorted(replay for replay, old in is_old.items() if old)
 
     def _of_dropped(self, *, dry_run: bool) -> Iterator[tuple[str, list[File]]]:
         """Files of tables that were dropped before the cutoff, as far as we know."""
@@ -113,7 +124,7 @@ class Orphans:
             gone_for_s = known.gone_for_s(name, now)
             long_ago = gone_for_s > 0 and now - gone_for_s < self._cutoff
             old = []
-            for file in tree.below(place):
+            for file in self._files(place):
                 if long_ago and not self._is_young(file):
                     old.append(file)
                 else:
@@ -121,6 +132,9 @@ class Orphans:
             # It may have been registered again since it was missed.
             if not self._warehouse.exists(name):
                 yield from _pieces(old)
+
+    def _files(self, place: str) -> Iterator[File]:
+        return tree.of_tables(self._warehouse.config, place)
 
     def _is_young(self, file: File) -> bool:
         store = tree.split(file.path)[0] if file.path.startswith(tree.SCHEME) else ""

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 NAMED = re.compile(r"\b([A-Za-z_]\w*\.[A-Za-z_]\w*)@(\d+)\b")
 """A table at a snapshot, in any text."""
 
+STEP_KEY = re.compile(r"\b[0-9a-f]{64}\b")
+"""A step's own key, in one that a snapshot or an entry bears; whoever commits by hand makes keys as they like."""
 REGISTERED = re.compile(r"model:/(?!run/)[^/]+/\d+")
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
@@ -71,12 +73,45 @@ class Told:
     manifests: list[Made]
     attempts: frozenset[str]
     """Those that are the newest of their task in their run."""
+    keys: frozenset[str]
+    """Keys of steps that were done, or tried, with this artifact store."""
 
 
 def tell(config: Config) -> Told:
     """:raises ContractBroken: a manifest or record cannot be read; nothing may be taken away then."""
-    used, attempts = _last_used(config)
-    return Told(list(_manifests(config, used)), attempts)
+    used, attempts, tried = _last_used(config)
+    manifests = list(_manifests(config, used))
+    return Told(manifests, attempts, tried | {made.key for made in manifests})
+
+
+def refuse_another_store(warehouse: Warehouse, told: Told, cutoff: float) -> None:
+    """
+    Refuse an artifact store that knows no step that wrote a table: it says nothing of what is needed.
+
+    :param cutoff: seconds since 1970; who wrote since may be about to say so.
+    :raises BadConfiguration: there are such steps, and the store has no manifest or record of a single one.
+    """
+    from airloop.registry.ledger import Ledger
+    from airloop.warehouse.commit import KEY
+
+    wrote: dict[str, str] = {}
+    for name in warehouse.tables():
+        for snapshot in warehouse.table(name).metadata.snapshots:
+            if snapshot.summary is not None and snapshot.timestamp_ms / 1000 < cutoff:
+                text = snapshot.summary.additional_properties.get(KEY, "")
+                wrote |= dict.fromkeys(STEP_KEY.findall(text), f"{name}@{snapshot.snapshot_id}")
+    for entry in Ledger(warehouse).entries():
+        if entry.recorded_at.timestamp() < cutoff:
+            wrote |= dict.fromkeys(STEP_KEY.findall(entry.key), f"entry {entry.seq} of {entry.model} in the ledger")
+    if wrote and told.keys.isdisjoint(wrote):
+        key, what = next(iter(wrote.items()))
+        raise BadConfiguration(
+            f"the catalog holds what {len(wrote):,} steps wrote, such as {what} (key {key[:12]}), and"
+            f" {warehouse.config.artifacts} has no manifest or record of any of them, so that nobody knows what is"
+            " needed",
+            "set AIRLOOP_ARTIFACTS as it is where loops run, or bring the artifacts back from a backup; if the first"
+            " step was killed, run it again",
+        )
 
 
 def protected(
@@ -199,8 +234,8 @@ def _manifests(config: Config, used: Mapping[str, datetime]) -> Iterator[Made]:
             raise unreadable(objects, name, cause) from cause
 
 
-def _last_used(config: Config) -> tuple[dict[str, datetime], frozenset[str]]:
-    """When each key was last made or reused by a task, and the attempts that are the newest of theirs."""
+def _last_used(config: Config) -> tuple[dict[str, datetime], frozenset[str], frozenset[str]]:
+    """When each key was last made or reused by a task; the attempts that are the newest of theirs; keys of these."""
     objects = open_objects(config.artifacts)
     newest: dict[str, datetime] = {}
     attempts = set()
@@ -212,7 +247,7 @@ def _last_used(config: Config) -> tuple[dict[str, datetime], frozenset[str]]:
                 newest[record["key"]] = max(at, newest.get(record["key"], at))
         except (ValueError, KeyError, TypeError) as cause:
             raise unreadable(objects, name, cause) from cause
-    return newest, frozenset(attempts)
+    return newest, frozenset(attempts), frozenset(newest)
 
 
 def _online(config: Config) -> Iterator[tuple[str, int, str]]:

@@ -25,6 +25,7 @@ from airloop.config import Config, S3Address
 from airloop.objects import Bulk
 from airloop.upkeep.records import READ_AT_ONCE
 from airloop.upkeep.redaction import Redaction, Values
+from airloop.warehouse import tree
 
 TEXTS = frozenset({".json", ".jsonl", ".html", ".htm", ".txt", ".log", ".csv", ".md", ".yaml", ".yml", ".svg", ""})
 """Suffixes of files in which a value may be replaced."""
@@ -117,7 +118,7 @@ def _files(config: Config) -> Iterator[_File]:
         inside = path.relative_to(artifacts).parts if path.is_relative_to(artifacts) else ()
         yield _File(path, str(shown), inside, partial(_replace, path))
     if isinstance(config.artifacts, S3Address):
-        yield from _files_in_bucket(config.artifacts)
+        yield from _files_in_bucket(config, config.artifacts)
 
 
 def _local_files(config: Config) -> Iterator[Path]:
@@ -139,10 +140,13 @@ def _local_files(config: Config) -> Iterator[Path]:
             yield from (p for p in (here / name for name in sorted(names)) if p.is_file() and not p.is_symlink())
 
 
-def _files_in_bucket(place: S3Address) -> Iterator[_File]:
-    """The artifacts of a bucket, brought here a few at a time."""
+def _files_in_bucket(config: Config, place: S3Address) -> Iterator[_File]:
+    """The artifacts of a bucket, brought here a few at a time; tables below them are no artifacts."""
     bulk = Bulk(place)
-    names = (file.name for file in bulk.walk() if not file.name.startswith(f"{JOURNALS}/"))
+    without = [f"{place}/{JOURNALS}/"]
+    if tree.is_below(config.warehouse, place):
+        without.append(f"{config.warehouse}/")
+    names = (file.name for file in bulk.walk() if not f"{place}/{file.name}".startswith(tuple(without)))
     with tempfile.TemporaryDirectory(prefix="airloop-erase-") as scratch, ThreadPoolExecutor(READ_AT_ONCE) as pool:
         while piece := list(islice(names, READ_AT_ONCE)):
             folders = [Path(scratch, str(number)) for number in range(len(piece))]

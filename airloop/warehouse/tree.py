@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airloop.config import S3Address
+from airloop.config import Config, S3Address
 from airloop.objects.bulk import CLOCK_STEP_S, Bulk
 from airloop.warehouse.localio import local_path
 
@@ -54,6 +54,19 @@ def below(place: str) -> Iterator[File]:
             with suppress(FileNotFoundError):
                 stat = entry.stat(follow_symlinks=False)
                 yield File(entry.path, stat.st_size, stat.st_mtime)
+
+
+def of_tables(config: Config, place: str) -> Iterator[File]:
+    """Likewise, but for the artifacts, where these are kept below the warehouse: they are no files of tables."""
+    if not is_below(config.artifacts, config.warehouse):
+        return below(place)
+    here, artifacts = real(place), real(str(config.artifacts))
+    if is_within(here, artifacts):
+        return iter(())
+    if not is_within(artifacts, here):
+        return below(place)
+    without = f"{place.rstrip('/')}{artifacts.removeprefix(here)}"
+    return (file for file in below(place) if not is_within(file.path, without))
 
 
 def remove(paths: Collection[str]) -> None:
@@ -107,6 +120,11 @@ def real(place: str) -> str:
 def is_within(place: str, root: str) -> bool:
     """Whether a place, without links in it, is below another one, or the same."""
     return place == root or place.startswith(f"{root.rstrip('/')}/")
+
+
+def is_below(place: Path | S3Address, other: Path | S3Address) -> bool:
+    """Whether one of two places that a configuration names is below the other, and not the same."""
+    return is_within(real(str(place)), real(str(other))) and real(str(place)) != real(str(other))
 
 
 def real_places(warehouse: Warehouse) -> set[str]:

@@ -14,9 +14,12 @@ import pytest
 from airloop import usage
 from airloop.config import Config, S3Address
 from airloop.contract import RunInfo
-from airloop.errors import BadArgument, BadConfiguration, ContractBroken, NotFound
-from airloop.objects import open_objects
+from airloop.errors import BadArgument, BadConfiguration, ContractBroken, NotFound, StoreBusy
+from airloop.objects import Bulk, open_objects
+from airloop.upkeep import restore as restoring
 from airloop.upkeep.backup import backup
+from airloop.upkeep.exported import import_catalog
+from airloop.upkeep.gc import alone
 from airloop.upkeep.points import Vault
 from airloop.upkeep.relocate import mover
 from airloop.upkeep.restore import restore
@@ -26,7 +29,7 @@ from airloop.warehouse.references import References
 from airloop.warehouse.refs import TableRef
 from tests.places import IN_A_CLUSTER, table_files
 from tests.postgres_server import PostgresServer
-from tests.unit.upkeep.conftest import TABLE, rows
+from tests.unit.upkeep.conftest import SCHEMA, TABLE, rows
 from tests.unit.upkeep.test_gc import look
 
 
@@ -90,8 +93,6 @@ def test_into_the_same_place_every_file_is_what_it_was(
 
 def test_what_lay_elsewhere_comes_below_the_home(tmp_path: Path, vault: Path) -> None:
     config = replace(at(tmp_path / "home"), warehouse=tmp_path / "large disk", artifacts=tmp_path / "other disk")
-    from tests.unit.upkeep.conftest import SCHEMA
-
     warehouse = Warehouse.open(config)
     warehouse.ensure(TABLE, SCHEMA)
     warehouse.commit(TABLE, rows([1]), key="one")
@@ -99,6 +100,31 @@ def test_what_lay_elsewhere_comes_below_the_home(tmp_path: Path, vault: Path) ->
     shutil.rmtree(config.warehouse)
     restore(vault, tmp_path / "new")
     assert Warehouse.open(at(tmp_path / "new")).count(TableRef(TABLE)) == 1
+
+
+@pytest.mark.parametrize("nested", [("lake", "lake/artifacts"), ("lake/artifacts", "lake")])
+def test_tables_and_artifacts_within_each_other(
+    tmp_path: Path, vault: Path, run_step: Callable[..., dict[str, Any]], nested: tuple[str, str]
+) -> None:
+    warehouse, artifacts = (tmp_path / name for name in nested)
+    config = replace(at(tmp_path / "home"), warehouse=warehouse, artifacts=artifacts)
+    tables = Warehouse.open(config)
+    tables.ensure(TABLE, SCHEMA)
+    tables.commit(TABLE, rows([1]), key="one")
+    asked = {"table": f"{TABLE}@main", "run": RunInfo("shop", "r", "look")}
+    run_step(look, config=config, **asked)
+    made, _ = backup(config, vault)
+    there = {p.relative_to(artifacts).as_posix() for p in artifacts.rglob("*") if p.is_file()}
+    if warehouse.is_relative_to(artifacts):
+        below = warehouse.relative_to(artifacts).as_posix()
+        there = {name for name in there if not name.startswith(f"{below}/")}
+    assert there
+    assert {n.removeprefix("artifacts/") for n in made.files if n.startswith("artifacts/")} == there
+    shutil.rmtree(tmp_path / "lake")
+    new = at(tmp_path / "new")
+    restore(vault, new.home)
+    assert Warehouse.open(new).count(TableRef(TABLE)) == 1
+    assert run_step(look, config=new, **asked)["status"] == "reused"
 
 
 def test_a_second_point_copies_what_is_new(
@@ -242,6 +268,82 @@ def test_state_that_pods_share_into_another_bucket_and_database_or_onto_one_mach
         assert Warehouse.open(moved).scan(TableRef(TABLE)).read_all().num_rows == 8
         again = run_step(look, config=moved, table=f"{TABLE}@{snapshots[-1]}", run=RunInfo("shop", "r", "look"))
         assert again["status"] == "reused"
+
+
+@IN_A_CLUSTER
+def test_what_came_while_a_point_was_copied_stays(
+    config: Config,
+    history: list[int],
+    vault: Path,
+    tmp_path: Path,
+    postgres_server: PostgresServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backup(config, vault)
+    place = S3Address(config.warehouse.bucket, f"{config.warehouse.prefix}-2")
+    theirs = "shop/orders/data/theirs.parquet"
+    with postgres_server.database() as address:
+        new = replace(
+            config,
+            home=tmp_path / "pod",
+            catalog=address,
+            warehouse=place,
+            artifacts=replace(place, prefix=f"{place.prefix}-a"),
+        )
+
+        def meanwhile(name: str) -> None:
+            if name == "restore:copied":
+                with pytest.raises(StoreBusy, match="another gc, backup"), alone(new, timeout_s=0):
+                    pass
+                Bulk(place).publish(theirs, b"x")
+
+        monkeypatch.setattr("airloop.upkeep.restore.fault_point", meanwhile)
+        with pytest.raises(BadArgument, match="is not empty"):
+            restore(vault, new.home, config=new)
+        assert table_files(new) == {f"{place}/{theirs}"}
+        assert not new.home.exists()
+
+        # Whoever comes after that look loses nothing either.
+        Bulk(place).remove(theirs)
+        send = restoring._send
+
+        def late(folder: Path, bulk: Bulk) -> None:
+            Bulk(place).publish(theirs, b"x")
+            send(folder, bulk)
+
+        monkeypatch.setattr("airloop.upkeep.restore.fault_point", lambda name: None)
+        monkeypatch.setattr(restoring, "_send", late)
+        restore(vault, new.home, config=new)
+        assert Bulk(place).read(theirs) == b"x"
+        assert Warehouse.open(new).count(TableRef(TABLE)) == 6
+
+
+@IN_A_CLUSTER
+def test_namespaces_of_tables_that_were_dropped_are_no_tables(
+    config: Config, history: list[int], vault: Path, tmp_path: Path, postgres_server: PostgresServer
+) -> None:
+    backup(config, vault)
+    with postgres_server.database() as address:
+        new = replace(
+            config, home=tmp_path / "pod", catalog=address, warehouse=tmp_path / "lake", artifacts=tmp_path / "made"
+        )
+        before = Warehouse.open(new)
+        before.ensure(TABLE, SCHEMA)
+        before.ensure("other.orders", SCHEMA)
+        with pytest.raises(BadArgument, match="names tables"):
+            import_catalog(new, tmp_path / "none.db")
+        for name in before.tables():
+            before._catalog.drop_table(name)
+        shutil.rmtree(new.home)
+        restore(vault, new.home, config=new)
+        assert Warehouse.open(replace(new, warehouse=new.home / "warehouse")).count(TableRef(TABLE)) == 6
+
+
+def test_a_rest_catalog_is_not_filled(config: Config, history: list[int], vault: Path, tmp_path: Path) -> None:
+    backup(config, vault)
+    with pytest.raises(BadConfiguration, match=r"airloop restore .* Iceberg REST catalog"):
+        restore(vault, tmp_path / "new", config=replace(config, catalog="rest+https://catalog.example/api"))
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from airloop.records import run_record_path
 from airloop.upkeep import gc
 from airloop.upkeep.orphans import Orphans
 from airloop.upkeep.retention import Policy, protected
-from airloop.warehouse import commit, expire
+from airloop.warehouse import commit, expire, tree
 from airloop.warehouse.artifacts import ArtifactStore
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.references import References
@@ -106,6 +106,28 @@ def test_another_catalog_makes_no_table_a_dropped_one(
         found = gc.collect(other, grace_s=0)
         assert (found.files, found.waiting) == ({}, 0)
     assert warehouse.count(TableRef(TABLE)) == 6
+
+
+@pytest.mark.parametrize(("name", "place"), [("artifacts.steps", "artifacts"), ("shop.orders", "shop/orders/made")])
+def test_artifacts_in_the_folder_of_a_table_are_none_of_its_files(
+    config: Config, run_step: Callable[..., dict[str, Any]], name: str, place: str
+) -> None:
+    config = replace(config, artifacts=config.warehouse.joinpath(*place.split("/")))
+    warehouse = Warehouse.open(config)
+    warehouse.ensure(name, rows([1]).schema)
+    warehouse.ensure("shop.kept", rows([1]).schema)
+    warehouse.commit("shop.kept", rows([1]), key="k")
+    asked = {"table": "shop.kept@main", "run": RunInfo("shop", "r", "look")}
+    run_step(look, config=config, **asked)
+    before = {p for p in config.artifacts.rglob("*/manifest.json") if p.is_file()}
+    assert before
+    for dropped in (False, True):
+        if dropped:
+            warehouse._catalog.drop_table(name)
+            gc.collect(config, KEPT, grace_s=ANY_AGE)
+        gc.collect(config, KEPT, grace_s=ANY_AGE)
+        assert all(path.is_file() for path in before)
+        assert run_step(look, config=config, **asked)["status"] == "reused"
 
 
 def test_nothing_young_expires(config: Config, history: list[int]) -> None:
@@ -452,8 +474,51 @@ def test_ages_are_told_by_the_stores_clock(config: Config, monkeypatch: pytest.M
 
 @IN_A_CLUSTER
 @pytest.mark.usefixtures("settled")
+def test_the_tables_of_a_replay_stay_or_go_together(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    under_way, killed = f"{tree.REPLAYS}/{'a' * 32}", f"{tree.REPLAYS}/{'b' * 32}"
+    stay = {put(config, f"{under_way}/raw/t/data/{name}") for name in ("0-old.parquet", "1-young.parquet")}
+    go = {put(config, f"{killed}/raw/t/{name}") for name in ("data/0-old.parquet", "metadata/1-old.json")}
+    # Nothing in a bucket can be made older than it is.
+    monkeypatch.setattr(Orphans, "_is_young", lambda self, file: "-young" in file.path)
+    before = table_files(config)
+    assert gc.collect(config, KEPT, dry_run=True).files == {"working folders": 2}
+    assert gc.collect(config, KEPT).files == {"working folders": 2}
+    assert table_files(config) == before - go
+    assert stay <= before
+
+
+@IN_A_CLUSTER
+@pytest.mark.usefixtures("settled")
+def test_uploads_of_other_tools_in_the_bucket_go_on(config: Config, s3_server: S3Server) -> None:
+    prefix = config.artifacts.prefix
+    with closing(s3_server.client()) as client:
+        for name in ("steps/look/0-half", "backups/dump.sql"):
+            client.create_multipart_upload(Bucket=config.artifacts.bucket, Key=f"{prefix}/{name}")
+        assert gc.collect(config, KEPT, grace_s=ANY_AGE).files == {"unfinished uploads": 1}
+        left = client.list_multipart_uploads(Bucket=config.artifacts.bucket, Prefix=prefix).get("Uploads", [])
+        assert [upload["Key"] for upload in left] == [f"{prefix}/backups/dump.sql"]
+
+
+@pytest.mark.parametrize(("config", "apart_s"), [("cluster", 0.0), ("folder", gc.CLOCKS_S)], indirect=["config"])
+def test_clocks_may_differ_where_locks_are_shared(
+    config: Config, warehouse: Warehouse, postgres_url: str, monkeypatch: pytest.MonkeyPatch, apart_s: float
+) -> None:
+    """Wherever the catalog is: locks say whether attempts may run on other machines."""
+    config = replace(config, locks=postgres_url if apart_s else "local")
+    cutoffs = []
+    monkeypatch.setattr(gc, "refuse_another_store", lambda warehouse, told, cutoff: cutoffs.append(cutoff))
+    with frame_running.Announced(config, Call("look", {}, "ab" * 8)) as announced:
+        announced.resolved()
+        (attempt,) = frame_running.attempts(config)
+        gc.collect(config, grace_s=0)
+    # The server tells how long ago it began.
+    assert cutoffs == [pytest.approx(attempt.started_at - apart_s, abs=10.0)]
+
+
+@IN_A_CLUSTER
+@pytest.mark.usefixtures("settled")
 def test_a_dropped_table_is_known_if_a_gc_saw_it(
-    config: Config, warehouse: Warehouse, postgres_server: PostgresServer
+    config: Config, warehouse: Warehouse, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warehouse.ensure("shop.kept", rows([1]).schema)
     warehouse.commit("shop.kept", rows([1]), key="k")
@@ -464,7 +529,9 @@ def test_a_dropped_table_is_known_if_a_gc_saw_it(
     with postgres_server.database() as address:
         other = replace(config, catalog=address)
         Warehouse.open(other).ensure("shop.other", rows([1]).schema)
-        assert gc.collect(other, KEPT, grace_s=ANY_AGE).files == {}, "it never had such a table"
+        with monkeypatch.context() as unmarked:
+            unmarked.setattr(gc, "refuse_others", lambda *_, **__: None)
+            assert gc.collect(other, KEPT, grace_s=ANY_AGE).files == {}, "it never had such a table"
 
     found = gc.collect(config, KEPT)
     assert (found.files, found.waiting) == ({}, len(files)), "a reader may hold it, or it was dropped by mistake"

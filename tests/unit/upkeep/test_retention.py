@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -172,3 +174,24 @@ def test_a_record_that_cannot_be_read_stops_everything(
     with pytest.raises(ContractBroken, match=f"{record} cannot be read"):
         gc.collect(config, NOTHING_ELSE, grace_s=0)
     assert len(warehouse.history(TABLE)) == 6
+
+
+@pytest.mark.parametrize("by", ["a snapshot", "the ledger"])
+def test_another_artifact_store_says_nothing_of_what_is_needed(
+    config: Config, warehouse: Warehouse, history: list[int], run_step: RunStep, tmp_path: Path, by: str
+) -> None:
+    other = replace(config, artifacts=tmp_path / "empty")
+    assert gc.collect(other, NOTHING_ELSE).snapshots == [], "no step wrote anything"
+    if by == "a snapshot":
+        train(run_step, history[1], "kept")
+        warehouse.branch(TABLE, "audit-0123456789ab", at=history[0])
+    else:
+        decide(warehouse, "0f" * 32, {})
+    run_step(materialize, table=f"{TABLE}@main", run=RunInfo("shop", "r", "m"), config=other)
+    before = {name: warehouse.table(name).metadata for name in warehouse.tables()}
+    for dry_run in (True, False):
+        with pytest.raises(BadConfiguration, match=r"/empty has no manifest or record.*set AIRLOOP_ARTIFACTS"):
+            gc.collect(other, NOTHING_ELSE, grace_s=0, dry_run=dry_run)
+    assert {name: warehouse.table(name).metadata for name in warehouse.tables()} == before
+    if by == "a snapshot":
+        assert gc.collect(config, NOTHING_ELSE, grace_s=0).snapshots

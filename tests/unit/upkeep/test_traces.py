@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from airloop.config import Config
+from airloop.config import Config, S3Address
+from airloop.objects import Bulk
 from airloop.upkeep.subject import entity
 from airloop.upkeep.traces import search
+from tests.places import IN_A_CLUSTER
 
 
 def write(config: Config, name: str, content: str | bytes) -> Path:
@@ -37,6 +40,19 @@ def test_whole_words_in_every_form(config: Config) -> None:
     assert link.read_text() == "GET /who/[erased] HTTP/1.1\n"
     assert other.read_text() == "XO'Hara & Söhne1\n"
     assert search(config, [name], redact=True).redacted == []
+
+
+@IN_A_CLUSTER
+@pytest.mark.parametrize("nested", [("", "lake"), ("lake", "")])
+def test_tables_below_the_artifacts_are_no_artifacts(config: Config, nested: tuple[str, str]) -> None:
+    bucket, prefix = config.warehouse.bucket, config.warehouse.prefix
+    artifacts, warehouse = (S3Address(bucket, f"{prefix}/x/{name}".rstrip("/")) for name in nested)
+    config = replace(config, artifacts=artifacts, warehouse=warehouse)
+    Bulk(config.warehouse).publish("raw/visits/metadata/1.json", b'{"person": "anna-0"}')
+    Bulk(config.artifacts).publish("logs/x.log", b"anna-0\n")
+    found = search(config, ["anna-0"], redact=True)
+    assert (found.redacted, found.left) == ([f"{config.artifacts}/logs/x.log"], [])
+    assert Bulk(config.warehouse).read("raw/visits/metadata/1.json") == b'{"person": "anna-0"}'
 
 
 NUMBER = "336776"
