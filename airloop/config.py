@@ -206,9 +206,9 @@ def is_rest(catalog: str) -> bool:
 
 def own_catalog(config: Config, what: str) -> None:
     """
-    Refuse a catalog whose bucket may hold what others need.
+    Refuse a catalog whose tables and files may be others' too.
 
-    :param what: what would remove it, for the error: "airloop gc".
+    :param what: what would change or remove them, for the error: "airloop gc".
     :raises BadConfiguration: the catalog is an Iceberg REST catalog.
     """
     if is_rest(config.catalog):
@@ -228,5 +228,5 @@ def without_password(address: str) -> str:
     user, colon, _ = known.partition(":")
     if at and colon and "/" not in user:
         rest = f"{user}:***@{place}"
-    rest = re.sub(r"(?i)([?&]pass(?:word|wd)?=)[^&#]*", r"\1***", rest)
+    rest = re.sub(r"(?i)([?&]\w*pass(?:word|wd)?=)[^&#]*", r"\1***", rest)
     return f"{scheme}://{rest}"

@@ -10,7 +10,8 @@ up.
 A forked child holds nothing: what it does with its parent's locks has no effect on them.
 
 What it does not do: hold on to a lock when the server is restarted. What a lock guards must be right without it, or ask
-:meth:`Held.check` before it takes effect.
+:meth:`Held.check` before it takes effect. A lock without which nothing may take effect that this process makes is
+:meth:`Held.needed`: whoever lets something take effect calls :func:`check_needed`, and need not know which it is.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,25 @@ POLL_S = 0.01
 
 _mine: dict[tuple[int, int, str, str], tuple[bool, int]] = {}
 """Whether shared, and how often, by process, thread, place and name."""
+
+_needed: list[Held] = []
+"""A forked child has its parent's too: what it makes is part of what they do."""
+
+
+def check_needed() -> None:
+    """
+    Ask after the locks without which nothing may take effect; call it right before something does.
+
+    :raises Unreachable: one was lost, and somebody may rely on it that this process is over.
+    """
+    for held in tuple(_needed):
+        try:
+            held.check()
+        except Unreachable as lost:
+            if held not in _needed:
+                # Another thread has released it meanwhile.
+                continue
+            raise Unreachable(f"not done, since {lost.found}", lost.advice) from lost
 
 
 def locks_of(config: Config) -> Locks:
@@ -69,13 +89,23 @@ class Held(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """:raises Unreachable: the lock was lost meanwhile, and somebody else may hold it."""
+        """
+        Also in a forked child, after its parent's lock.
+
+        :raises Unreachable: the lock was lost meanwhile, and somebody else may hold it.
+        """
+
+    def needed(self) -> None:
+        """Until it is released nothing may take effect without it: see :func:`check_needed`."""
+        _needed.append(self)
 
     @abstractmethod
     def _free(self) -> None: ...
 
     def release(self) -> None:
         """Free the lock; nothing happens in a forked child, or the second time."""
+        with suppress(ValueError):
+            _needed.remove(self)
         if self._mine[0] != os.getpid() or self._mine not in _mine:
             return
         shared, count = _mine.pop(self._mine)
@@ -217,7 +247,7 @@ class PostgresLocks(Locks):
         connection = self.connect()
         try:
             with postgres.understood(f"locking {name}"):
-                held = HeldInPostgres(mine, connection, _prepared(connection), name, shared)
+                held = HeldInPostgres(mine, self, connection, name, shared)
                 if held.waited(timeout_s):
                     return held
         except BaseException:
@@ -227,15 +257,15 @@ class PostgresLocks(Locks):
         return None
 
 
-def _prepared(connection: psycopg.Connection[Any]) -> str:
-    """Make a connection one that holds locks; returns the schema that it works in."""
+def _prepared(connection: psycopg.Connection[Any]) -> tuple[str, int]:
+    """Make a connection one that holds locks; returns the schema that it works in, and its process of the server."""
     settings = ", ".join(f"('{name}', '{value}')" for name, value in postgres.SESSION.items())
     connection.execute(
         f"SELECT set_config(name, wanted, false) FROM (VALUES {settings}) AS v (name, wanted) JOIN pg_settings"
         " USING (name)"
     )
-    found = connection.execute("SELECT current_schema()").fetchone()
-    return str(found[0]) if found else ""
+    schema, backend = connection.execute("SELECT current_schema(), pg_backend_pid()").fetchone() or ("", 0)
+    return str(schema), int(backend)
 
 
 def lock_key(schema: str, name: str) -> int:
@@ -244,22 +274,30 @@ def lock_key(schema: str, name: str) -> int:
     return int.from_bytes(digest[:8], signed=True)
 
 
+HELD = (
+    "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted AND pid = {}"
+    " AND (classid::bigint << 32) | objid::bigint = %s"
+)
+"""Whether a process of the server holds a lock: through a pooler, a connection may come to another one."""
+
+
 class HeldInPostgres(Held):
     """A lock that a connection holds."""
 
     def __init__(
         self,
         mine: tuple[int, int, str, str],
+        locks: PostgresLocks,
         connection: psycopg.Connection[Any],
-        schema: str,
         name: str,
         shared: bool,
     ) -> None:
         super().__init__(mine)
         self.connection = connection
         """Of this lock alone; whoever holds it may use it for what belongs to the lock."""
-        self.schema = schema
-        self.key = lock_key(schema, name)
+        self._locks = locks
+        self.schema, self._backend = _prepared(connection)
+        self.key = lock_key(self.schema, name)
         self._name = name
         self._shared = "_shared" if shared else ""
 
@@ -282,7 +320,13 @@ class HeldInPostgres(Held):
 
     def check(self) -> None:
         with self._lost():
-            self.connection.execute("SELECT 1")
+            if self._mine[0] == os.getpid():
+                found = self.connection.execute(HELD.format("pg_backend_pid()"), (self.key,)).fetchone()
+            else:
+                with closing(self._locks.connect()) as connection:
+                    found = connection.execute(HELD.format("%s"), (self._backend, self.key)).fetchone()
+        if not found or not found[0]:
+            raise Unreachable(f"lock {self._name} was lost: the server does not know of it", "run the task again")
 
     @contextmanager
     def _lost(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -228,6 +229,8 @@ def s3_bucket(s3_server: S3Server, s3_bucket_of_tests: str, monkeypatch: pytest.
 @pytest.fixture
 def rest_catalog(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Environment of an Iceberg REST catalog that is empty; its credentials are in this process's."""
+    from pyiceberg.exceptions import NoSuchNamespaceError
+
     from airloop.warehouse.catalog import Warehouse
 
     if not s3_server.iceberg:
@@ -247,7 +250,16 @@ def rest_catalog(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> dict[s
     }
     with tempfile.TemporaryDirectory() as home:
         catalog: Any = Warehouse.open(Config.from_environment({"AIRLOOP_HOME": home, **found}))._catalog
-        for namespace in catalog.list_namespaces():
+        until = time.monotonic() + s3_servers.STARTS_S
+        while True:
+            # The server answers a moment before its catalog is there.
+            try:
+                namespaces = catalog.list_namespaces()
+                break
+            except NoSuchNamespaceError:
+                assert time.monotonic() < until, "the store's catalog does not come up"
+                time.sleep(0.1)
+        for namespace in namespaces:
             for name in catalog.list_tables(namespace):
                 catalog.drop_table(name)
     return found

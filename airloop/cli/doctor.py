@@ -33,6 +33,8 @@ TIMEOUT_S = 3
 OLDEST_REDIS = 7
 PUTS = 8
 """How many try at once to make the same file in a bucket."""
+CHANGERS, CHANGES = 4, 16
+"""How many change the same file at once, and how often all of them together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,25 +119,44 @@ def _home(config: Config) -> Iterator[Finding]:
 
 
 def _bucket(name: str, address: S3Address) -> Finding:
-    """Try what manifests and records rely on: of several puts at once on an absent file one succeeds."""
+    """
+    Try what manifests, records and indexes rely on: of several puts at once on an absent file one succeeds, and no
+    change of a file is lost to another one.
+    """
     objects, probe = open_objects(address), f"doctor/{uuid.uuid4().hex}"
 
     def put(content: bytes) -> bool:
         return objects.publish(probe, content, only_if_absent=True)
 
+    def one_more(content: bytes | None) -> bytes:
+        return str(int(content or b"0") + 1).encode()
+
+    def change(_: int) -> None:
+        objects.change(probe, one_more)
+
     try:
         with ThreadPoolExecutor(PUTS) as threads:
             done = sum(threads.map(put, [f"{n}".encode() for n in range(PUTS)]))
         done += put(b"after")
+        objects.publish(probe, b"0")
+        with ThreadPoolExecutor(CHANGERS) as threads:
+            list(threads.map(change, range(CHANGES)))
+        changed = int(objects.read(probe) or b"0")
         objects.remove(probe)
     except AirloopError as error:
         return Finding(name, "bad", error.found, error.advice)
-    if done == 1:
-        return Finding(name, "ok", f"{address} can be read and written")
-    return Finding(
-        name, "bad", f"{address}: of {PUTS + 1} puts on an absent file {done} succeeded, not 1",
-        "attempts would overwrite each other's records: use a release of the store that holds If-None-Match",
-    )  # fmt: skip
+    if done != 1:
+        return Finding(
+            name, "bad", f"{address}: of {PUTS + 1} puts on an absent file {done} succeeded, not 1",
+            "attempts would overwrite each other's records: use a release of the store that holds If-None-Match",
+        )  # fmt: skip
+    # More, if an answer was lost: then the change is made again.
+    if changed < CHANGES:
+        return Finding(
+            name, "bad", f"{address}: of {CHANGES} changes of a file, {CHANGERS} at once, {changed} are in it",
+            "processes would undo each other's changes: use a release of the store that holds If-Match",
+        )  # fmt: skip
+    return Finding(name, "ok", f"{address} can be read and written")
 
 
 def _format(config: Config) -> Iterator[Finding]:

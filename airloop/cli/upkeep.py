@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 from airloop.cli.output import Output
-from airloop.config import Config
+from airloop.config import Config, is_rest
+from airloop.errors import BadArgument
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -25,7 +26,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     gc.set_defaults(run=collect)
 
     compact = commands.add_parser("compact", help="few large files in the place of many small ones; no key changes")
-    compact.add_argument("tables", nargs="*", metavar="TABLE", help="namespace.table; default all")
+    compact.add_argument(
+        "tables", nargs="*", metavar="TABLE", help="namespace.table; default all, but of a REST catalog"
+    )
     compact.set_defaults(run=compact_tables)
 
     backup = commands.add_parser("backup", help="one consistent point of everything, while loops run")
@@ -60,6 +63,11 @@ def compact_tables(arguments: argparse.Namespace, config: Config, output: Output
 
     from airloop.warehouse.catalog import Warehouse
 
+    if is_rest(config.catalog) and not arguments.tables:
+        raise BadArgument(
+            "an Iceberg REST catalog may have tables of others, and all would be compacted",
+            "name those that are yours: airloop compact NAMESPACE.TABLE…",
+        )
     warehouse = Warehouse.open(config)
     done = [warehouse.compact(name) for name in arguments.tables or warehouse.tables()]
     output.data([{**asdict(c), "snapshot": str(c.snapshot), "changed": c.changed} for c in done])

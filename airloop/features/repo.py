@@ -292,11 +292,16 @@ def _settings(config: Config, folder: Path) -> dict[str, Any]:
         return value
 
     # Comments may speak of variables that nobody has to set.
-    lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
+    lines = ["" if line.lstrip().startswith("#") else line for line in path.read_text().splitlines()]
     try:
         document = yaml.safe_load(re.sub(r"\$\{(\w+)\}|\$(\w+)", fill, "\n".join(lines)))
     except yaml.YAMLError as cause:
-        raise BadConfiguration(f"{path} is no YAML: {cause}") from cause
+        # Its text quotes what was filled in, passwords in part.
+        found, mark = getattr(cause, "problem", None), getattr(cause, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise BadConfiguration(
+            f"{path} is no YAML: {found or 'it cannot be read'}{where}", "a value with a colon or a brace needs quotes"
+        ) from None
     if not isinstance(document, dict) or not document.get("project"):
         raise BadConfiguration(f"{path} names no project", "see Feast's documentation of the file")
     if isinstance(config.online_store, RedisAddress):
@@ -318,6 +323,23 @@ def _settings(config: Config, folder: Path) -> dict[str, Any]:
     return document
 
 
+def _redactor(config: Config) -> Redactor:
+    """For the passwords of all addresses that a store's settings may have been given."""
+    given = {f.name: str(getattr(config, f.name)) for f in fields(config)}
+    given["online_store"] = getattr(config.online_store, "url", "")
+    return Redactor.from_environment({**os.environ, **given})
+
+
+def _said(error: ValueError) -> str:
+    """What an error says, without the values that it is about: they may be cut within a password."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return str(error)
+    wrong = error.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'it'}: {one['msg']}" for one in wrong)
+
+
 def _repo_config(config: Config, folder: Path) -> RepoConfig:
     from feast import RepoConfig
 
@@ -325,14 +347,11 @@ def _repo_config(config: Config, folder: Path) -> RepoConfig:
     try:
         made = RepoConfig(**settings)
     except ValueError as cause:
-        # It may quote what it was given, addresses with passwords among it.
-        redact = Redactor(
-            (), {"registry": str(config.feast_registry), "online": getattr(config.online_store, "url", "")}
-        )
+        # It quotes what it was given, addresses with passwords among it, in whole or in part.
         raise BadConfiguration(
-            f"{folder / 'feature_store.yaml'} cannot be used: {redact(str(cause))}",
+            f"{folder / 'feature_store.yaml'} cannot be used: {_redactor(config)(_said(cause))}",
             "see Feast's documentation of the file",
-        ) from cause
+        ) from None
     made.repo_path = folder
     return made
 

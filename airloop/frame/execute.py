@@ -52,7 +52,7 @@ from airloop.frame.manifest import (
 from airloop.frame.running import Announced
 from airloop.frame.step import Step, StepContext, StepResult, resolve
 from airloop.frame.tables import describe_tables, replaced_output
-from airloop.locks import locks_of
+from airloop.locks import check_needed, locks_of
 from airloop.records import status_of
 from airloop.reference import Reference, Scope
 from airloop.warehouse.artifacts import ArtifactStore
@@ -174,6 +174,7 @@ def _attempt(
             manifest = _manifest(step, call, config, key, arguments, code, tree, result, started_at, clock)
             if point("manifest"):
                 return Receipt(call.attempt, "done", key)
+            check_needed()
             uri, digest = publish_manifest(store, step.name, key, manifest, redact)
             return Receipt(call.attempt, "done", key, uri, digest)
         finally:

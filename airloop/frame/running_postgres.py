@@ -62,6 +62,8 @@ class Rows:
         except BaseException:
             held.release()
             raise
+        # Who looks takes an attempt without its lock for dead, and removes what it has not committed.
+        held.needed()
         return lambda: self._take_down(held, attempt)
 
     def _take_down(self, held: HeldInPostgres, attempt: str) -> None:

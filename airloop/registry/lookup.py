@@ -8,6 +8,7 @@ and for any other store, MLflow's own client answers.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ WHERE r.run_uuid = ? AND r.lifecycle_stage = 'active'
 """
 _ALL = "SELECT name, version, run_id FROM model_versions WHERE current_stage <> 'Deleted_Internal'"
 _TAGS = "SELECT name, version, key, value FROM model_version_tags"
+PAGE = 1000
+"""Models or versions that MLflow is asked for at a time."""
 
 
 def version_run(config: Config, name: str, version: int) -> str | None:
@@ -76,7 +79,7 @@ def registered(config: Config) -> list[tuple[str, int, str, dict[str, str]]]:
 
         client = tracking.client(config)
         with tracking.guarded(config):
-            found = [v for m in client.search_registered_models(max_results=1000) for v in all_versions(client, m.name)]
+            found = [v for name in _names(client) for v in all_versions(client, name)]
         return [(v.name, int(v.version), str(v.run_id or ""), dict(v.tags)) for v in found]
     tags: dict[tuple[str, int], dict[str, str]] = {}
     for name, version, key, value in rows:
@@ -92,10 +95,20 @@ def is_absent(config: Config) -> bool:
 
 def all_versions(client: MlflowClient, name: str) -> list[Any]:
     """Every version of a registered model, page by page."""
+    query = f"name = '{name}'"
+    return _pages(lambda token: client.search_model_versions(query, max_results=PAGE, page_token=token))
+
+
+def _names(client: MlflowClient) -> list[str]:
+    models = _pages(lambda token: client.search_registered_models(max_results=PAGE, page_token=token))
+    return [str(model.name) for model in models]
+
+
+def _pages(ask: Callable[[str | None], Any]) -> list[Any]:
     found: list[Any] = []
     token = None
     while True:
-        page = client.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
+        page = ask(token)
         found += page
         token = page.token
         if not token:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from airloop.config import own_catalog
 from airloop.contract import Interval
 from airloop.frame import StepContext, StepResult, step
 
@@ -34,6 +35,7 @@ def upkeep(
     from airloop.upkeep.gc import collect, describe
     from airloop.upkeep.retention import Policy
 
+    own_catalog(ctx.config, "the step upkeep")
     compacted = [ctx.warehouse.compact(name) for name in ctx.warehouse.tables()]
     for done in compacted:
         if done.changed:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airloop import postgres
-from airloop.config import Config
+from airloop.config import Config, is_rest, own_catalog
 from airloop.errors import AirloopError
 from airloop.faults import point
 from airloop.frame.key import code_of
@@ -71,9 +71,12 @@ def upgrade(config: Config, *, dry_run: bool = False) -> list[str]:
 
     :param dry_run: only say what would be done.
     :returns: what was done, one line each; empty if nothing had to be.
-    :raises BadConfiguration: the home is newer than this airloop.
+    :raises BadConfiguration: the home is newer than this airloop, or the catalog may have tables of others.
     :raises StoreBusy: a gc or a backup runs.
     """
+    if is_rest(config.catalog) and dry_run:
+        return ["none of the tables, which may be others': each is brought up when a step next declares it"]
+    own_catalog(config, "airloop upgrade")
     if postgres.is_address(config.catalog):
         return _upgrade_shared(config, dry_run)
     found = home_format(config.home)

@@ -12,6 +12,7 @@ from pyiceberg.table.update import RemoveSnapshotRefUpdate, TableRequirement, Ta
 
 from airloop.errors import BadArgument, CommitConflict, NotDescendant, NotFound
 from airloop.faults import point
+from airloop.locks import check_needed
 from airloop.warehouse.commit import TRIES, head, ref_is, send, set_ref
 from airloop.warehouse.expired import parents
 from airloop.warehouse.refs import MAIN
@@ -105,6 +106,7 @@ def _until_committed(
         if isinstance(wanted, int):
             return wanted
         try:
+            check_needed()
             send(table, *wanted)
         except CommitFailedException:
             time.sleep(random.uniform(0.0, 0.02 * 2 ** min(attempt, 6)))

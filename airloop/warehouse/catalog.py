@@ -18,7 +18,7 @@ import pyarrow as pa
 from pyiceberg.exceptions import NoSuchTableError
 from pyiceberg.table import Table
 
-from airloop.config import Config
+from airloop.config import Config, is_rest
 from airloop.errors import BadArgument, CommitConflict, NotFound
 from airloop.locks import locks_of
 from airloop.warehouse import branches, commit, evolve, read
@@ -115,10 +115,10 @@ class Warehouse:
             return self._catalog.table_exists(_checked(name))
 
     def tables(self) -> list[str]:
-        """Names of all tables, sorted."""
+        """Names of all tables, sorted; of a REST catalog's those that can be ours."""
         with storing("listing tables"):
-            found = [t for n in self._catalog.list_namespaces() for t in self._catalog.list_tables(n)]
-            return sorted(".".join(t) for t in found)
+            found = [".".join(t) for n in self._catalog.list_namespaces() for t in self._catalog.list_tables(n)]
+            return sorted(name for name in found if valid_name(name) or not is_rest(self.config.catalog))
 
     def table(self, name: str) -> Table:
         """

@@ -4,6 +4,9 @@ Commit exactly once: one Iceberg snapshot that carries the step's key, or none.
 PyIceberg's own retry re-applies without looking and would double rows, so nothing here goes through it. The loop
 loads the table afresh, looks for the key in every snapshot, works the change out against the branch's head of that
 moment, and commits on condition that the head is still the same; if not, all of it is done again.
+
+A catalog behind HTTP may say of a commit that is in that it was refused: something on the way sent it twice. So no file
+of it goes before the table was asked.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pyiceberg.exceptions import CommitFailedException, ValidationException
 from pyiceberg.table import Table
@@ -30,7 +33,7 @@ from pyiceberg.table.update import (
 
 from airloop.errors import CommitConflict
 from airloop.faults import point
-from airloop.locks import Locks
+from airloop.locks import Locks, check_needed
 from airloop.warehouse import expired
 from airloop.warehouse.iceberg import Transaction
 from airloop.warehouse.merging import MergingOverwrite
@@ -175,10 +178,10 @@ def commit(
             if not planned.changes:
                 return Commit(name, content(table, base), False, False, 0, 0, 0)
             try:
-                snapshot = _commit_once(table, key, branch, properties, planned)
+                snapshot = _commit_once(table, load, key, branch, properties, planned)
                 return Commit(name, snapshot, True, False, planned.added, planned.updated, planned.deleted)
             except CommitFailedException:
-                planned.sent = False
+                pass
             finally:
                 # Of what was sent we may never hear that it was done: only the key tells, so the files stay.
                 if not planned.sent and planned.rewritten is not None:
@@ -196,7 +199,9 @@ def adopted(name: str, snapshot: Snapshot) -> Commit:
     return Commit(name, snapshot.snapshot_id, False, True, added, updated, deleted)
 
 
-def _commit_once(table: Table, key: str, branch: str, properties: Mapping[str, str], plan: Plan) -> int:
+def _commit_once(
+    table: Table, load: Callable[[], Table], key: str, branch: str, properties: Mapping[str, str], plan: Plan
+) -> int:
     transaction = Transaction(table)
     on_branch, on_main = head(table, branch), head(table, MAIN)
     if not on_branch and on_main:
@@ -217,20 +222,54 @@ def _commit_once(table: Table, key: str, branch: str, properties: Mapping[str, s
         producer.append_data_file(file)
     for file in plan.remove:
         producer.delete_data_file(file)
+    snapshot = send_snapshot(
+        table, load, producer, plan, (ref_is(branch, on_branch),), before=transaction._updates, what="commit"
+    )
+    point("commit:after")
+    return snapshot
+
+
+def send_snapshot(
+    table: Table,
+    load: Callable[[], Table],
+    producer: Any,
+    plan: Plan,
+    requirements: tuple[TableRequirement, ...],
+    *,
+    before: tuple[TableUpdate, ...] = (),
+    what: Literal["commit", "compact"],
+) -> int:
+    """
+    Commit the snapshot that a producer makes of a plan: what PyIceberg's commit does, without its retry.
+
+    Manifests of what was not sent, or was refused, are removed; ``plan.sent`` says whether data files may be.
+
+    :param load: gives the table with metadata fresh from the catalog.
+    :param before: updates that come before the snapshot, in the same commit.
+    :returns: the snapshot's id.
+    :raises CommitFailedException: the requirements do not hold, or another writer was first; nothing has changed.
+    :raises Unreachable: a lock that this process needs was lost; nothing was sent.
+    """
+    snapshot = int(producer.snapshot_id)
     try:
-        # What follows is what PyIceberg's commit does, without its retry.
         updates, _ = producer._commit()
-        requirements = (ref_is(branch, on_branch),)
-        point("commit:before")
+        point(f"{what}:before")
+        check_needed()
         plan.sent = True
-        send(table, (*transaction._updates, *updates), requirements)
-        point("commit:after")
+        send(table, (*before, *updates), requirements)
     except (CommitFailedException, ValidationException) as cause:
-        producer._clean_all_uncommitted()
+        # Sent twice on its way, it is in conflict with itself. If nobody can be asked, it counts as sent.
+        if plan.sent and snapshot in expired.parents(load()):
+            log.warning("%s: the catalog refused snapshot %s, and has it", ".".join(table.name()), snapshot)
+            return snapshot
+        plan.sent = False
         if isinstance(cause, ValidationException):
             raise CommitFailedException(str(cause)) from cause
         raise
-    return int(producer.snapshot_id)
+    finally:
+        if not plan.sent:
+            producer._clean_all_uncommitted()
+    return snapshot
 
 
 def set_ref(branch: str, snapshot: int) -> SetSnapshotRefUpdate:
@@ -247,6 +286,6 @@ def send(table: Table, updates: tuple[TableUpdate, ...], requirements: tuple[Tab
     """
     Change a table's metadata in one compare-and-set, if the requirements hold on what the catalog has now.
 
-    :raises CommitFailedException: they do not, or another writer was first; nothing has changed.
+    :raises CommitFailedException: they do not, or another writer was first; or this very change came twice.
     """
     table._do_commit(updates, (AssertTableUUID(uuid=table.metadata.table_uuid), *requirements))

@@ -38,13 +38,13 @@ from airloop.warehouse.commit import (
     content,
     head,
     ref_is,
-    send,
+    send_snapshot,
 )
 from airloop.warehouse.files import DataFileWriter
 from airloop.warehouse.iceberg import Transaction
 from airloop.warehouse.localio import local_path
 from airloop.warehouse.merging import MANIFESTS, MergingOverwrite
-from airloop.warehouse.plan import ROWS_PER_READ
+from airloop.warehouse.plan import ROWS_PER_READ, Plan
 from airloop.warehouse.read import LiveFile, as_schema, connect, execute, live_files, select
 from airloop.warehouse.refs import MAIN, SAME_ROWS
 from airloop.warehouse.schema import quoted, to_arrow
@@ -89,31 +89,30 @@ def compact(config: Config, name: str, load: Callable[[], Table], locks: Locks) 
         if not small and manifests <= MANIFESTS:
             return Compacted(name, base, len(files), len(files), manifests, manifests, 0)
         writer = DataFileWriter(table, rows_per_file=config.rows_per_chunk)
-        sent = False
+        plan = Plan(remove=[f.data_file for f in small])
         try:
-            written = _rewritten(config, table, small, writer)
+            plan.add = _rewritten(config, table, small, writer)
             point("compact:written")
             with locks.turn(f"tables/{name}", timeout_s=LOCK_WAIT_S):
                 current = load()
                 if _still_live(current, table, small):
-                    sent = True
-                    snapshot = _commit(current, [f.data_file for f in small], written)
+                    snapshot = _commit(current, load, plan)
                     point("compact:after")
                     now = load()
                     return Compacted(
                         name,
                         snapshot,
                         len(files),
-                        len(files) - len(small) + len(written),
+                        len(files) - len(small) + len(plan.add),
                         manifests,
                         _manifests(now, snapshot),
                         sum(f.rows for f in small),
                     )
         except CommitFailedException:
-            sent = False
+            pass
         finally:
             # Of what was sent we may never hear that it was done: the files stay for gc to judge.
-            if not sent:
+            if not plan.sent:
                 writer.abort()
         time.sleep(random.uniform(0.0, 0.02 * 2 ** min(attempt, 6)))
     raise CommitConflict(f"{name}: other writers won {TRIES} times", "run it again when fewer tasks write this table")
@@ -169,7 +168,7 @@ def _manifests(table: Table, snapshot: int) -> int:
     return len(found.manifests(table.io)) if found else 0
 
 
-def _commit(table: Table, going: Sequence[DataFile], coming: Sequence[DataFile]) -> int:
+def _commit(table: Table, load: Callable[[], Table], plan: Plan) -> int:
     base = head(table, MAIN)
     transaction = Transaction(table)
     properties = {
@@ -178,18 +177,11 @@ def _commit(table: Table, going: Sequence[DataFile], coming: Sequence[DataFile])
         **dict.fromkeys((ADDED, UPDATED, DELETED), "0"),
     }
     producer = _SameRows(transaction, MAIN, properties, merge_at=2)
-    for file in coming:
+    for file in plan.add:
         producer.append_data_file(file)
-    for file in going:
+    for file in plan.remove:
         producer.delete_data_file(file)
-    try:
-        updates, _ = producer._commit()
-        point("compact:before")
-        send(table, updates, (ref_is(MAIN, base),))
-    except CommitFailedException:
-        producer._clean_all_uncommitted()
-        raise
-    return int(producer.snapshot_id)
+    return send_snapshot(table, load, producer, plan, (ref_is(MAIN, base),), what="compact")
 
 
 class _SameRows(MergingOverwrite):

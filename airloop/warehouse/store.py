@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airloop import postgres
 from airloop.config import Config, S3Address, is_rest
@@ -19,6 +19,7 @@ from airloop.warehouse.home import check_home, write_format
 from airloop.warehouse.mounts import refuse_network
 
 if TYPE_CHECKING:
+    import psycopg
     from pyiceberg.catalog.rest import RestCatalog
     from pyiceberg.catalog.sql import SqlCatalog
 
@@ -118,10 +119,7 @@ def _on_postgres(config: Config) -> SqlCatalog:
     setting = "AIRLOOP_CATALOG"
     address = postgres.for_sqlalchemy(config.catalog, setting)
     with closing(postgres.connect(config.catalog, setting)) as connection:
-        found = connection.execute(
-            "SELECT to_regclass('iceberg_tables'), to_regclass('iceberg_namespace_properties')"
-        ).fetchone()
-    ready = found is not None and None not in found
+        ready = _tables_are_there(connection)
     # The first processes come at once: only one of them creates.
     with nullcontext() if ready else locks_of(config).hold("catalog", timeout_s=BUSY_S):
         if not ready:
@@ -130,6 +128,26 @@ def _on_postgres(config: Config) -> SqlCatalog:
         catalog = _catalog(config, address, pool_pre_ping="true")
     postgres.own_after_fork(catalog.engine)
     return catalog
+
+
+def _tables_are_there(connection: psycopg.Connection[Any]) -> bool:
+    """
+    Whether the catalog's tables are in the database, all of them in the schema by which locks are told apart.
+
+    :raises BadConfiguration: they are in another one.
+    """
+    found = connection.execute(
+        "SELECT current_schema(), nspname, relname"
+        " FROM unnest(ARRAY['iceberg_tables', 'iceberg_namespace_properties']) AS name"
+        " JOIN pg_class ON pg_class.oid = to_regclass(name) JOIN pg_namespace ON pg_namespace.oid = relnamespace"
+    ).fetchall()
+    for current, schema, name in found:
+        if schema != current:
+            raise BadConfiguration(
+                f"AIRLOOP_CATALOG: its table {name} is in the schema {schema}, and search_path begins with {current}",
+                f"let search_path begin with the catalog's schema: …/database?options=-csearch_path%3D{schema}",
+            )
+    return len(found) == 2
 
 
 def _catalog(config: Config, address: str, **options: str) -> SqlCatalog:

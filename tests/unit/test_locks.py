@@ -17,7 +17,7 @@ import pytest
 
 from airloop.config import Config
 from airloop.errors import BadConfiguration, StoreBusy, Unreachable
-from airloop.locks import FileLocks, HeldInPostgres, Locks, PostgresLocks, lock_key, locks_of
+from airloop.locks import FileLocks, HeldInPostgres, Locks, PostgresLocks, check_needed, lock_key, locks_of
 
 HOLDER = """
 import os, sys, time
@@ -268,6 +268,53 @@ def test_a_connection_that_is_lost(postgres_url: str, caplog: pytest.LogCaptureF
             pass
     assert "lock a was lost" in caplog.text
     assert is_free(locks, "a")
+
+
+def test_a_lock_that_the_connection_does_not_hold(postgres_url: str) -> None:
+    with PostgresLocks(postgres_url, "AIRLOOP_CATALOG").hold("a") as held:
+        assert isinstance(held, HeldInPostgres)
+        held.check()
+        # What a pooler does that gives the connection to somebody else for a while.
+        held.connection.execute("SELECT pg_advisory_unlock_all()")
+        with pytest.raises(Unreachable, match="lock a was lost: the server does not know of it; run the task again"):
+            held.check()
+
+
+def test_what_is_needed_is_asked_for(tmp_path: Path, postgres_url: str) -> None:
+    servers = PostgresLocks(postgres_url, "AIRLOOP_CATALOG")
+    with FileLocks(tmp_path).hold("a") as file, servers.hold("a") as held, servers.hold("b") as other:
+        assert isinstance(held, HeldInPostgres)
+        assert isinstance(other, HeldInPostgres)
+        file.needed()
+        held.needed()
+        check_needed()
+        assert in_a_child(check_needed) == "", "a child asks after what its parent holds"
+        check_needed()
+        other.connection.close()
+        check_needed()
+        held.connection.execute("SELECT pg_advisory_unlock_all()")
+        said = "not done, since lock a was lost: the server does not know of it; run the task again"
+        with pytest.raises(Unreachable, match=said):
+            check_needed()
+        assert in_a_child(check_needed) == said
+    check_needed()
+
+
+def in_a_child(work: Callable[[], None]) -> str:
+    """What a forked child's work raises."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException as error:
+            os.write(write, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with open(read) as answer:
+        return answer.read()
 
 
 def test_the_server_ends_a_connection_whose_other_side_says_nothing(postgres_url: str) -> None:

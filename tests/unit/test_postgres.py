@@ -67,6 +67,7 @@ def test_options_that_an_address_has_stay() -> None:
         (GOOD, "postgresql+psycopg://u:***@db.example:5433/airloop"),
         ("postgresql+psycopg://u:a/b@c#d@h/db", "postgresql+psycopg://u:***@h/db"),
         ("postgresql+psycopg://h/db?user=u&password=s3cret&x=1", "postgresql+psycopg://h/db?user=u&password=***&x=1"),
+        ("postgresql://h/db?sslpassword=s3cret&sslkey=k", "postgresql://h/db?sslpassword=***&sslkey=k"),
         ("redis://:s3cret@h:6379/0", "redis://:***@h:6379/0"),
         ("https://mlflow.example/x", "https://mlflow.example/x"),
         ("sqlite:////srv/a:b@c/catalog.db", "sqlite:////srv/a:b@c/catalog.db"),

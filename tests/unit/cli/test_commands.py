@@ -6,7 +6,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ import pytest
 import redis
 
 from airloop.cli import main
-from airloop.cli.doctor import TIMEOUT_S, _online_store, _reachable, _sqlite
-from airloop.config import Config, RedisAddress
+from airloop.cli.doctor import TIMEOUT_S, _home, _online_store, _reachable, _sqlite
+from airloop.config import Config, RedisAddress, S3Address
 from airloop.contract import Call, Interval, RunInfo
 from airloop.errors import BadConfiguration
 from airloop.frame.execute import execute
 from airloop.frame.logs import Redactor
+from airloop.objects import Bucket
 from airloop.steps import load
 from airloop.warehouse import mounts
 from airloop.warehouse.catalog import Warehouse
@@ -192,6 +193,28 @@ def test_the_doctor_says_what_is_there_and_what_to_mend(
     assert "set AIRLOOP_HOME to a local disk" in bad[0].mend
     with pytest.raises(BadConfiguration, match="SQLite's locks do not hold"):
         mounts.refuse_network(config.online_store, "the online store")
+
+
+@pytest.mark.parametrize(
+    ("ignored", "said"),
+    [
+        ("", r"s3://\S+ can be read and written"),
+        ("IfNoneMatch", r"of 9 puts on an absent file 9 succeeded, not 1"),
+        ("IfMatch", r"of 16 changes of a file, 4 at once, \d+ are in it"),
+    ],
+)
+def test_the_doctor_tries_what_artifacts_need_of_a_store(
+    config: Config, s3_bucket: S3Address, monkeypatch: pytest.MonkeyPatch, ignored: str, said: str
+) -> None:
+    put = Bucket._put
+
+    def ignoring(self: Bucket, name: str, content: bytes, condition: Mapping[str, str]) -> bool:
+        return put(self, name, content, {header: tag for header, tag in condition.items() if header != ignored})
+
+    monkeypatch.setattr(Bucket, "_put", ignoring)
+    (found,) = [f for f in _home(replace(config, artifacts=s3_bucket)) if f.what == "artifacts"]
+    assert re.search(said, found.found)
+    assert found.state == ("bad" if ignored else "ok")
 
 
 def online(config: Config, address: str) -> tuple[str, str, str]:

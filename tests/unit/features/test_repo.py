@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -153,6 +154,33 @@ def test_unusable_definitions_are_explained(config: Config, changed: dict[str, s
     world.write_repo(folder_of(config), **changed)
     with pytest.raises(BadConfiguration, match=message):
         repo.describe(config)
+
+
+@pytest.mark.parametrize("secret", ["s3cret-word", "s3cret-" * 30], ids=["short", "long"])
+@pytest.mark.parametrize("setting", ["catalog", "locks", "mlflow"])
+@pytest.mark.parametrize(
+    ("feature_store", "said"),
+    [
+        (
+            "project: a\nregistry: r.db\nprovider: local\nentity_key_serialization_version: '${{{}}}'",
+            "entity_key_serialization_version: Input should be a valid integer",
+        ),
+        (
+            "# a comment\nproject: small\nregistry: x: ${{{}}}",
+            "is no YAML: mapping values are not allowed here in line 3",
+        ),
+    ],
+    ids=["number", "YAML"],
+)
+def test_what_is_said_of_settings_has_no_password(
+    config: Config, setting: str, secret: str, feature_store: str, said: str
+) -> None:
+    name = f"AIRLOOP_{setting.upper()}"
+    world.write_repo(folder_of(config), feature_store=feature_store.format(name))
+    given = replace(config, **{setting: f"postgresql+psycopg://me:{secret}@db.example/airloop"})
+    with pytest.raises(BadConfiguration, match=said) as caught:
+        repo._repo_config(given, folder_of(config))
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_source_of_another_kind_is_refused(config: Config) -> None:

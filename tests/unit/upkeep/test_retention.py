@@ -15,6 +15,7 @@ from airloop.config import Config
 from airloop.contract import RunInfo
 from airloop.errors import BadConfiguration, ContractBroken
 from airloop.frame import StepContext, StepResult, step
+from airloop.registry import lookup
 from airloop.registry.ledger import TABLE as LEDGER
 from airloop.registry.ledger import Entry, Ledger
 from airloop.upkeep import gc
@@ -118,6 +119,25 @@ def test_a_registry_that_is_not_there_protects_nothing_and_stops_everything(
 
     tracking.client(config).search_registered_models()
     assert history[0] not in protected(config, NOTHING_ELSE)[TABLE], "it is there, and says that the model is not"
+
+
+def test_a_registry_of_many_models_is_read_to_its_end(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    from airloop.training import tracking
+
+    client = tracking.client(config)
+    for name in "abc":
+        client.create_registered_model(name)
+        for _ in range(3):
+            client.create_model_version(name, "file:///nowhere")
+    monkeypatch.setattr(lookup, "PAGE", 2)
+    expected = [(name, version) for name in "abc" for version in (1, 2, 3)]
+    assert sorted(found[:2] for found in lookup.registered(config)) == expected
+
+    def not_readable(*_: object) -> None:
+        raise lookup._NotReadable
+
+    monkeypatch.setattr(lookup, "_query", not_readable)
+    assert sorted(found[:2] for found in lookup.registered(config)) == expected
 
 
 def test_a_run_is_kept_from_its_last_use(

@@ -312,7 +312,7 @@ class Rival:
             i = 1000 + self.times
             fresh = self.warehouse.table(NAME)
             times, self.times = self.times, 0
-            committing._commit_once(fresh, f"rival{i}", "main", {}, self.plan(fresh, i))
+            committing._commit_once(fresh, lambda: fresh, f"rival{i}", "main", {}, self.plan(fresh, i))
             self.times = times
         self.send(table, updates, requirements)
 

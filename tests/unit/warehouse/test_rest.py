@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from pyiceberg import exceptions
 
+from airloop.cli import main
 from airloop.config import Config
+from airloop.contract import Interval
 from airloop.errors import BadConfiguration, Unreachable, classify
 from airloop.locks import FileLocks, PostgresLocks, locks_of
 from airloop.upkeep.erase import Request, erase
+from airloop.upkeep.formats import upgrade
 from airloop.upkeep.gc import collect
 from airloop.warehouse import rest
 from airloop.warehouse.catalog import Warehouse
@@ -68,6 +73,40 @@ def test_upkeep_leaves_it_alone(tmp_path: Path) -> None:
     for what, work in (("gc", collect), ("erase", lambda config: erase(config, request))):
         with pytest.raises(BadConfiguration, match=f"airloop {what} does not know what else an Iceberg REST catalog"):
             work(config_of(tmp_path, AIRLOOP_LOCKS="local"))
+
+
+def test_what_works_on_all_tables_leaves_those_of_others_alone(
+    tmp_path: Path, run_step: Callable[..., Any], interval: Interval, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path, AIRLOOP_LOCKS="local")
+    with pytest.raises(BadConfiguration, match="airloop upgrade does not know what else an Iceberg REST catalog"):
+        upgrade(config)
+    (said,) = upgrade(config, dry_run=True)
+    assert said.startswith("none of the tables, which may be others'")
+    with pytest.raises(BadConfiguration, match="the step upkeep does not know what else an Iceberg REST catalog"):
+        run_step("upkeep", interval=interval, config=config)
+
+
+@pytest.mark.parametrize("config", ["rest"], indirect=True)
+def test_a_catalog_that_others_use(
+    config: Config,
+    warehouse: Warehouse,
+    rest_catalog: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    schema = pa.schema([("id", pa.int64())])
+    warehouse.ensure("raw.a", schema)
+    catalog: Any = warehouse._catalog
+    list_tables = catalog.list_tables
+    monkeypatch.setattr(catalog, "list_tables", lambda space: [*list_tables(space), (*space, "my-table")])
+    assert warehouse.tables() == ["raw.a"]
+    for name, value in rest_catalog.items():
+        monkeypatch.setenv(name, value)
+    assert main(["--home", str(config.home), "compact"]) == 65
+    assert "name those that are yours: airloop compact NAMESPACE.TABLE" in capsys.readouterr().err
+    assert main(["--home", str(config.home), "compact", "raw.a"]) == 0
+    assert "raw.a: 0 files, nothing to compact" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,28 @@ def test_sqlite_is_in_wal_mode_and_waits(config: Config) -> None:
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == store.BUSY_S * 1000
 
 
+def test_a_catalog_in_another_schema_than_its_locks(config: Config, postgres_url: str) -> None:
+    import psycopg
+
+    config = replace(config, catalog=postgres_url)
+    Warehouse.open(config).ensure("raw.a", pa.schema([("id", pa.int64())]))
+    with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA other")
+
+    def opened(search_path: str) -> list[str]:
+        address = f"{postgres_url}?options=-csearch_path%3D{search_path}"
+        return Warehouse.open(replace(config, catalog=address)).tables()
+
+    said = "iceberg_tables is in the schema public, and search_path begins with other; let search_path begin with"
+    with pytest.raises(BadConfiguration, match=said):
+        opened("other,public")
+    assert opened("public,other") == ["raw.a"]
+    assert opened("other") == [], "a catalog of its own"
+    # Both have one now.
+    assert opened("other,public") == []
+    assert opened("public,other") == ["raw.a"]
+
+
 def test_opening_is_quick(config: Config) -> None:
     Warehouse.open(config).ensure("raw.a", pa.schema([("id", pa.int64())]))
     again = replace(config, threads=1)
