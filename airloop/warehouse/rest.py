@@ -35,7 +35,8 @@ class Catalog(RestCatalog):
 
     def _create_session(self) -> Session:
         session = super()._create_session()
-        session.request = partial(session.request, timeout=(CONNECT_S, REQUEST_S))  # type: ignore[method-assign]
+        # A session has no time limit of its own, and PyIceberg gives none to its requests.
+        session.request = partial(session.request, timeout=(CONNECT_S, REQUEST_S))  # type: ignore[method-assign]  # this session's alone
         return session
 
 

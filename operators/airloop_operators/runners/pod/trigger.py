@@ -41,7 +41,7 @@ class PodTrigger(BaseTrigger):
     """
 
     def __init__(self, deferral: Mapping[str, Any], pause_s: float = 0.0) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow's triggers have no types
         self.deferral = dict(deferral)
         self.pause_s = pause_s
         self._said = ""
@@ -58,7 +58,7 @@ class PodTrigger(BaseTrigger):
             event = event_of({**self.deferral, "state": left.as_json()}, why)
         except Exception as error:  # noqa: BLE001  the task has to look, whatever is wrong here
             event = event_of(self.deferral, f"{type(error).__name__}: {error}"[:500], trouble=True)
-        yield TriggerEvent(event)  # type: ignore[no-untyped-call]
+        yield TriggerEvent(event)  # type: ignore[no-untyped-call]  # as above
 
     async def on_kill(self) -> None:
         """
@@ -84,6 +84,7 @@ class PodTrigger(BaseTrigger):
             self.log.info("ending pod %s/%s: its task is %s", left.namespace, left.pod, state or "cleared")
             await _end(left)
         except Exception:
+            # Airflow would say no more of it than that a trigger failed.
             self.log.exception("pod %s/%s could not be ended; a next try of its task ends it", left.namespace, left.pod)
 
     async def _state_of_task(self) -> str | None:
