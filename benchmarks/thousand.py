@@ -6,7 +6,7 @@ last week, and writes a decision into the ledger, whose evidence names the train
 for ever, and no snapshot may expire. In one process; ``--every`` runs, ``airloop compact`` and ``airloop gc`` work.
 
 ``python -m benchmarks.thousand`` prints CPU and wall time of a run by tenths of the way, what the metadata weigh, and
-the last tenth over the first, with upkeep and without.
+the last tenth over the first, with upkeep and, for fewer runs, without.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Measured, finish, options, own_process, row
+from benchmarks.common import Measured, finish, own_process, parser_for, row, settled, sizes_of
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -52,24 +52,30 @@ EXAMPLES = "SELECT id, event_time, squared FROM features WHERE event_time >= $in
 
 
 def main() -> int:
-    arguments = options(__doc__, runs=1, sizes=(1000,), quick=(40,))
+    parser = parser_for(__doc__, runs=1)
+    sizes_of(parser, (1000,))
+    parser.add_argument("--without", type=int, default=200, metavar="RUNS", help="runs of the loop without upkeep")
+    arguments = settled(parser.parse_args(), quick=(40,))
+    without = min(arguments.without, *arguments.sizes)
+    alone = _tell("without upkeep", own_process("benchmarks.thousand:loop", runs=without, every=0), without)
     rows = []
     for runs in arguments.sizes:
-        kept = own_process("benchmarks.thousand:loop", runs=runs, every=EVERY)
-        alone = own_process("benchmarks.thousand:loop", runs=runs, every=0)
-        for name, found in (("with upkeep", kept), ("without", alone)):
-            print(
-                f"{runs:,} runs, {name}: CPU {found.more['cpu_by_tenth_s']} s, wall {found.more['wall_by_tenth_s']} s"
-            )
-            print(f"  {found.more['metadata_kib']} KiB of metadata, {found.more['files']:,} files, ", end="")
-            print(f"upkeep {found.more['upkeep_cpu_s']} s CPU in all, ratio {found.more['ratio']:.2f}")
+        kept = _tell("with upkeep", own_process("benchmarks.thousand:loop", runs=runs, every=EVERY), runs)
         first, last = (_tenth(kept, place) for place in (0, -1))
         rows.append(
             row("a run after the others", f"{runs:,} runs", last, first, peer="the first runs",
                 limit_s=1.2 * first.seconds, target="at most 1.2 times the first",
-                note=f"without upkeep {alone.more['ratio']:.2f} times")
+                note=f"without upkeep {alone.more['ratio']:.2f} times after {without:,} runs")
         )  # fmt: skip
     return finish("thousand", arguments, rows)
+
+
+def _tell(name: str, found: Measured, runs: int) -> Measured:
+    """Say at once what was found: what comes next takes long."""
+    print(f"{runs:,} runs, {name}: CPU {found.more['cpu_by_tenth_s']} s, wall {found.more['wall_by_tenth_s']} s")
+    print(f"  {found.more['metadata_kib']} KiB of metadata, {found.more['files']:,} files, ", end="")
+    print(f"upkeep {found.more['upkeep_cpu_s']} s CPU in all, ratio {found.more['ratio']:.2f}", flush=True)
+    return found
 
 
 def _tenth(found: Measured, place: int) -> Measured:
