@@ -99,7 +99,9 @@ def _draw(
 
 def draw(folder: str, work: str, arguments: dict[str, Any], sampler: Sampler) -> None:
     """Write the graph of one process's work."""
-    values = [str(v) for v in arguments.values() if isinstance(v, str | int) and "/" not in str(v)]
+    # Of a path its last part tells two runs apart, unless it is a temporary folder's.
+    values = [Path(str(v)).name for v in arguments.values() if isinstance(v, str | int)]
+    values = [v for v in values if not v.startswith("airloop-")]
     name = "-".join([work.removeprefix("benchmarks.").replace(":", "-"), *values])
     path = Path(folder) / f"{name}.svg"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,7 @@ def rendered(results: Path = RESULTS) -> str:
         numeric = (2, 4, 5, 6, 7)
         used = [i for i in range(len(HEAD)) if any(cells(r)[i] for r in result["rows"])]
         lines = [
-            f"### {result['benchmark']}",
+            f"### {path.stem}",
             "",
             f"`{result['command']}`, {result['measured']}: {about['processors']} processors, "
             f"{about['memory_gib']} GiB, Python {about['python']}, load {about['load_before']:g} before, "

@@ -58,16 +58,18 @@ def main() -> int:
     arguments = settled(parser.parse_args(), quick=(40,))
     without = min(arguments.without, *arguments.sizes)
     alone = _tell("without upkeep", own_process("benchmarks.thousand:loop", runs=without, every=0), without)
-    rows = []
+    rows, details = [], {f"without_upkeep_{without}": alone.more}
     for runs in arguments.sizes:
         kept = _tell("with upkeep", own_process("benchmarks.thousand:loop", runs=runs, every=EVERY), runs)
         first, last = (_tenth(kept, place) for place in (0, -1))
+        details[f"with_upkeep_{runs}"] = kept.more
         rows.append(
             row("a run after the others", f"{runs:,} runs", last, first, peer="the first runs",
                 limit_s=1.2 * first.seconds, target="at most 1.2 times the first",
-                note=f"without upkeep {alone.more['ratio']:.2f} times after {without:,} runs")
+                note=f"upkeep itself {kept.more['upkeep_cpu_s'] / runs:.2f} s a run; "
+                f"without it {alone.more['ratio']:.2f} times after {without:,} runs")
         )  # fmt: skip
-    return finish("thousand", arguments, rows)
+    return finish("thousand", arguments, rows, **details)
 
 
 def _tell(name: str, found: Measured, runs: int) -> Measured:

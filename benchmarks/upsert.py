@@ -138,7 +138,7 @@ def _row(size: int, pattern: str, mine: Measured, peer: Measured | None, smalles
         mine,
         peer,
         peer="PyIceberg's upsert" if peer else "",
-        target="3 times as fast, memory flat" if peer else "memory flat",
+        target="3 times as fast, memory flat" if peer else "memory flat; PyIceberg was not asked",
         limit_s=peer.seconds / 3 if peer else None,
         limit_mb=smallest.peak_mb + FLAT_MB,
     )

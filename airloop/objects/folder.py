@@ -120,18 +120,26 @@ class Folder:
                 yield _listed(name, stat)
 
     def folders(self, prefix: str) -> list[str]:
-        folder = self.path(prefix)
-        return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+        return sorted(entry.name for entry in self._children(prefix) if entry.is_dir())
 
     def changed(self, prefix: str) -> dict[str, Listed]:
-        found = {}
-        for name in self.folders(prefix):
+        name, found = checked(prefix), {}
+        for entry in self._children(prefix):
             try:
-                # A file that is published is a new entry of its folder.
-                found[name] = _listed(f"{checked(prefix)}/{name}", (self.path(prefix) / name).stat())
+                if entry.is_dir():
+                    # A file that is published is a new entry of its folder.
+                    found[entry.name] = _listed(f"{name}/{entry.name}", entry.stat())
             except FileNotFoundError:
                 continue  # removed since it was listed
         return found
+
+    def _children(self, prefix: str) -> list[os.DirEntry[str]]:
+        # Asked before every step, of a folder with an entry for each run: paths would take ten times as long.
+        try:
+            with os.scandir(self.path(prefix)) as entries:
+                return list(entries)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def remove(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)

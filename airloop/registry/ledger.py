@@ -75,18 +75,31 @@ class Ledger:
 
     def __init__(self, warehouse: Warehouse) -> None:
         self.warehouse = warehouse
+        self._read: tuple[int, dict[str | None, list[Entry]]] = 0, {}
+        """A snapshot and its rows, of one model or of all (None): one decision asks for them ten times."""
 
     def entries(self, model: str | None = None, *, key: str | None = None) -> list[Entry]:
         """Every row, of one model or of all, oldest first."""
         if not self.warehouse.exists(TABLE):
             return []
-        from airloop.warehouse.read import literal
-        from airloop.warehouse.refs import TableRef
+        return [e for e in self._now(model)[1] if key is None or e.key == key]
 
-        asked = {"model": model, "key": key}
-        where = " AND ".join(f"{name} = {literal(value)}" for name, value in asked.items() if value is not None)
-        rows = self.warehouse.scan(TableRef(TABLE), where=where or None).read_all().to_pylist()
-        return sorted(map(_entry, rows), key=lambda e: (e.model, e.seq))
+    def _now(self, model: str | None) -> tuple[int, list[Entry]]:
+        """The table's snapshot, and its rows of one model or of all; read once for each snapshot."""
+        from airloop.warehouse import commit, read
+        from airloop.warehouse.refs import MAIN
+        from airloop.warehouse.store import storing
+
+        with storing(f"reading {TABLE}"):
+            table = self.warehouse.table(TABLE)
+            head = commit.head(table, MAIN)
+            known = self._read[1] if self._read[0] == head else {}
+            if model not in known:
+                where = None if model is None else f"model = {read.literal(model)}"
+                rows = read.scan(self.warehouse.config, table, head, where=where).read_all().to_pylist()
+                known = known | {model: sorted(map(_entry, rows), key=lambda e: (e.model, e.seq))}
+                self._read = head, known
+            return head, known[model]
 
     def champion_at(
         self, model: str, alias: str = CHAMPION, at: datetime | None = None, *, clock: Clock = "wall"
@@ -122,21 +135,22 @@ class Ledger:
         self.warehouse.ensure(
             TABLE, _schema(), key=("entry", "state"), description="What became champion, when, by whom, and why."
         )
-        entry = replace(entry, seq=1 + self._last_seq(entry.model))
+        before, known = self._now(entry.model)
+        entry = replace(entry, seq=1 + max((e.seq for e in known), default=0))
         row = {name: getattr(entry, name) for name in _COLUMNS}
         row["evidence"] = json.dumps(entry.evidence, sort_keys=True, allow_nan=False)
         import pyarrow as pa
 
         rows = pa.Table.from_pylist([row], schema=_schema())
-        self.warehouse.commit(TABLE, rows, key=f"{entry.model}:{entry.entry}:{entry.state}")
+        made = self.warehouse.commit(TABLE, rows, key=f"{entry.model}:{entry.entry}:{entry.state}")
+        if made.changed and self._parent(made.snapshot) == before:
+            # Nobody wrote in between: what was read and this row are all there is.
+            self._read = made.snapshot, {entry.model: [*known, *map(_entry, rows.to_pylist())]}
         return entry
 
-    def _last_seq(self, model: str) -> int:
-        from airloop.warehouse.read import literal
-        from airloop.warehouse.refs import TableRef
-
-        rows = self.warehouse.scan(TableRef(TABLE), columns=["seq"], where=f"model = {literal(model)}").read_all()
-        return max(rows.column("seq").to_pylist(), default=0)
+    def _parent(self, snapshot: int) -> int:
+        found = self.warehouse.table(TABLE).metadata.snapshot_by_id(snapshot)
+        return (found.parent_snapshot_id or 0) if found else -1
 
     def close(self, intent: Entry, state: State, *, reason: str = "") -> Entry:
         """Close an intent: ``done`` or ``abandoned``."""

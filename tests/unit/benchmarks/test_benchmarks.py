@@ -51,6 +51,6 @@ def test_where_the_time_of_a_loop_went() -> None:
     loops = [{"wall_s": 10.0, "payload_s": 4.0, "tasks": tasks}]
     empties = [{"wall_s": 5.0, "total_s": [0.2, 0.2]}]
     found = loop.summarise(1, loops, empties, [{"wall_s": 4.0, "tasks": {"a": [1.0], "b": [1.5]}}])
-    assert [r["ratio"] for r in found["rows"]] == [2.5, 2.0, 2.0, 2.0]
-    assert [r["met"] for r in found["rows"]] == [None, None, True, True]
+    assert [r["ratio"] for r in found["rows"]] == [2.5, 2.0, 2.0, 2.0, 5.75, 7.0]
+    assert [r["met"] for r in found["rows"]] == [None, None, True, True, False, False]
     assert found["tasks"]["b"] == {**parts, "plain_s": 1.5}

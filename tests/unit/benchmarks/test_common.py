@@ -89,3 +89,15 @@ def test_the_page_shows_the_results_that_are_kept() -> None:
     """``python -m benchmarks.pages`` brings it up to date."""
     text = pages.PAGE.read_text()
     assert pages.page(text) == text
+
+
+def test_a_missed_target_has_its_flame_graph_and_its_limit() -> None:
+    text = pages.PAGE.read_text()
+    limits = text[text.index("## Limits") :]
+    for path in sorted(pages.RESULTS.glob("*.json")):
+        if any(line["met"] is False for line in json.loads(path.read_text()).get("rows", [])):
+            name = path.stem.partition("-")[0]
+            graphs = sorted((pages.PAGE.parent / "images" / "flames").glob(f"{name}*.svg"))
+            assert graphs, f"{path.name} has a missed target and docs/images/flames no {name}*.svg"
+            for graph in graphs:
+                assert f"images/flames/{graph.name}" in limits

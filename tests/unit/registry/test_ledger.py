@@ -13,6 +13,7 @@ from airloop.errors import ContractBroken
 from airloop.reference import Scope
 from airloop.registry.ledger import TABLE, Entry, Ledger
 from airloop.registry.refs import ModelRef
+from airloop.warehouse import read
 from airloop.warehouse.catalog import Warehouse
 
 JANUARY, FEBRUARY, MARCH, APRIL = (datetime(2013, month, 1, 5, tzinfo=UTC) for month in range(1, 5))
@@ -68,6 +69,36 @@ def test_the_same_row_is_added_once(ledger: Ledger, warehouse: Warehouse) -> Non
     ledger.append(entry(1, FEBRUARY))
     assert len(ledger.entries()) == 1
     assert len(warehouse.history(TABLE)) == 1
+
+
+def test_each_sees_what_others_write(ledger: Ledger, warehouse: Warehouse) -> None:
+    """Rows are kept in memory for one snapshot: of a table that went on, or was compacted, they are read again."""
+    other = Ledger(warehouse)
+    for version in range(1, 7, 3):
+        ledger.append(entry(version, FEBRUARY))
+        other.append(entry(version + 1, FEBRUARY))
+        other.append(entry(version + 2, FEBRUARY, model="another"))
+        fresh = Ledger(warehouse).entries()
+        assert ledger.entries() == other.entries() == fresh
+        assert ledger.entries("delay") == other.entries("delay") == [e for e in fresh if e.model == "delay"]
+        assert warehouse.compact(TABLE)
+    assert [(e.version, e.seq) for e in ledger.entries()] == [(3, 1), (6, 2), (1, 1), (2, 2), (4, 3), (5, 4)]
+
+
+def test_a_decision_reads_the_table_once(ledger: Ledger, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger.append(entry(1, FEBRUARY))
+    scans: list[int] = []
+    scan = read.scan
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        scans.append(1)
+        return scan(*arguments, **options)
+
+    monkeypatch.setattr(read, "scan", counted)
+    fresh = Ledger(warehouse)
+    assert fresh.champion_at("delay") == fresh.entries("delay")[0]
+    fresh.close(fresh.append(entry(2, MARCH, state="intent")), "done")
+    assert (len(fresh.entries("delay")), len(scans)) == (3, 1)
 
 
 def test_two_clocks(ledger: Ledger) -> None:
