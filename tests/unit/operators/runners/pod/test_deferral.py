@@ -136,7 +136,7 @@ def sizes(tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch, **patien
         "namespace": "loops",
         "images": {"cpu": "airloop:1"},
         "volumes": [{"claim": "state", "path": str(state)}],
-        "patience": {"schedule_s": 60, "start_s": 60, "api_s": 4, "grace_s": 1, "lost_s": 1, **patience},
+        "patience": {"schedule_s": 60, "start_s": 60, "api_s": 60, "grace_s": 1, "lost_s": 1, **patience},
     }
     (tmp_path / "sizes.yaml").write_text(json.dumps(document))
     monkeypatch.setenv("AIRFLOW__AIRLOOP__SIZES", str(tmp_path / "sizes.yaml"))
@@ -391,11 +391,16 @@ class TestWhatIsDue:
         with pytest.raises(AirflowException, match="could not be pulled"):
             task.resume(event)
 
-    def test_a_quota_is_waited_for_without_a_place(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_quota_is_waited_for_without_a_place(
+        self, start: Start, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("airloop_operators.runners.pod.left.QUOTA_S", (0.5, 0.5))
         server = start(success)
         server.refusals = [(403, "Forbidden", "exceeded quota: team")] * 2
-        assert Task().end()["status"] == "done"
+        with monkeypatch.context() as patch:
+            sizes(tmp_path, state, patch)
+            assert Task().end()["status"] == "done"
+        sizes(tmp_path, state, monkeypatch, schedule_s=3)
         server.refusals = [(403, "Forbidden", "exceeded quota: team")] * 100
         with pytest.raises(AirflowException, match="was kept out by a quota"):
             Task({"infrastructure_retries": 0}, number=2).end()
@@ -564,7 +569,10 @@ class TestATriggerThatFails:
         assert not event["trouble"]
         assert task.resume(event)["status"] == "done"
 
-    def test_an_api_server_that_is_away_for_too_long(self, start: Start) -> None:
+    def test_an_api_server_that_is_away_for_too_long(
+        self, start: Start, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sizes(tmp_path, state, monkeypatch, api_s=4)
         server = start(slow)
         task = Task()
         trigger = task.start()
