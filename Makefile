@@ -7,6 +7,8 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	command -v $$p >/dev/null && $$p -c 'import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
 VENV ?= .venv
+# Processes that share the tests out; each has servers of its own and takes up to 3 GB. 0: all in one, as --pdb needs it.
+WORKERS ?= 2
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 export AIRLOOP_HOME ?= $(CURDIR)/.airloop
@@ -41,7 +43,7 @@ demo: $(VENV)/.demo ## Run the offline loop over three months of flights, in Air
 
 .PHONY: test
 test: $(VENV)/.dev ## Install what tests need and run them all but the cluster's
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: $(VENV)/.dev ## The tests of pods on the cluster of KUBECONFIG; what they need: tests/cluster/README.md

@@ -54,6 +54,28 @@ if TYPE_CHECKING:
     from tests.lineage_world import LineageWorld
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.workers import ByFileOrWorld
+
+    return ByFileOrWorld(config, log)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [r for kind in ("passed", "failed") for r in terminalreporter.getreports(kind) if r.when == "call"]
+    lines = [str(value) for report in reports for name, value in report.user_properties if name == "told"]
+    if lines:
+        terminalreporter.section("what tests tell")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Say something at the end of the whole run, whether the test passes or not; what a worker prints, nobody sees."""
+    return lambda line: record_property("told", line)
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees a developer's own settings."""
@@ -153,6 +175,9 @@ def redis_server() -> Iterator[str]:
     """Address of a Redis that is the tests' own, and emptied: ``AIRLOOP_TEST_REDIS_URL``, else one started here."""
     given = os.environ.get("AIRLOOP_TEST_REDIS_URL")
     if given:
+        assert "PYTEST_XDIST_WORKER" not in os.environ, (
+            "several workers would empty the Redis of AIRLOOP_TEST_REDIS_URL under each other: make test WORKERS=0"
+        )
         yield given
         return
     program = shutil.which("redis-server") or shutil.which("valkey-server")

@@ -133,7 +133,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 10) -> float:
+def wait_until(condition: Callable[[], object], timeout_s: float = 60) -> float:
     """Wait; returns the seconds that it took."""
     begun = time.monotonic()
     while not condition():

@@ -34,10 +34,11 @@ HERE = Path(__file__).parent
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """
     Without a real cluster its own tests are not there, since a skip would say that something is missing; nor those that
-    cost much and show little there, but where ``-m`` names them.
+    cost much and show little there, but where ``-m`` names them. The slow ones run in CI.
     """
     own = [item for item in items if item.path.is_relative_to(HERE)]
-    unasked = ["real", *(name for name in ("slow", "alike") if name not in (config.option.markexpr or ""))]
+    asked = [config.option.markexpr or "", "slow" if os.environ.get("CI") else ""]
+    unasked = ["real", *(name for name in ("slow", "alike") if name not in " ".join(asked))]
     left_out = [] if REAL_CLUSTER else [item for item in own if any(map(item.get_closest_marker, unasked))]
     if left_out:
         items[:] = [item for item in items if item not in left_out]

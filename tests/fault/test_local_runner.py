@@ -224,7 +224,7 @@ def test_out_of_memory_names_limit_and_peak(run: Run, in_child: bool) -> None:
     peak = int(outcome.resources["peak_memory_bytes"]) / (1 << 20)
     assert f"it used {peak:,.0f} MiB" in str(outcome.error)
     assert 400 < peak <= 1000
-    assert float(outcome.resources["wall_s"]) < 15
+    assert float(outcome.resources["wall_s"]) < 60
 
 
 def test_memory_that_grows_in_the_frame_is_found_too(run: Run) -> None:
@@ -252,11 +252,11 @@ runner.run(request)
     with task.stdin as pipe:
         pickle.dump((runner, request), pipe)
     pids = tmp_path / "pids"
-    wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 4, timeout_s=30)
+    wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 4, timeout_s=60)
     task.kill()
     task.wait()
     took_s = wait_until(lambda: not any(alive(int(pid)) for pid in pids.read_text().split()))
-    assert took_s < 3
+    assert took_s < 20
 
 
 def test_a_killed_minder_takes_the_payload_with_it(
@@ -269,7 +269,7 @@ def test_a_killed_minder_takes_the_payload_with_it(
     pids = tmp_path / "pids"
 
     def kill_minder() -> None:
-        wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 4, timeout_s=30)
+        wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 4, timeout_s=60)
         payload = int(pids.read_text().split()[-1])
         minder = int(Path(f"/proc/{payload}/stat").read_text().rpartition(")")[2].split()[1])
         os.kill(minder, signal.SIGKILL)

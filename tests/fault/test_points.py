@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,24 +21,23 @@ SEED = int(os.environ.get("AIRLOOP_TEST_FAULT_SEED") or random.SystemRandom().ra
 SAMPLE = int(os.environ.get("AIRLOOP_TEST_FAULT_SAMPLE") or 26)
 
 
-def held(tally: Tally, capsys: pytest.CaptureFixture[str]) -> None:
-    with capsys.disabled():
-        print(f"\n{tally}; seed {SEED}")
+def held(tally: Tally, tell: Callable[[str], None]) -> None:
+    tell(f"{tally}; seed {SEED}")
     assert not tally.failures, "\n".join(map(str, tally.failures))
 
 
-def test_a_sample_of_all_points(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sample_of_all_points(world: World, tell: Callable[[str], None]) -> None:
     tally = Tally()
     for strike in draw_sample(world.strikes(), SAMPLE, SEED):
         tally.add(world.strike(strike))
     assert all(verdict.looks > 0 for verdict in tally.verdicts)
-    held(tally, capsys)
+    held(tally, tell)
 
 
-def test_a_loop_of_kills_ends_as_if_nothing_had_happened(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_loop_of_kills_ends_as_if_nothing_had_happened(world: World, tell: Callable[[str], None]) -> None:
     tally = Tally(world.journey(SEED, kills=1))
     assert len(tally.verdicts) >= len(world.tasks)
-    held(tally, capsys)
+    held(tally, tell)
 
 
 def test_every_task_has_points_around_its_durable_writes(world: World) -> None:

@@ -113,7 +113,7 @@ def test_killed_around_the_commit(config: Config, moment: str) -> None:
     # The lock of the killed process is free: another machine goes on at once.
     began = time.monotonic()
     again = outcome(start(config, "two", writing(**work)))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     assert again == {"changed": [not landed], "adopted": [landed]}
     assert content(config) == [(1, "k0"), (2, "k0"), (3, "k1"), (4, "k1")]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
@@ -67,7 +67,7 @@ def put_online(home: Home, task: Task, redis: Redis, **more: str) -> Any:
 
 
 def test_killed_at_points_of_a_materialisation(
-    world: World, redis: Redis, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    world: World, redis: Redis, tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
     first, second = (task for task in world.tasks if task.step == "materialize")
     assert second.interval == SECOND
@@ -97,7 +97,6 @@ def test_killed_at_points_of_a_materialisation(
         again = put_online(world.home, second, redis)
         if half or again.code != 0 or redis.values() != values_after:
             failures.append(f"{point}: half written {half[:3]}, then {again.code} {again.error}")
-    with capsys.disabled():
-        survived = len(drawn) - len(failures)
-        print(f"\nRedis points tried {len(drawn)} of {len(points)} / survived {survived}; seed {SEED}")
+    survived = len(drawn) - len(failures)
+    tell(f"Redis points tried {len(drawn)} of {len(points)} / survived {survived}; seed {SEED}")
     assert not failures, "\n".join(failures)

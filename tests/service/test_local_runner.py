@@ -254,16 +254,16 @@ def test_what_a_step_leaves_running_is_ended(run: Run, tmp_path: Path, caplog: p
     begun = time.monotonic()
     outcome = run("family", path=str(tmp_path / "pids"), leave_behind=True)
     assert outcome.error is None
-    assert time.monotonic() - begun < 8
+    assert time.monotonic() - begun < 60
     assert not any(alive(int(pid)) for pid in (tmp_path / "pids").read_text().split())
     assert "the step had left running" in caplog.text
 
 
 @pytest.mark.parametrize("ignore_term", [False, True])
 def test_a_time_out_ends_children_grandchildren_and_daemons(run: Run, tmp_path: Path, ignore_term: bool) -> None:
-    outcome = run("family", path=str(tmp_path / "pids"), timeout_s=2.0, ignore_term=ignore_term)
+    outcome = run("family", path=str(tmp_path / "pids"), timeout_s=4.0, ignore_term=ignore_term)
     assert isinstance(outcome.error, TimedOut)
-    assert "time limit of 2 s" in str(outcome.error)
+    assert "time limit of 4 s" in str(outcome.error)
     pids = (tmp_path / "pids").read_text().split()
     assert len(pids) == 4
     assert not any(alive(int(pid)) for pid in pids)
@@ -311,17 +311,22 @@ def test_an_exception_in_the_task_ends_everything(make_runner: MakeRunner, make_
         raise TaskTimeout
 
     runner = make_runner()
-    before = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, 2.0)
+    pids = tmp_path / "pids"
+
+    def when_started() -> None:
+        wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 4)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    thread = threading.Thread(target=when_started)
+    thread.start()
     try:
         with pytest.raises(TaskTimeout):
-            runner.run(make_request("family", path=str(tmp_path / "pids")))
+            runner.run(make_request("family", path=str(pids)))
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    pids = (tmp_path / "pids").read_text().split()
-    assert len(pids) == 4
-    assert not any(alive(int(pid)) for pid in pids)
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert not any(alive(int(pid)) for pid in pids.read_text().split())
     # What came before it is called, too.
     runner.on_kill()
 

@@ -230,7 +230,7 @@ os.write(1, b"got %r" % got)
     try:
         outcome = runner.run(make_request("talk", secrets={"DB_PASSWORD": "hunter2hunter2"}))
         assert (outcome.error, outcome.resources["start"]) == (None, "cold")
-        assert impostor.communicate(timeout=20)[0] == b"got b''"
+        assert impostor.communicate(timeout=60)[0] == b"got b''"
     finally:
         impostor.kill()
         impostor.wait()
@@ -240,14 +240,14 @@ os.write(1, b"got %r" % got)
 def test_an_idle_server_exits(make_request: Make) -> None:
     server = warm_server(make_request("count"), preload=("airloop.payload",), idle_s=0.1)
     pid = wait_for_server(server)
-    wait_until(lambda: not alive(pid), timeout_s=20)
+    wait_until(lambda: not alive(pid), timeout_s=60)
     assert not server.path.exists()
 
 
 def test_a_server_whose_folder_is_gone_exits(server: WarmServer, run_folder: Path) -> None:
     pid = wait_for_server(server)
     shutil.rmtree(run_folder / "airloop")
-    wait_until(lambda: not alive(pid), timeout_s=20)
+    wait_until(lambda: not alive(pid), timeout_s=60)
 
 
 def test_a_server_that_crashes_at_its_start_is_not_started_again_at_once(
@@ -262,7 +262,7 @@ def test_a_server_that_crashes_at_its_start_is_not_started_again_at_once(
     server = warm_server(request, preload=("crashing",))
     starting = server.start()
     assert starting is not None
-    starting.wait(10)
+    starting.wait(60)
     wait_until(lambda: b"importing" in server.path.with_suffix(".lock").read_bytes())
     wait_until(lambda: stop(server.path.parent) == [])
     assert server.start() is None
@@ -287,7 +287,7 @@ def test_a_library_that_starts_a_thread_ends_the_warm_mode(
     server = warm_server(make_request("count", environment=variables), preload=("threading_library",))
     starting = server.start()
     assert starting is not None
-    starting.wait(10)
+    starting.wait(60)
     wait_until(lambda: server.path.exists())
     connection, why = server.connect()
     assert connection is None

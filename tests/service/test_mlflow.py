@@ -59,7 +59,7 @@ def test_train_and_load_over_http_until_the_server_ends(
     started = time.monotonic()
     with pytest.raises(Unreachable, match="does not answer"):
         load_model(there, uri)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
 
 
 def test_a_silent_server_is_given_up_in_bounded_time(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_a_silent_server_is_given_up_in_bounded_time(config: Config, monkeypatch
         started = time.monotonic()
         with pytest.raises(Unreachable, match=r"me:\*\*\*@127\.0\.0\.1:\d+ does not answer") as caught:
             tracking.experiment_id(replace(config, mlflow=address), "delay")
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60
     cause: BaseException | None = caught.value
     while cause is not None:
         assert "hunter2" not in str(cause)

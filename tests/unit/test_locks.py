@@ -122,7 +122,7 @@ def test_a_turn_is_waited_for_and_not_needed(locks: Locks, other: Callable[..., 
     began = time.monotonic()
     with locks.turn("tables/raw.a", timeout_s=0.3) as mine:
         assert not mine
-    assert 0.3 <= time.monotonic() - began < 5
+    assert 0.3 <= time.monotonic() - began < 30
     holder.communicate("free it\n")
     with locks.turn("tables/raw.a", timeout_s=0.3) as mine:
         assert mine
@@ -135,7 +135,7 @@ def test_a_lock_goes_with_its_process(
     holder = other("models/delay")
     assert heard(holder) == "held"
     holder.send_signal(how)
-    with locks.hold("models/delay", timeout_s=10):
+    with locks.hold("models/delay", timeout_s=60):
         pass
 
 
@@ -147,7 +147,7 @@ def test_a_process_that_is_killed_while_it_waits_gets_nothing(
         time.sleep(0.5)
         waiting.kill()
         waiting.wait()
-    with locks.hold("a", timeout_s=10):
+    with locks.hold("a", timeout_s=60):
         pass
 
 
@@ -197,7 +197,7 @@ def test_a_forked_child_has_no_effect_on_the_locks_of_its_parent(locks: Locks) -
         def work() -> None:
             held.release()
             # A child takes locks of its own, and waits for those of its parent like anybody else.
-            with locks.hold("b", timeout_s=5):
+            with locks.hold("b", timeout_s=60):
                 sys.exit(locks.take("a", timeout_s=0) is not None)
 
         child = multiprocessing.get_context("fork").Process(target=work)
@@ -221,7 +221,7 @@ def test_a_file_that_upkeep_removed_keeps_nobody_in(tmp_path: Path) -> None:
     entered: list[str] = []
 
     def work() -> None:
-        with locks.hold("steps/ab", timeout_s=10):
+        with locks.hold("steps/ab", timeout_s=60):
             entered.append("second")
             assert not is_free(locks, "steps/ab")
 
@@ -264,7 +264,7 @@ def test_a_connection_that_is_lost(postgres_url: str, caplog: pytest.LogCaptureF
         with pytest.raises(Unreachable, match="lock a was lost: holding a: PostgreSQL: "):
             held.check()
         # Another one has it before we notice by ourselves.
-        with locks.hold("b", timeout_s=5):
+        with locks.hold("b", timeout_s=60):
             pass
     assert "lock a was lost" in caplog.text
     assert is_free(locks, "a")

@@ -273,9 +273,9 @@ def test_two_attempts_at_once_make_one_result(config: Config, tmp_path: Path) ->
     processes = [context.Process(target=_attempt, args=(str(config.home), queue)) for _ in range(4)]
     for process in processes:
         process.start()
-    results = [queue.get(timeout=30) for _ in processes]
+    results = [queue.get(timeout=120) for _ in processes]
     for process in processes:
-        process.join(30)
+        process.join(120)
     assert sorted(status for status, _ in results) == ["done", "reused", "reused", "reused"]
     assert len({key for _, key in results}) == 1
 

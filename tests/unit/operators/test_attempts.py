@@ -172,7 +172,7 @@ class TestWaitsBeforeItStartsAgain:
         began = time.monotonic()
         with pytest.raises(AirflowException, match="SIGKILL"):
             Task(runner).execute(infrastructure_retries=0, infrastructure_retry_delay=60)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
 
     def test_a_task_that_is_stopped_meanwhile_is_not_waited_for(self, runner: Runner) -> None:
         task = Task(runner)
@@ -181,7 +181,7 @@ class TestWaitsBeforeItStartsAgain:
         began = time.monotonic()
         with pytest.raises(AirflowException, match="SIGKILL"):
             task.execute(infrastructure_retry_delay=60)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
         assert len(runner.requests) == 1
 
 

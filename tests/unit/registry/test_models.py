@@ -243,7 +243,7 @@ def test_unreachable_server_is_named_soon(config: Config, warehouse: Warehouse) 
     started = time.monotonic()
     with pytest.raises(Unreachable) as caught, Registry(nobody, warehouse).locked("delay"):
         raise AssertionError
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     assert "secret" not in str(caught.value)
     with pytest.raises(Unreachable):
         ModelRef.parse("model:/delay/3").resolve(Scope(nobody))

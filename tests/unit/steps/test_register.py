@@ -238,5 +238,5 @@ def test_unreachable_mlflow(run_step: Runner, gated: Callable[..., Any], config:
     started = time.monotonic()
     with pytest.raises(Unreachable, match=r"127\.0\.0\.1:9 does not answer"):
         run_step("register", interval=JANUARY, config=nobody, **arguments)
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60
     assert Ledger(Warehouse.open(config)).entries() == []

@@ -53,7 +53,7 @@ def there(objects: Objects) -> dict[str, Any]:
 
 
 def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not holds() and time.monotonic() < end:
         time.sleep(0.01)
     assert holds()
@@ -92,7 +92,7 @@ def test_a_store_that_hangs_holds_nobody_up(store: Slow, monkeypatch: pytest.Mon
     store.may.clear()
     began = time.monotonic()
     one.update(pods=[{"phase": "Pending"}])
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5, "it hangs for ten"
     threading.Timer(0.3, store.may.set).start()
     one.close("done")
     until(lambda: store.written == 2)

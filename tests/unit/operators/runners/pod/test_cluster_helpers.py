@@ -175,7 +175,7 @@ def test_tls_holds_on_the_way(tls_server: int, tmp_path: Path, right: bool) -> N
                 assert way.connections == 1
             else:
                 with pytest.raises(MaxRetryError, match="certificate verify failed"):
-                    VersionApi(client).get_code(_request_timeout=5)
+                    VersionApi(client).get_code(_request_timeout=60)
 
 
 def test_a_kube_config_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
@@ -203,20 +203,20 @@ def test_a_way_is_closed_for_a_while_and_cut(tmp_path: Path) -> None:
 
     threading.Thread(target=echo, daemon=True).start()
     with closing(listener), Way(listener.getsockname()) as way:
-        with socket.create_connection(way.place, timeout=5) as one:
+        with socket.create_connection(way.place, timeout=60) as one:
             one.sendall(b"hello")
             assert one.recv(100) == b"hello"
             way.cut()
             assert one.recv(100) == b""
         way.away(0.3)
-        with socket.create_connection(way.place, timeout=5) as one:
+        with socket.create_connection(way.place, timeout=60) as one:
             assert one.recv(100) == b""
         time.sleep(0.3)
-        with socket.create_connection(way.place, timeout=5) as one:
+        with socket.create_connection(way.place, timeout=60) as one:
             one.sendall(b"again")
             assert one.recv(100) == b"again"
     with pytest.raises(OSError, match="refused"):
-        socket.create_connection(way.place, timeout=5)
+        socket.create_connection(way.place, timeout=60)
 
 
 def test_the_services_are_what_a_cluster_takes_and_what_people_are_told() -> None:

@@ -110,7 +110,7 @@ class Task:
         return self.kept[-1]
 
 
-def wake(trigger: Any, within_s: float = 20) -> Any:
+def wake(trigger: Any, within_s: float = 120) -> Any:
     """A trigger's event."""
 
     async def first() -> Any:
@@ -136,7 +136,7 @@ def sizes(tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch, **patien
         "namespace": "loops",
         "images": {"cpu": "airloop:1"},
         "volumes": [{"claim": "state", "path": str(state)}],
-        "patience": {"schedule_s": 60, "start_s": 60, "api_s": 4, "grace_s": 1, "lost_s": 1, **patience},
+        "patience": {"schedule_s": 60, "start_s": 60, "api_s": 60, "grace_s": 1, "lost_s": 1, **patience},
     }
     (tmp_path / "sizes.yaml").write_text(json.dumps(document))
     monkeypatch.setenv("AIRFLOW__AIRLOOP__SIZES", str(tmp_path / "sizes.yaml"))
@@ -152,7 +152,7 @@ def slow(pod: ScriptedPod) -> None:
     """It ends when it is told to."""
     pod.run()
     pod.say("first")
-    go(pod).wait(20)
+    go(pod).wait(120)
     pod.say("second")
     pod.succeed()
 
@@ -163,10 +163,17 @@ def go(pod: ScriptedPod) -> threading.Event:
 
 
 def running(server: ApiServer) -> None:
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while [p["status"]["phase"] for p in list(server.pods.values())] != ["Running"]:
         assert time.monotonic() < until, server.pods
         time.sleep(0.02)
+
+
+def gone(server: ApiServer) -> None:
+    until = time.monotonic() + 60
+    while server.pods and time.monotonic() < until:
+        time.sleep(0.02)
+    assert server.pods == {}
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -232,7 +239,7 @@ class TestAStepThatIsDone:
         def talks(pod: ScriptedPod) -> None:
             pod.run()
             pod.say("one", "two", "three")
-            go(pod).wait(20)
+            go(pod).wait(120)
             pod.say("four")
             pod.succeed()
 
@@ -254,7 +261,7 @@ class TestAPodThatIsLost:
     def test_deleted(self, start: Start, capsys: pytest.CaptureFixture[str]) -> None:
         def deleted(pod: ScriptedPod) -> None:
             pod.run()
-            go(pod).wait(20)
+            go(pod).wait(120)
             pod.delete(grace_s=1)
 
         server = start(deleted, success)
@@ -302,7 +309,7 @@ class TestAPodThatIsLost:
     def test_evicted(self, start: Start) -> None:
         def evicted(pod: ScriptedPod) -> None:
             pod.run()
-            go(pod).wait(20)
+            go(pod).wait(120)
             pod.change(phase="Failed", reason="Evicted", message="low on memory")
 
         server = start(evicted)
@@ -316,7 +323,7 @@ class TestAPodThatIsLost:
     def test_preempted_before_it_began_it_is_made_again(self, start: Start) -> None:
         def preempted(pod: ScriptedPod) -> None:
             pod.condition("PodScheduled", "False", "Unschedulable", "0/3 nodes are available")
-            go(pod).wait(20)
+            go(pod).wait(120)
             pod.condition("DisruptionTarget", "True", "PreemptionByScheduler", "preempting")
             pod.delete(grace_s=1)
 
@@ -333,7 +340,7 @@ class TestAPodThatIsLost:
     def test_out_of_memory_is_no_matter_of_infrastructure(self, start: Start) -> None:
         def oom(pod: ScriptedPod) -> None:
             pod.run()
-            go(pod).wait(20)
+            go(pod).wait(120)
             pod.end(137, "OOMKilled")
 
         server = start(oom)
@@ -346,7 +353,7 @@ class TestAPodThatIsLost:
     def test_rejected(self, start: Start) -> None:
         def rejected(pod: ScriptedPod) -> None:
             pod.run()
-            go(pod).wait(20)
+            go(pod).wait(120)
             pod.end(65)
 
         server = start(rejected)
@@ -384,11 +391,16 @@ class TestWhatIsDue:
         with pytest.raises(AirflowException, match="could not be pulled"):
             task.resume(event)
 
-    def test_a_quota_is_waited_for_without_a_place(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_quota_is_waited_for_without_a_place(
+        self, start: Start, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("airloop_operators.runners.pod.left.QUOTA_S", (0.5, 0.5))
         server = start(success)
         server.refusals = [(403, "Forbidden", "exceeded quota: team")] * 2
-        assert Task().end()["status"] == "done"
+        with monkeypatch.context() as patch:
+            sizes(tmp_path, state, patch)
+            assert Task().end()["status"] == "done"
+        sizes(tmp_path, state, monkeypatch, schedule_s=3)
         server.refusals = [(403, "Forbidden", "exceeded quota: team")] * 100
         with pytest.raises(AirflowException, match="was kept out by a quota"):
             Task({"infrastructure_retries": 0}, number=2).end()
@@ -410,7 +422,7 @@ class TestWhatIsDue:
     def test_done_at_the_last_moment_is_done(self, start: Start) -> None:
         def late(pod: ScriptedPod) -> None:
             pod.run()
-            go(pod).wait(20)
+            go(pod).wait(120)
             pod.succeed()
 
         server = start(late)
@@ -418,7 +430,7 @@ class TestWhatIsDue:
         event = wake(task.start())
         assert "has no more time" in event["why"]
         go(server.handles[next(iter(server.pods))]).set()
-        until = time.monotonic() + 5
+        until = time.monotonic() + 60
         while next(iter(server.pods.values()))["status"]["phase"] == "Running" and time.monotonic() < until:
             time.sleep(0.02)
         assert task.resume(event)["status"] == "done"
@@ -435,7 +447,7 @@ class TestATriggerThatFails:
 
         def fails(pod: ScriptedPod) -> None:
             pod.run()
-            go(pod).wait(20)
+            go(pod).wait(120)
             pod.end(3)
 
         server = start(fails)
@@ -469,7 +481,7 @@ class TestATriggerThatFails:
 
         def fails(pod: ScriptedPod) -> None:
             pod.run()
-            go(pod).wait(20)
+            go(pod).wait(120)
             pod.end(3)
 
         server = start(fails)
@@ -557,7 +569,10 @@ class TestATriggerThatFails:
         assert not event["trouble"]
         assert task.resume(event)["status"] == "done"
 
-    def test_an_api_server_that_is_away_for_too_long(self, start: Start) -> None:
+    def test_an_api_server_that_is_away_for_too_long(
+        self, start: Start, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sizes(tmp_path, state, monkeypatch, api_s=4)
         server = start(slow)
         task = Task()
         trigger = task.start()
@@ -596,7 +611,7 @@ class TestKilledWhileDeferred:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(task_runner, "SUPERVISOR_COMMS", SimpleNamespace(asend=asend), raising=False)
-            asyncio.run(asyncio.wait_for(both(), 20))
+            asyncio.run(asyncio.wait_for(both(), 120))
         return asked
 
     @staticmethod
@@ -619,10 +634,8 @@ class TestKilledWhileDeferred:
         running(server)
         (asked,) = self.in_triggerer(trigger, self.by_somebody, task_is)
         assert (asked.dag_id, asked.task_ids, asked.run_ids) == ("loop", ["t"], ["r2"])
-        until = time.monotonic() + 3
-        while server.pods and time.monotonic() < until:
-            time.sleep(0.02)
-        assert server.pods == server.secrets == {}
+        gone(server)
+        assert server.secrets == {}
 
     @pytest.mark.parametrize("task_is", ["deferred", "queued", "running"])
     def test_a_trigger_that_moved_leaves_its_pod(self, start: Start, task_is: str) -> None:
@@ -674,10 +687,7 @@ def test_a_task_that_cannot_go_on_leaves_no_pod(start: Start, monkeypatch: pytes
     monkeypatch.setenv("AIRFLOW_CONN_VAULT", json.dumps({"conn_type": "generic"}))
     with pytest.raises(AirflowException, match="connection vault has no password"):
         task.resume({"deferral": trigger.deferral, "why": "has ended", "trouble": False})
-    until = time.monotonic() + 3
-    while server.pods and time.monotonic() < until:
-        time.sleep(0.02)
-    assert server.pods == {}
+    gone(server)
 
 
 class TestStopped:
@@ -689,10 +699,7 @@ class TestStopped:
         task.start()
         running(server)
         task.last.on_kill()
-        until = time.monotonic() + 3
-        while server.pods and time.monotonic() < until:
-            time.sleep(0.02)
-        assert server.pods == {}
+        gone(server)
 
     def test_when_it_has_come_back(self, start: Start) -> None:
         server = start(slow)

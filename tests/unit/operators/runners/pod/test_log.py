@@ -50,7 +50,7 @@ def followed(log: Log) -> tuple[list[str], bool]:
     found: list[bytes] = []
     follower = LogFollower(log.open, found.append, (OSError,), pause_s=0.01)
     follower.start()
-    log.ended.wait(5)
+    log.ended.wait(60)
     done = follower.finish(5)
     return b"".join(found).decode().split("\n")[:-1], done
 

@@ -55,18 +55,21 @@ if not os.environ.get("CI"):
     pytest.importorskip("airflow.providers.cncf.kubernetes", reason="install airloop[kubernetes]")
 
 
+SOON = Patience(schedule_s=2, start_s=2, api_s=4, grace_s=2, lost_s=1)
+"""For a test in which it comes to an end."""
+
+
 @pytest.fixture
 def pods(pods: Pods) -> Pods:
-    """With little patience. The Secret that is only named is not on this server."""
-    patience = Patience(schedule_s=3, start_s=2, api_s=4, grace_s=2, lost_s=1)
-    return replace(pods, patience=patience, secrets={})
+    """The Secret that is only named is not on this server. Patient, since the machine may be busy."""
+    return replace(pods, patience=replace(SOON, schedule_s=60, start_s=60, api_s=60), secrets={})
 
 
 @pytest.fixture
 def run(pods: Pods, request_of: RunRequest, caplog: pytest.LogCaptureFixture) -> Callable[..., RunOutcome]:
-    def once(**changes: Any) -> RunOutcome:
+    def once(*, patience: Patience = pods.patience, **changes: Any) -> RunOutcome:
         caplog.set_level(logging.INFO)
-        return PodRunner(pods).run(replace(request_of, **changes))
+        return PodRunner(replace(pods, patience=patience)).run(replace(request_of, **changes))
 
     return once
 
@@ -260,7 +263,7 @@ def test_a_node_that_is_lost(start: Start, run: Run) -> None:
     error = run().error
     assert type(error) is PodLost
     assert "has a taint that it does not tolerate" in str(error)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
 
 
 def test_preempted_before_it_began_it_is_made_again(start: Start, run: Run) -> None:
@@ -284,7 +287,7 @@ def test_an_image_that_cannot_be_pulled(start: Start, run: Run) -> None:
         pod.state("Pending", {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}})
 
     server = start(backs_off)
-    error = run().error
+    error = run(patience=SOON).error
     assert type(error) is NotStarted
     assert "image airloop:1-cpu could not be pulled" in str(error)
     assert "Back-off pulling image" in str(error)
@@ -296,13 +299,13 @@ def test_an_image_name_that_is_none_is_not_waited_for(start: Start, run: Run) ->
         {"type": "PodScheduled", "status": "True"}]))  # fmt: skip
     began = time.monotonic()
     assert isinstance(run().error, BadConfiguration)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30
 
 
 def test_unschedulable_until_its_deadline(start: Start, run: Run, caplog: pytest.LogCaptureFixture) -> None:
     why = "0/3 nodes are available: 3 Insufficient example.com/gpu"
     server = start(lambda pod: pod.condition("PodScheduled", "False", "Unschedulable", why))
-    error = run().error
+    error = run(patience=SOON).error
     assert type(error) is NotStarted
     assert "got no node in" in str(error)
     assert why in str(error)
@@ -319,7 +322,7 @@ def test_a_quota_is_waited_for(start: Start, run: Run, caplog: pytest.LogCapture
     assert run().error is None
     assert caplog.text.count("exceeded quota") == 1
     server.refusals = [QUOTA] * 100
-    error = run().error
+    error = run(patience=SOON).error
     assert type(error) is NotStarted
     assert "was kept out by a quota" in str(error)
     assert "used: cpu=4" in str(error)
@@ -404,11 +407,11 @@ class TestAwayForTooLong:
 
     def test_with_its_manifest(self, start: Start, run: Run) -> None:
         start(self.away(publish=True))
-        assert run().error is None
+        assert run(patience=SOON).error is None
 
     def test_without(self, start: Start, run: Run, caplog: pytest.LogCaptureFixture) -> None:
         start(self.away(publish=False))
-        error = run().error
+        error = run(patience=SOON).error
         assert type(error) is InfrastructureFailure
         assert "the API server has not answered for" in str(error)
         assert "could not be removed" in caplog.text
@@ -553,7 +556,7 @@ class TestStopped:
             left.append(dict(server.pods))
 
         def kill() -> None:
-            until = time.monotonic() + 10
+            until = time.monotonic() + 60
             while not when() and time.monotonic() < until:
                 time.sleep(0.02)
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
@@ -574,7 +577,7 @@ class TestStopped:
         assert isinstance(outcome.error, ProcessLost)
         assert "because its task was stopped" in str(outcome.error)
         assert left == [{}]
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 60
         assert record(request_of)["status"] == "try_again"
 
     def test_while_it_waits_for_a_node(self, start: Start, pods: Pods, request_of: RunRequest) -> None:
@@ -597,7 +600,7 @@ class TestStopped:
         began = time.monotonic()
         outcome, _ = self.killed(PodRunner(pods), server, request_of, lambda: _phase(server) == "Running")
         assert isinstance(outcome.error, ProcessLost)
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 60
 
     def test_before_it_starts(self, start: Start, pods: Pods, request_of: RunRequest) -> None:
         server = start(success)
@@ -791,7 +794,7 @@ class TestWhatItTook:
         assert found["reserved"] == {"cpu": 8.0, "memory": 32.0 * 2**30, "example.com/gpu": 2.0}
         used = found["resources"]
         assert (used["pool"], used["size"], used["pods"], used["lost_s"]) == ("gpu", "gpu", 1, 0)
-        assert 1 <= used["pod_s"] <= 5
+        assert 1 <= used["pod_s"] <= 60
         assert outcome.resources["pod_s"] == used["pod_s"]
         (pod,) = found["pods"]
         assert (pod["namespace"], pod["node"], pod["image_id"]) == ("loops", "node-1", "airloop@sha256:0123")
@@ -811,7 +814,7 @@ class TestWhatItTook:
         def script(pod: ScriptedPod) -> None:
             pod.condition("PodScheduled", "False", "Unschedulable", "0/3 nodes are available: open/sesame-4711")
             pod.event("FailedScheduling", "0/3 nodes are available: open/sesame-4711")
-            until = time.monotonic() + 2.5
+            until = time.monotonic() + 30
             while time.monotonic() < until and not (seen and {"waits", "events"} <= seen[-1]["pods"][-1].keys()):
                 found = self.told(request_of)
                 seen.extend([found] if found.get("pods") else [])
@@ -855,10 +858,10 @@ class TestWhatItTook:
     def test_of_one_that_a_quota_kept_out(self, start: Start, run: Run, request_of: RunRequest) -> None:
         server = start(success)
         server.refusals = [QUOTA] * 100
-        run()
+        run(patience=SOON)
         found = self.told(request_of)
         assert (found["error"], found["resources"]["pods"]) == ("NotStarted", 0)
-        assert found["resources"]["queue_s"] >= 2
+        assert found["resources"]["queue_s"] >= 1
         assert "exceeded quota" in found["pods"][0]["waits"][0]["reason"]
         assert usage.spent(found).seconds == 0
 
@@ -1036,7 +1039,7 @@ def test_a_receipt_fits_into_a_termination_message(start: Start, run: Run) -> No
 
 
 def assert_gone(server: ApiServer) -> None:
-    until = time.monotonic() + 3
+    until = time.monotonic() + 60
     while server.pods and time.monotonic() < until:
         time.sleep(0.02)
     assert server.pods == {}

@@ -216,7 +216,7 @@ class TestState:
         made = made_of(request, replace(pods, volumes=()))
         assert plain(made)["AIRLOOP_HOME"] == "/airloop", "the worker's own folder is nothing to a pod"
 
-    @pytest.mark.parametrize("name", ADDRESSES.keys() - {"AIRLOOP_ARTIFACTS"})
+    @pytest.mark.parametrize("name", sorted(ADDRESSES.keys() - {"AIRLOOP_ARTIFACTS"}))
     def test_that_is_nowhere_is_refused(self, request_of: RunRequest, pods: Pods, name: str) -> None:
         environment = {key: value for key, value in ADDRESSES.items() if key != name}
         request = replace(request_of, environment=environment)
