@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.fault.compare import differences, seen_wrong
-from tests.fault.harness import Tally, World, draw_sample
+from tests.fault.harness import Strike, Tally, World, draw_sample
 
 SEED = int(os.environ.get("AIRLOOP_TEST_FAULT_SEED") or random.SystemRandom().randrange(10**6))
 SAMPLE = int(os.environ.get("AIRLOOP_TEST_FAULT_SAMPLE") or 26)
@@ -49,6 +49,14 @@ def test_every_task_has_points_around_its_durable_writes(world: World) -> None:
         assert set(after) <= set(before), task.name
     stores = {p.partition("/")[0] for task in world.tasks for p in task.points if p.startswith("sql:")}
     assert {"sql:catalog.db", "sql:mlflow.db", "sql:online.db"} <= stores
+
+
+@pytest.mark.parametrize("action", ["kill", "full"])
+def test_a_fault_that_never_happens_is_no_survival(world: World, action: str) -> None:
+    strike = Strike(world.tasks[0], action, "rename:no/such/file:before:1")
+    verdict = world.strike(strike)
+    assert (verdict.survived, verdict.missed) == (False, "not reached: ended with 0")
+    assert str(verdict).startswith(f"first flights.extract: {action}@rename:no/such/file:before:1: not reached")
 
 
 STATE = {"a.b": {"rows": 2, "content": "x", "main was": ["x"]}, "aliases": {"delay": {"champion": 1}}}
