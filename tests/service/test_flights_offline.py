@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 import time
 from collections import Counter
@@ -300,6 +301,9 @@ def test_the_report_is_a_page(loop: Loop) -> None:
     page = loop.store.read_bytes(loop.store.name_of(manifest["links"]["report"])).decode()
     assert page.lower().startswith("<!doctype html")
     assert "January 2013" in page
+    assert "Where this model comes from" in page
+    assert re.search(r"rests on 3 source files and \d+ tables", page)
+    assert "flights.csv.zip" in page
     assert loop.store.exists(f"reports/{DAG_ID}/index.html")
 
 
