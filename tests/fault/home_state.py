@@ -67,6 +67,33 @@ def full_state(environment: dict[str, str], cache: Cache) -> dict[str, Any]:
     return {name: sorted(value) if name.startswith("said by ") else value for name, value in found.items()}
 
 
+def collected(environment: dict[str, str]) -> dict[str, list[str]]:
+    """
+    Have gc take away what killed processes left, however young: nobody writes meanwhile.
+
+    :returns: files below the warehouse that no snapshot or metadata of a table names, ``before`` and ``after``.
+    """
+    from airloop.config import Config
+    from airloop.upkeep import gc
+
+    config = Config.from_environment(environment)
+    before = _unnamed(config)
+    gc.collect(config, grace_s=-60.0)
+    return {"before": before, "after": _unnamed(config)}
+
+
+def _unnamed(config: Any) -> list[str]:
+    from airloop.warehouse import tree
+    from airloop.warehouse.catalog import Warehouse
+    from airloop.warehouse.references import References
+
+    warehouse = Warehouse.open(config)
+    named: set[str] = set()
+    for name in warehouse.tables():
+        named |= References(warehouse.table(name)).all()
+    return sorted({file.path for file in tree.below(str(config.warehouse))} - named)
+
+
 def _remembered(cache: Cache, what: str, files: Iterable[Path], work: Callable[[], Any]) -> Any:
     """What ``work`` finds in files, worked out once for the same bytes."""
     content = hashlib.sha256()

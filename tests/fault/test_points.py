@@ -38,6 +38,23 @@ def test_a_loop_of_kills_ends_as_if_nothing_had_happened(world: World, capsys: p
     tally = Tally(world.journey(SEED, kills=1))
     assert len(tally.verdicts) >= len(world.tasks)
     held(tally, capsys)
+    # What the killed left is garbage: no snapshot names it, and gc finds all of it and nothing else.
+    before = _without_history(world.home.state())
+    files = world.home.collect()
+    with capsys.disabled():
+        print(f"files of killed steps: {len(files['before'])}, after gc {len(files['after'])}")
+    assert files["before"]
+    assert files["after"] == []
+    assert _without_history(world.home.state()) == before
+
+
+def _without_history(state: dict[str, Any]) -> dict[str, Any]:
+    """A state without the snapshots and audit branches of killed attempts, which gc may take away."""
+    left_out = ("branches", "snapshots")
+    return {
+        name: {k: v for k, v in value.items() if k not in left_out} if isinstance(value, dict) else value
+        for name, value in state.items()
+    }
 
 
 def test_every_task_has_points_around_its_durable_writes(world: World) -> None:
