@@ -106,14 +106,16 @@ def outcome(step: dict[str, Any], place: Path, code: int) -> dict[str, Any]:
 
     call = Call.from_environment(step["environment"])
     store = Config.from_environment(step["environment"]).artifacts
-    record, receipt = (_json(store / attempt_record_path(call.attempt)), _json(Path(f"{place}.receipt")))
+    receipt = _json(Path(f"{place}.receipt"))
     at = str((receipt or {}).get("manifest", "")) if code == 0 else ""
+    # What is in a bucket is for who asked to read: a client of it in this process would be in all children to come.
+    here = isinstance(store, Path)
     return {
         "code": code,
         "log": Path(f"{place}.log").read_text(),
         "receipt": receipt,
-        "record": record,
-        "manifest": _json(Path(at.removeprefix("file://"))) if at else None,
+        "record": _json(store / attempt_record_path(call.attempt)) if here else None,
+        "manifest": _json(Path(at.removeprefix("file://"))) if at and here else None,
     }
 
 
