@@ -26,6 +26,8 @@ hooked where it happens, so that nobody has to list them:
 ``rename:PATH``                a rename or link that publishes a file, below ``AIRLOOP_HOME``
 ``sql:FILE/TABLE``             a commit in SQLite (catalog, MLflow, online store…), named by the first table that it
                                changes
+``sql:postgresql``             the end of a transaction in PostgreSQL (catalog, Feast's registry), if
+                               ``AIRLOOP_CATALOG`` is there
 ``http:METHOD PATH``           a request to an MLflow server that changes something
 ``redis:COMMAND``              a transaction (EXEC), script or command that changes something, as it is sent to Redis
 =============================  =================================================================================
@@ -33,7 +35,10 @@ hooked where it happens, so that nobody has to list them:
 Ids in names become ``*``, so that the same step gives the same names again. With ``AIRLOOP_FAULT_TRACE=FILE`` every
 point that is reached is a line ``POINT:N`` of the file, which is how the points of a step are found.
 
-What it does not do: follow child processes, or files that are written in place (nothing that counts is).
+A put into a bucket is two points that the code names, ``artifact:before:NAME`` and ``artifact:after:NAME``.
+
+What it does not do: follow child processes, or files that are written in place (nothing that counts is); statements in
+PostgreSQL that are no transaction, by which locks are taken and attempts announced.
 """
 
 from __future__ import annotations
@@ -87,13 +92,15 @@ def instrument() -> None:
     for module in (sqlite3, sqlite3.dbapi2):
         _replace(module, "connect", _connect)
     # Libraries that a step would not load anyway are not loaded for this.
+    if os.environ.get("AIRLOOP_CATALOG", "").startswith("postgres"):
+        _instrument_postgres()
     if os.environ.get("AIRLOOP_MLFLOW", "").startswith("http"):
         _instrument_http()
     if "://" in os.environ.get("AIRLOOP_ONLINE_STORE", ""):
         _instrument_redis()
 
 
-Kind = Literal["code", "file", "sql", "http", "redis"]
+Kind = Literal["code", "file", "sql", "postgres", "http", "redis"]
 
 
 def _reach(name: str, kind: Kind) -> bool:
@@ -293,6 +300,21 @@ def _connect(database: Any, *arguments: Any, **options: Any) -> sqlite3.Connecti
     if text and text != ":memory:":
         connection.place = _place(text)
     return connection
+
+
+def _instrument_postgres() -> None:
+    from psycopg import Connection
+    from psycopg.pq import TransactionStatus
+
+    commit: Any = Connection.commit
+
+    def committed(connection: Any) -> None:
+        if connection.info.transaction_status != TransactionStatus.INTRANS:
+            return commit(connection)
+        with _durable("sql:postgresql", "postgres"):
+            return commit(connection)
+
+    _replace(Connection, "commit", committed)
 
 
 def _instrument_http() -> None:

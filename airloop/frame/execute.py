@@ -38,7 +38,7 @@ from airloop.errors import AirloopError, BadArgument, BadConfiguration, Contract
 from airloop.faults import point
 from airloop.frame.archive import archive
 from airloop.frame.compare import Side, differences, earlier_attempt, evidence, sentence
-from airloop.frame.key import Code, canonical, changes, code_of, key_of, loaded, replaced_since
+from airloop.frame.key import KEY_FORMAT, Code, canonical, changes, code_of, key_of, loaded, replaced_since
 from airloop.frame.logs import Redactor
 from airloop.frame.manifest import (
     describe_outputs,
@@ -289,6 +289,7 @@ def _manifest(
     return {
         "step": step.name,
         "key": key,
+        "key_format": KEY_FORMAT,
         "attempt": call.attempt,
         "run": asdict(call.run),
         "interval": canonical(arguments.get("interval")),

@@ -29,20 +29,28 @@ def manifest_name(step_name: str, key: str) -> str:
 
 
 def read_manifest(store: ArtifactStore, step_name: str, key: str) -> dict[str, Any] | None:
-    """The complete manifest under a key, or None. :raises ContractBroken: there is one that cannot be read."""
+    """
+    The complete manifest under a key, or None.
+
+    :raises ContractBroken: there is one that cannot be read, or of a format that this airloop does not know.
+    """
     try:
         content = store.read_bytes(manifest_name(step_name, key))
     except NotFound:
         return None
+    address = store.uri(manifest_name(step_name, key))
     try:
         manifest: dict[str, Any] = json.loads(content)
-        if manifest["format"] != MANIFEST_FORMAT:
-            raise ValueError(f"format {manifest['format']}")
+        found = int(manifest["format"])
     except (ValueError, KeyError, TypeError) as cause:
         raise ContractBroken(
-            f"manifest {store.uri(manifest_name(step_name, key))} cannot be read: {cause}",
-            "remove the file to have the step done again",
+            f"manifest {address} cannot be read: {cause}", "remove the file to have the step done again"
         ) from cause
+    if found != MANIFEST_FORMAT:
+        raise ContractBroken(
+            f"manifest {address} is of format {found}, this airloop knows format {MANIFEST_FORMAT}",
+            "update airloop" if found > MANIFEST_FORMAT else "remove the file to have the step done again",
+        )
     return manifest
 
 
@@ -83,6 +91,7 @@ STRUCTURE = frozenset(
         "format",
         "step",
         "key",
+        "key_format",
         "attempt",
         "status",
         "manifest",

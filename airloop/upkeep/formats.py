@@ -8,7 +8,8 @@ home                 ``format.json``                             an older one is
                                                                  used as it is; a newer one is refused
 table                its property ``airloop.format``             as the home
 manifest, record     ``format``                                  one that is not known is refused, never redone silently
-key                  :data:`airloop.frame.key.KEY_FORMAT`        a part of the key; ``airloop upgrade`` says what is new
+key                  :data:`airloop.frame.key.KEY_FORMAT`, and   a part of the key; ``airloop upgrade`` says what is new
+                     ``key_format`` of its manifest
 backup               ``format`` of its point                     one that is not known is refused
 ===================  ==========================================  ===================================================
 """
@@ -24,7 +25,7 @@ from airloop import postgres
 from airloop.config import Config, is_rest, own_catalog
 from airloop.errors import AirloopError
 from airloop.faults import point
-from airloop.frame.key import code_of
+from airloop.frame.key import KEY_FORMAT, code_of
 from airloop.frame.step import Step
 from airloop.upkeep.gc import alone
 from airloop.warehouse.artifacts import ArtifactStore
@@ -58,7 +59,7 @@ class KeyChange:
     libraries: list[str]
     """``name old -> new``."""
     problem: str = ""
-    """Why the step cannot be looked at."""
+    """Why all of its keys are new, or why it cannot be looked at."""
 
     def __str__(self) -> str:
         because = self.problem or ", ".join([*self.libraries, *self.modules])
@@ -105,7 +106,8 @@ def _upgrade_shared(config: Config, dry_run: bool) -> list[str]:
 
 def key_changes(config: Config, load: Callable[[str], Step]) -> list[KeyChange]:
     """
-    Steps whose newest result was made by other code or libraries than are installed here.
+    Steps whose newest result was made by other code or libraries than are installed here, or whose keys were made in
+    another way.
 
     Their next runs make everything again: that is right after a change that matters, and should not come as a surprise.
 
@@ -125,6 +127,10 @@ def key_changes(config: Config, load: Callable[[str], Step]) -> list[KeyChange]:
 
 def _change(manifest: dict[str, Any], count: int, load: Callable[[str], Step]) -> KeyChange | None:
     name, was = manifest["step"], manifest["code"]
+    # Manifests of before there was another format do not say theirs.
+    made_by = manifest.get("key_format", 1)
+    if made_by != KEY_FORMAT:
+        return KeyChange(name, count, [], [], f"keys of format {KEY_FORMAT}: theirs are of {made_by}")
     try:
         code = code_of(load(name))
     except AirloopError as error:

@@ -56,7 +56,7 @@ def on_start(operator: StepOperator, settings: Settings) -> OperatorLineage[Any,
     arguments, step = operator.call_arguments(), operator.step or operator.step_name
     written = _written(step, arguments)
     return OperatorLineage(
-        inputs=_inputs(settings, [r for r in _mentioned(arguments) if r != written], {}),
+        inputs=_inputs(settings, _given(step, arguments), {}),
         outputs=[o for o in [_output(settings, written, {})] if o is not None] if written else [],
         run_facets={RUN_FACET: _run_facet(step=step)},
         job_facets=_job_facets(arguments),
@@ -78,7 +78,7 @@ def on_end(operator: StepOperator, settings: Settings, outcome: RunOutcome | Non
         known |= {"error": record.get("error", {}).get("class", "")}
         arguments = record.get("arguments") or operator.call_arguments()
         return OperatorLineage(
-            inputs=_inputs(settings, [r for r in _mentioned(arguments) if r != _written(step, arguments)], {}),
+            inputs=_inputs(settings, _given(step, arguments), {}),
             run_facets={RUN_FACET: _run_facet(**known)},
             job_facets=_job_facets(arguments),
         )
@@ -92,7 +92,7 @@ def on_end(operator: StepOperator, settings: Settings, outcome: RunOutcome | Non
     }
     given = [i["reference"] for i in manifest["inputs"].values() if i["kind"] not in ("files", "manifest")]
     # A report is given manifests; what they are about stands in the operator's arguments.
-    given = given or _mentioned(operator.call_arguments())
+    given = given or _given(step, operator.call_arguments())
     assertions = _assertions(manifest)
     inputs = _inputs(settings, given, {given[0]: assertions} if assertions and given else {})
     inputs += _files(operator, manifest)
@@ -114,6 +114,12 @@ def _written(step: str, arguments: Mapping[str, Any]) -> str:
     table = arguments.get("table")
     # What validate is told by this argument is what it reads.
     return table if step != "validate" and isinstance(table, str) and _TABLE.fullmatch(table) else ""
+
+
+def _given(step: str, arguments: Mapping[str, Any]) -> list[str]:
+    """What arguments name, but for the table that the step is told to write."""
+    written = _written(step, arguments)
+    return [reference for reference in _mentioned(arguments) if reference != written]
 
 
 def _made(manifest: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,14 @@ from tests.fault.harness import World
 from tests.payload_runs import code, environment, make_request, make_runner, run, run_folder, start
 
 __all__ = ["code", "environment", "make_request", "make_runner", "run", "run_folder", "start"]
+
+
+def need_mounts(may_mount: bool) -> None:
+    """Skip a test that has to mount where this user may not; on CI it fails."""
+    if not may_mount:
+        said = "this user may not mount, not even in a namespace of its own"
+        assert not os.environ.get("CI"), f"{said}: run as root, or let users have namespaces (sysctl, AppArmor)"
+        pytest.skip(said)
 
 
 @pytest.fixture(scope="session")

@@ -197,6 +197,12 @@ class Home:
         assert "error" not in found, found
         return found
 
+    def collect(self) -> dict[str, list[str]]:
+        """Have gc take away what killed steps left; files of tables that nothing names, before and after."""
+        found: dict[str, list[str]] = self.server.ask(collect=self.environment)
+        assert "error" not in found, found
+        return found
+
     @contextmanager
     def read_all_the_while(self) -> Iterator[dict[str, Any]]:
         """While the block runs, somebody reads everything again and again; afterwards: what was seen."""

@@ -196,15 +196,18 @@ class World:
         """Put the home back, strike, run the task again, compare."""
         task, home, verdict = strike.task, self.home, Verdict(strike)
         self.back_to(task.before)
+        # What the struck attempt reached, the point at which it was injured included.
+        trace = home.folder.with_name("struck")
+        trace.write_text("")
         again: Outcome | None = None
         with home.read_all_the_while() as readers:
             if strike.action in (*BY_RUNNER, JUDGED):
-                done = self._strike_by_runner(strike, verdict)
+                done, code = self._strike_by_runner(strike, verdict, trace)
             else:
-                struck = home.run(task.step, task.call, task.interval, fault=strike.fault)
-                verdict.missed = _missed(strike, struck)
+                struck = home.run(task.step, task.call, task.interval, fault=strike.fault, fault_trace=str(trace))
                 verdict.lost += _named(strike, struck)
-                done = False
+                done, code = False, struck.code
+            verdict.missed = _missed(strike, code, trace.read_text().splitlines())
             if not (done and strike.action == JUDGED):
                 again = home.run(task.step, task.call, task.interval)
         verdict.looks = readers.get("looks", 0)
@@ -217,14 +220,16 @@ class World:
         verdict.lost += seen_wrong(task.state_before, task.state_after, readers)
         return verdict
 
-    def _strike_by_runner(self, strike: Strike, verdict: Verdict) -> bool:
-        """Have the attempt made by a runner, which has to end it and to say why; returns whether it says: done."""
+    def _strike_by_runner(self, strike: Strike, verdict: Verdict, trace: Path) -> tuple[bool, int]:
+        """
+        Have the attempt made by a runner, which has to end it and to say why.
+
+        :returns: whether it says: done; and the exit code.
+        """
         task = strike.task
-        faults = {"fault": strike.fault, "fault_oom_mb": str(4 * MEMORY_MB)}
+        faults = {"fault": strike.fault, "fault_oom_mb": str(4 * MEMORY_MB), "fault_trace": str(trace)}
         limits = {"oom": {"memory_mb": MEMORY_MB}, "hang": {"timeout_s": PATIENCE_S}}.get(strike.action, {})
         outcome = self.home.run_by_runner(task.step, task.call, task.interval, limits, **faults)
-        if strike.action == JUDGED and outcome.exit_code != -SIGKILL:
-            verdict.missed = f"not reached: ended with {outcome.exit_code}"
         # An attempt is found by its record, or by that of its task, which comes first; without its receipt too.
         of_task, of_attempt = (strike.point.startswith(f"rename:artifacts/{n}/") for n in ("runs", "attempts"))
         on_record = strike.point == "receipt:1" or of_attempt or (of_task and ":after:" in strike.point)
@@ -232,7 +237,7 @@ class World:
         expected = None if on_record else of_strike
         if (type(outcome.error) if outcome.error else None) is not expected:
             verdict.lost.append(f"the name of what ended it: {outcome.error!r}, exit code {outcome.exit_code}")
-        return outcome.error is None
+        return outcome.error is None, outcome.exit_code
 
     def journey(self, seed: int, kills: int = 3) -> list[Verdict]:
         """
@@ -253,7 +258,7 @@ class World:
             for n in range(kills):
                 strike = draw.choice(task.strikes(["kill"]))
                 struck = self.home.run(task.step, call, task.interval, fault=strike.fault)
-                missed = _missed(strike, struck)
+                missed = _missed(strike, struck.code)
                 if n == 0 or not missed:
                     verdicts.append(Verdict(strike, missed=missed))
             again = self.home.run(task.step, call, task.interval)
@@ -281,14 +286,18 @@ def _generic(strike: Strike) -> str:
     return "/".join(p for p in strike.point.split("/") if not p.startswith(("flights_", "20")))
 
 
-def _missed(strike: Strike, struck: Outcome) -> str:
-    if strike.action == "kill":
-        if struck.code == Exit.DONE and strike.point.startswith("sql:file-digests.db"):
-            # This cache leaves out files that were written a moment ago, so time decides whether it is written to.
-            return ""
-        return "" if struck.code == -SIGKILL else f"not reached: ended with {struck.code}"
-    # A write that may fail without harm, such as of a cache, does not end the step.
-    return ""
+def _missed(strike: Strike, code: int, reached: Sequence[str] = ()) -> str:
+    """
+    Why a strike proves nothing: the fault did not happen. Empty: it did.
+
+    :param reached: points of the attempt; a process that was killed needs none to tell.
+    """
+    killed = strike.action in ("kill", JUDGED)
+    # A write that may fail without harm, such as of a cache, does not end the step: its point tells.
+    happened = code == -SIGKILL if killed else strike.point in reached
+    # This cache leaves out files that were written a moment ago, so time decides whether it is written to.
+    by_time = strike.point.startswith("sql:file-digests.db") and code == Exit.DONE
+    return "" if happened or by_time else f"not reached: ended with {code}"
 
 
 def _named(strike: Strike, struck: Outcome) -> list[str]:

@@ -59,12 +59,40 @@ def full_state(environment: dict[str, str], cache: Cache) -> dict[str, Any]:
     config = Config.from_environment(environment)
     found = _published(config) | _tables(config, cache, logs=True) | _online(config, cache) | _models(config, cache)
     for path in sorted((config.artifacts / "steps").rglob("manifest.json")):
-        step, text = _remembered(cache, "said", [path], lambda path=path: _said(path))
+        step, text = _remembered(cache, "said", [path], lambda path=path: said(json.loads(path.read_text())))
         found.setdefault(f"said by {step}", []).append(text)
     for path in sorted((config.artifacts / "runs").rglob("*.json")):
         if not path.name.startswith(".part-"):
-            found.setdefault("said by records", []).append(f"{path.relative_to(config.artifacts)}: {_ending(path)}")
+            record = json.loads(path.read_text())
+            found.setdefault("said by records", []).append(f"{path.relative_to(config.artifacts)}: {ending(record)}")
     return {name: sorted(value) if name.startswith("said by ") else value for name, value in found.items()}
+
+
+def collected(environment: dict[str, str]) -> dict[str, list[str]]:
+    """
+    Have gc take away what killed processes left, however young: nobody writes meanwhile.
+
+    :returns: files below the warehouse that no snapshot or metadata of a table names, ``before`` and ``after``.
+    """
+    from airloop.config import Config
+    from airloop.upkeep import gc
+
+    config = Config.from_environment(environment)
+    before = _unnamed(config)
+    gc.collect(config, grace_s=-60.0)
+    return {"before": before, "after": _unnamed(config)}
+
+
+def _unnamed(config: Any) -> list[str]:
+    from airloop.warehouse import tree
+    from airloop.warehouse.catalog import Warehouse
+    from airloop.warehouse.references import References
+
+    warehouse = Warehouse.open(config)
+    named: set[str] = set()
+    for name in warehouse.tables():
+        named |= References(warehouse.table(name)).all()
+    return sorted({file.path for file in tree.below(str(config.warehouse))} - named)
 
 
 def _remembered(cache: Cache, what: str, files: Iterable[Path], work: Callable[[], Any]) -> Any:
@@ -78,15 +106,15 @@ def _remembered(cache: Cache, what: str, files: Iterable[Path], work: Callable[[
     return cache[place]
 
 
-def _said(path: Path) -> tuple[str, str]:
-    document = json.loads(path.read_text())
+def said(document: dict[str, Any]) -> tuple[str, str]:
+    """Step of a manifest, and what it says of what was made."""
     step = str(document["step"])
     return step, _NOW.sub("now", _IDS.sub("*", json.dumps(_made(document, step), sort_keys=True)))
 
 
-def _ending(record: Path) -> str:
+def ending(record: dict[str, Any]) -> str:
     """How a task ended; whether it is done by its own work or by that of an attempt before does not count."""
-    status = str(json.loads(record.read_text())["status"])
+    status = str(record["status"])
     return "done" if status == "reused" else status
 
 
@@ -117,12 +145,13 @@ def _tables(config: Any, cache: Cache, *, logs: bool = False) -> dict[str, Any]:
         table = warehouse.table(name)
         place = f"table {table.metadata_location} {logs}"
         if place not in cache:
-            cache[place] = _table(config, table, cache, logs=logs)
+            cache[place] = table_state(config, table, cache, logs=logs)
         found[name] = cache[place]
     return found
 
 
-def _table(config: Any, table: Any, cache: Cache, *, logs: bool) -> dict[str, Any]:
+def table_state(config: Any, table: Any, cache: Cache, *, logs: bool) -> dict[str, Any]:
+    """Rows and columns of ``main``, branches, how many snapshots; with ``logs`` every state that ``main`` was in."""
     found = {
         **content(config, table, table.metadata.current_snapshot_id or 0, cache),
         "branches": sorted(table.metadata.refs),

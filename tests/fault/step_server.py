@@ -9,6 +9,8 @@ One line of JSON on stdin is one request, one on stdout its answer:
     a script, in this process' mount namespace; ``{"code", "out"}``.
 ``{"state": {…}}``, ``{"full_state": {…}}``
     everything that the home of this environment holds, without what differs from run to run; see ``home_state.py``.
+``{"collect": {…}}``
+    have gc take away what killed processes left there; the files that nothing names, before and after.
 ``{"watch": {…}}``, then ``{"seen": null}``
     start to read all of this home again and again; end that, and what was seen.
 """
@@ -29,7 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from home_state import Cache, Readers, full_state, state
+from home_state import Cache, Readers, collected, full_state, state
 
 _cache: Cache = {}
 """What children found out about things that never change; the next child has it from its birth."""
@@ -52,6 +54,7 @@ def main() -> None:
         "shell": run_shell,
         "state": lambda environment: in_child(lambda: state(environment), environment),
         "full_state": remembering,
+        "collect": lambda environment: in_child(lambda: collected(environment), environment),
         "watch": watch,
         "seen": lambda _: seen(),
     }
@@ -103,14 +106,16 @@ def outcome(step: dict[str, Any], place: Path, code: int) -> dict[str, Any]:
 
     call = Call.from_environment(step["environment"])
     store = Config.from_environment(step["environment"]).artifacts
-    record, receipt = (_json(store / attempt_record_path(call.attempt)), _json(Path(f"{place}.receipt")))
+    receipt = _json(Path(f"{place}.receipt"))
     at = str((receipt or {}).get("manifest", "")) if code == 0 else ""
+    # What is in a bucket is for who asked to read: a client of it in this process would be in all children to come.
+    here = isinstance(store, Path)
     return {
         "code": code,
         "log": Path(f"{place}.log").read_text(),
         "receipt": receipt,
-        "record": record,
-        "manifest": _json(Path(at.removeprefix("file://"))) if at else None,
+        "record": _json(store / attempt_record_path(call.attempt)) if here else None,
+        "manifest": _json(Path(at.removeprefix("file://"))) if at and here else None,
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from airloop.warehouse.catalog import Warehouse
-from tests.fault.conftest import Prepared
+from tests.fault.conftest import Prepared, need_mounts
 from tests.fault.flights_loop import FIRST, SERVICE, Home, Outcome, StepServer, days
 from tests.training_rows import make_rows, save_rows
 
@@ -38,8 +38,7 @@ Homes = Callable[..., Home]
 
 @pytest.fixture
 def disk(steps: StepServer, tmp_path: Path) -> Disk:
-    if not steps.may_mount:
-        pytest.skip("this user may not mount, not even in a namespace of its own")
+    need_mounts(steps.may_mount)
     return Disk(steps, tmp_path / "disk")
 
 

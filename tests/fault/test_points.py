@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.fault.compare import differences, seen_wrong
-from tests.fault.harness import Tally, World, draw_sample
+from tests.fault.harness import Strike, Tally, World, draw_sample
 
 SEED = int(os.environ.get("AIRLOOP_TEST_FAULT_SEED") or random.SystemRandom().randrange(10**6))
 SAMPLE = int(os.environ.get("AIRLOOP_TEST_FAULT_SAMPLE") or 26)
@@ -38,6 +38,22 @@ def test_a_loop_of_kills_ends_as_if_nothing_had_happened(world: World, tell: Cal
     tally = Tally(world.journey(SEED, kills=1))
     assert len(tally.verdicts) >= len(world.tasks)
     held(tally, tell)
+    # What the killed left is garbage: no snapshot names it, and gc finds all of it and nothing else.
+    before = _without_history(world.home.state())
+    files = world.home.collect()
+    tell(f"files of killed steps: {len(files['before'])}, after gc {len(files['after'])}")
+    assert files["before"]
+    assert files["after"] == []
+    assert _without_history(world.home.state()) == before
+
+
+def _without_history(state: dict[str, Any]) -> dict[str, Any]:
+    """A state without the snapshots and audit branches of killed attempts, which gc may take away."""
+    left_out = ("branches", "snapshots")
+    return {
+        name: {k: v for k, v in value.items() if k not in left_out} if isinstance(value, dict) else value
+        for name, value in state.items()
+    }
 
 
 def test_every_task_has_points_around_its_durable_writes(world: World) -> None:
@@ -49,6 +65,14 @@ def test_every_task_has_points_around_its_durable_writes(world: World) -> None:
         assert set(after) <= set(before), task.name
     stores = {p.partition("/")[0] for task in world.tasks for p in task.points if p.startswith("sql:")}
     assert {"sql:catalog.db", "sql:mlflow.db", "sql:online.db"} <= stores
+
+
+@pytest.mark.parametrize("action", ["kill", "full"])
+def test_a_fault_that_never_happens_is_no_survival(world: World, action: str) -> None:
+    strike = Strike(world.tasks[0], action, "rename:no/such/file:before:1")
+    verdict = world.strike(strike)
+    assert (verdict.survived, verdict.missed) == (False, "not reached: ended with 0")
+    assert str(verdict).startswith(f"first flights.extract: {action}@rename:no/such/file:before:1: not reached")
 
 
 STATE = {"a.b": {"rows": 2, "content": "x", "main was": ["x"]}, "aliases": {"delay": {"champion": 1}}}

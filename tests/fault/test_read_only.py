@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from airloop.warehouse.catalog import Warehouse
+from tests.fault.conftest import need_mounts
 from tests.fault.flights_loop import Home, Outcome, StepServer
 from tests.training_rows import make_rows, save_rows
 
@@ -32,8 +33,7 @@ class Switch:
 
 @pytest.fixture
 def make_switch(steps: StepServer) -> Callable[[Path], Switch]:
-    if not steps.may_mount:
-        pytest.skip("this user may not mount, not even in a namespace of its own")
+    need_mounts(steps.may_mount)
     return lambda folder: Switch(steps, folder)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.fault.conftest import need_mounts
+
 SCRIPT = Path(__file__).parent / "warehouse_process.py"
 
 
@@ -27,10 +29,13 @@ def _namespace() -> list[str] | None:
 
 
 PREFIX = _namespace()
-pytestmark = pytest.mark.skipif(PREFIX is None, reason="this user may not mount, not even in a namespace of its own")
-
 
 Action = tuple[str, dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def mounts() -> None:
+    need_mounts(PREFIX is not None)
 
 
 def work(tmp_path: Path, *actions: Action, **environment: str) -> list[dict[str, Any]]:

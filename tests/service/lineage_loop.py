@@ -1,7 +1,7 @@
 """
 A whole small loop in Airflow, with a step that is reused and one that fails. Started by ``test_openlineage.py``.
 
-    python -m tests.service.lineage_loop DATA
+    python -m tests.service.lineage_loop DATA BACKUPS
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from pathlib import Path
 from airflow.sdk import DAG, CronDataIntervalTimetable
 
 from airloop_operators import (
+    BackupOperator,
     BatchScoreOperator,
     BuildLabelsOperator,
     BuildTrainingSetOperator,
+    CheckParityOperator,
     DetectDriftOperator,
     EvaluateOperator,
     ExtractOperator,
@@ -23,7 +25,9 @@ from airloop_operators import (
     RegisterModelOperator,
     ReportOperator,
     SqlOperator,
+    StepOperator,
     TrainOperator,
+    UpkeepOperator,
     ValidateOperator,
 )
 
@@ -45,8 +49,8 @@ def text(name: str) -> str:
     return (FLIGHTS / name).read_text()
 
 
-def make_dag(data: Path) -> DAG:
-    """The loop of ``dags/flights_offline.py`` on four days, with small limits."""
+def make_dag(data: Path, backups: Path) -> DAG:
+    """The loop of ``dags/flights_offline.py`` on four days, with small limits; then a team's own step, and upkeep."""
     with DAG(
         "lineage_loop",
         schedule=CronDataIntervalTimetable("@monthly", timezone="UTC"),
@@ -73,7 +77,8 @@ def make_dag(data: Path) -> DAG:
             ).output
             for name, (source, keys) in FEATURES.items()
         ]  # fmt: skip
-        MaterializeFeaturesOperator(task_id="materialize", feature_service=SERVICE, tables=features)
+        online = MaterializeFeaturesOperator(task_id="materialize", feature_service=SERVICE, tables=features)
+        parity = CheckParityOperator(task_id="parity", feature_service=online.output)
         flights = {"flights": raw["flights"].output}
         labels = BuildLabelsOperator(
             task_id="labels", sql=text("sql/labels.sql"), inputs=flights, table="labels.arrivals", key=["flight_id"]
@@ -106,11 +111,17 @@ def make_dag(data: Path) -> DAG:
             task_id="score", model=registered.output, entities=schedule.output, feature_service=SERVICE,
             tables=features, table="predictions.delay",
         )  # fmt: skip
-        DetectDriftOperator(
+        monitor = DetectDriftOperator(
             task_id="monitor", model=registered.output, current=examples.output, predictions=scores.output,
             labels=labels.output, ignore=["month"],
         )  # fmt: skip
-        ReportOperator(task_id="report", tasks={"train": model.output, "gate": gate.output})
+        report = ReportOperator(task_id="report", tasks={"train": model.output, "gate": gate.output})
+        own = StepOperator(
+            task_id="own", step="steps_for_tests:write_rows", arguments={"table": "raw.own", "rows": 3},
+            environment={"PYTHONPATH": str(REPOSITORY / "tests")},
+        )  # fmt: skip
+        kept = UpkeepOperator(task_id="upkeep")
+        [parity, again, monitor, report, own] >> kept >> BackupOperator(task_id="backup", target=str(backups))
     return dag
 
 
@@ -121,7 +132,7 @@ def main() -> None:
     from airflow.serialization.serialized_objects import DagSerialization, LazyDeserializedDAG
     from airflow.utils.session import create_session
 
-    dag = make_dag(Path(sys.argv[1]))
+    dag = make_dag(Path(sys.argv[1]), Path(sys.argv[2]))
     with create_session() as session:
         if session.get(DagBundleModel, "tests") is None:
             session.add(DagBundleModel(name="tests"))

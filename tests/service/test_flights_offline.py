@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 import time
 from collections import Counter
@@ -300,6 +301,9 @@ def test_the_report_is_a_page(loop: Loop) -> None:
     page = loop.store.read_bytes(loop.store.name_of(manifest["links"]["report"])).decode()
     assert page.lower().startswith("<!doctype html")
     assert "January 2013" in page
+    assert "Where this model comes from" in page
+    assert re.search(r"rests on 3 source files and \d+ tables", page)
+    assert "flights.csv.zip" in page
     assert loop.store.exists(f"reports/{DAG_ID}/index.html")
 
 
@@ -312,9 +316,12 @@ def test_the_doctor_finds_nothing_to_mend(loop: Loop, airloop: Ask) -> None:
         assert secret not in json.dumps(findings)
 
 
-def test_the_training_set_is_rebuilt(airloop: Ask) -> None:
-    code, found = airloop("replay", f"{DAG_ID}/first", "--task", "examples")
+def test_training_set_model_and_gate_are_rebuilt(airloop: Ask) -> None:
+    code, found = airloop("replay", f"{DAG_ID}/first")
     assert (code, found["verdict"]) == (0, "equal"), found
+    compared = {task["task_id"]: {f["what"] for f in task["findings"]} for task in found["tasks"]}
+    assert compared == {"examples": {"rows"}, "train": {"model", "metrics"}, "gate": {"metrics", "decision"}}
+    assert {task["verdict"] for task in found["tasks"]} == {"equal"}
 
 
 def test_a_second_run_reuses_all_of_it_and_writes_nothing(loop: Loop, airloop: Ask) -> None:

@@ -17,6 +17,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
+import airloop_operators
 from airloop.config import Config
 from airloop.warehouse.catalog import Warehouse
 from tests.fault.flights_loop import write_data
@@ -24,7 +25,7 @@ from tests.fault.flights_loop import write_data
 pytestmark = pytest.mark.timeout(900)
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCHEMAS = Path(__file__).parents[1] / "data" / "openlineage"
-TASKS = 24
+TASKS = 28
 """Tasks of the loop; each has an event for its start and one for its end."""
 
 
@@ -86,7 +87,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory, airflow_database: Path, run_f
     }
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("AIRLOOP_")}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.service.lineage_loop", str(data)],
+        [sys.executable, "-m", "tests.service.lineage_loop", str(data), str(folder / "backups")],
         cwd=REPOSITORY, env=inherited | own, capture_output=True, text=True, check=False,
     )  # fmt: skip
     server.shutdown()
@@ -141,6 +142,13 @@ def test_every_task_is_told_of_when_it_starts_and_when_it_ends(sent: Sent) -> No
     assert run in {e["run"]["runId"] for e in sent.events if e["job"]["name"] == "lineage_loop"}
 
 
+def test_every_operator_is_among_them(sent: Sent) -> None:
+    ended = [e for e in sent.events if e["eventType"] == "COMPLETE" and "airloop" in e["run"]["facets"]]
+    told = {e["run"]["facets"]["airloop"]["step"] for e in ended}
+    operators = [getattr(airloop_operators, name) for name in airloop_operators.__all__]
+    assert told == {o.step_name for o in operators if o.step_name} | {"steps_for_tests:write_rows"}
+
+
 def test_every_output_leads_to_the_inputs_of_the_next_task(sent: Sent) -> None:
     """One graph: what a task read is what a task wrote, in the same version."""
     ended = [e for e in sent.events if e["eventType"] == "COMPLETE"]
@@ -170,6 +178,22 @@ def test_a_table_is_named_by_its_place_and_described(sent: Sent) -> None:
     assert table["outputFacets"]["outputStatistics"]["rowCount"] == history[-1].rows_total
     assert table["outputFacets"]["outputStatistics"]["size"] > 0
     assert sent.of("labels")["job"]["facets"]["sql"]["query"].startswith("-- Did the flight arrive")
+
+
+def test_a_step_of_a_team_names_what_it_wrote_and_upkeep_names_nothing(sent: Sent) -> None:
+    (table,) = sent.of("own")["outputs"]
+    assert f"file://{table['name']}" == Warehouse.open(sent.config).table("raw.own").location()
+    assert table["outputFacets"]["outputStatistics"]["rowCount"] == 3
+    assert sent.of("own")["inputs"] == []
+    for task in ("upkeep", "backup"):
+        assert (sent.of(task)["inputs"], sent.of(task)["outputs"]) == ([], [])
+
+
+def test_the_parity_gate_names_the_service_that_was_materialised(sent: Sent) -> None:
+    (given,) = sent.of("parity")["inputs"]
+    online = sent.of("materialize")["outputs"]
+    assert _identity(given)[:2] == ("feast", "delay_v1")
+    assert _identity(given)[2] in {_identity(d)[2] for d in online}
 
 
 def test_the_data_gate_says_what_it_asserted(sent: Sent) -> None:

@@ -1,6 +1,6 @@
 """
-Months backfilled at once, and two live runs of the newest month meanwhile, by Airflow's own scheduler and
-executor: everything ends as if the months had been run one after another.
+A year by Airflow's own scheduler and executor: eleven months backfilled at once, and two live runs of the twelfth
+meanwhile. Everything ends as if the months had been run one after another.
 """
 
 from __future__ import annotations

@@ -89,6 +89,41 @@ def test_a_fault_strikes_where_it_is_asked_to(tmp_path: Path, fault: str, ends: 
     assert trace.read_text().splitlines()[-1] == fault.partition("@")[2]
 
 
+IN_POSTGRES = """
+import os, psycopg, sqlalchemy
+from airloop.faults import instrument
+instrument()
+address = os.environ["AIRLOOP_CATALOG"]
+with psycopg.connect(address.replace("+psycopg", ""), autocommit=True) as alone:
+    alone.execute("CREATE TABLE t (a int)")
+engine = sqlalchemy.create_engine(address)
+with engine.begin() as connection:
+    connection.execute(sqlalchemy.text("INSERT INTO t VALUES (1)"))
+with engine.connect() as connection:
+    connection.execute(sqlalchemy.text("SELECT * FROM t"))
+with engine.connect() as connection:
+    connection.execute(sqlalchemy.text("UPDATE t SET a = 2"))
+    connection.commit()
+"""
+
+
+@pytest.mark.parametrize(("fault", "left"), [("", 2), ("kill@sql:postgresql:before:2", 1)])
+def test_the_end_of_a_transaction_in_postgresql_is_a_point(
+    tmp_path: Path, postgres_url: str, fault: str, left: int
+) -> None:
+    import psycopg
+
+    trace = tmp_path / "trace"
+    more = {"AIRLOOP_CATALOG": postgres_url, "AIRLOOP_FAULT": fault, "AIRLOOP_FAULT_TRACE": str(trace)}
+    environment = {**os.environ, "AIRLOOP_HOME": str(tmp_path), **more}
+    done = subprocess.run([sys.executable, "-c", IN_POSTGRES], env=environment, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == (-signal.SIGKILL if fault else 0), done.stderr
+    expected = [f"sql:postgresql:{when}:{n}" for n in (1, 2) for when in ("before", "after")]
+    assert trace.read_text().splitlines() == expected[: 3 if fault else 4]
+    with psycopg.connect(postgres_url.replace("+psycopg", "")) as connection:
+        assert connection.execute("SELECT a FROM t").fetchall() == [(left,)]
+
+
 def test_nothing_is_hooked_without_a_fault(tmp_path: Path) -> None:
     check = "import os, sqlite3; from airloop.faults import instrument; b = os.replace, sqlite3.connect;"
     check += "instrument(); assert b == (os.replace, sqlite3.connect)"

@@ -24,6 +24,14 @@ def test_every_table_of_the_page_is_that_of_the_results(results: dict[str, Any])
     assert CHART.read_text() == power_chart(results["promotion"]["power"])
 
 
+def test_the_page_says_how_often_another_seed_is_promoted(results: dict[str, Any]) -> None:
+    """In words too: it is more often than what is promised of models of the same quality."""
+    row = results["trained"]["of the same recipe, another seed; min_gain 0"]
+    assert f"{row['hits']} of {row['trials']} are promoted below: {row['rate']:.0%}" in " ".join(
+        DOCS.read_text().replace(" %", "%").split()
+    )
+
+
 def test_the_results_keep_every_promise(results: dict[str, Any]) -> None:
     assert set(results) == {"promotion", "trained", "leakage", "drift"}
     assert missed(results) == []

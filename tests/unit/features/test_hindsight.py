@@ -84,6 +84,46 @@ def test_sums_in_another_order_are_the_same(check: Check) -> None:
     """)
 
 
+def honest(chance: random.Random) -> tuple[str, tuple[str, ...]]:
+    """SQL at random that looks back only, and its key: over single rows, or over the rows known at each full hour."""
+    value = chance.choice(["late", "delay", "delay * late", "abs(delay)", "coalesce(nullif(late, 0), delay)"])
+    function = chance.choice(["avg", "sum", "count", "min", "max", "stddev", "median", "arg_max"])
+    made = f"{function}({value}{', lands' if function == 'arg_max' else ''})"
+    span = f"INTERVAL {chance.randint(1, 400)} HOURS"
+    if chance.random() < 0.3:
+        before = f"INTERVAL {chance.randint(0, 5)} HOURS"
+        return (
+            f"""SELECT carrier, hour AS event_time, hour AS arrival_time, {made} AS made
+            FROM flights, (SELECT unnest(range($interval_start, $interval_end, INTERVAL 6 HOURS)) AS hour)
+            WHERE lands <= hour - {before} AND lands > hour - {before} - {span} GROUP BY ALL""",
+            ("carrier", "event_time"),
+        )
+    frame = chance.choice(
+        [
+            f"ROWS {chance.randint(1, 60)} PRECEDING",
+            f"ROWS BETWEEN {chance.randint(5, 60)} PRECEDING AND {chance.randint(1, 4)} PRECEDING",
+            f"RANGE BETWEEN {span} PRECEDING AND CURRENT ROW",
+            "ROWS UNBOUNDED PRECEDING",
+        ]
+    )
+    by = chance.choice(["", "PARTITION BY carrier ", "PARTITION BY late "])
+    known = chance.choice(["lands", f"lands + INTERVAL {chance.randint(1, 90)} MINUTES"])
+    where = chance.choice(["", "WHERE delay > -10", "WHERE carrier = 'AA' OR late = 1"])
+    return (
+        f"""SELECT flight, lands AS event_time, {known} AS arrival_time, lag(delay) OVER w AS one_before,
+            {made} OVER (w {frame}) AS made FROM flights {where} WINDOW w AS ({by}ORDER BY lands)""",
+        ("flight",),
+    )
+
+
+def test_none_of_100_windows_at_random_is_refused_that_look_back(check: Check) -> None:
+    chance = random.Random(20)
+    for _ in range(100):
+        sql, key = honest(chance)
+        found = check(sql, key=key)
+        assert [cut["rows"] > 10 for cut in found["cuts"]] == [True] * 3, sql
+
+
 LOOKS_AHEAD = {
     "the row itself and later ones": """
         SELECT flight, leaves AS event_time, leaves AS arrival_time,

@@ -5,14 +5,18 @@ from __future__ import annotations
 import random
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from airloop.config import Config, RedisAddress
 from airloop.contract import Interval
 from airloop.errors import BadArgument, NotFound, ParityBroken
-from tests.shop import DAY, HOUR, STORE, T0, Shop, config, shop
+from airloop.features.online_redis import field_name
+from airloop.warehouse.catalog import Warehouse
+from tests.shop import DAY, HOUR, STORE, T0, RunStep, Shop, config, shop
 
 __all__ = ["config", "shop"]
 
@@ -64,6 +68,29 @@ def test_one_corrupted_value_of_300_keys_is_found_and_named(shop: Shop) -> None:
         Value(double_val=217.0).SerializeToString(),
     )
     assert wrong == 1
+    named = r"pace 1 of 300 keys \(first: pace driver=217: speed is 217\.0000001 online, 217\.0 offline\)"
+    with pytest.raises(ParityBroken, match=named):
+        check(shop)
+
+
+def test_one_corrupted_value_in_redis_is_found_and_named(
+    warehouse: Warehouse, config: Config, run_step: RunStep, redis_url: str
+) -> None:
+    import redis
+    from feast.infra.key_encoding_utils import serialize_entity_key
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    online = replace(config, online_store=RedisAddress(redis_url))
+    shop = Shop(warehouse, online, lambda *a, **k: run_step(*a, config=online, **k))
+    shop.put("pace", [(d, float(d), d, T0, T0) for d in range(1, 301)])
+    shop.run(T0 + DAY)
+    assert check(shop)["counts"]["keys_compared"] == 301
+    key = serialize_entity_key(EntityKey(join_keys=["driver"], entity_values=[Value(int64_val=217)]), 3) + b"shop"
+    speed = field_name("pace", "speed")
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.hget(key, speed) == Value(double_val=217.0).SerializeToString()
+        client.hset(key, speed, Value(double_val=217.0000001).SerializeToString())
     named = r"pace 1 of 300 keys \(first: pace driver=217: speed is 217\.0000001 online, 217\.0 offline\)"
     with pytest.raises(ParityBroken, match=named):
         check(shop)

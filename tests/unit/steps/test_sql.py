@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pytest
 
 from airloop.contract import Interval, RunInfo
-from airloop.errors import AirloopError, BadArgument, BadInput, BadInterval, RejectedRows, SchemaMismatch
+from airloop.errors import AirloopError, BadArgument, BadInput, BadInterval, LeakageFound, RejectedRows, SchemaMismatch
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.refs import TableRef
 
@@ -239,6 +239,42 @@ class TestBuildLabels:
         with pytest.raises(AirloopError) as caught:
             run_step("build_labels", **arguments(rows, "SELECT id FROM rows"))
         assert caught.value.advice
+
+
+class TestHindsight:
+    """``known`` hands the SQL to the gate; what that refuses is not written."""
+
+    VALUES = "SELECT id, {} AS value, moment AS event_time, moment AS arrival_time FROM rows"
+    AHEAD = VALUES.format("lead(value) OVER (ORDER BY moment)")
+    BEHIND = VALUES.format("sum(value) OVER (ORDER BY moment ROWS 3 PRECEDING)")
+    LABELS = """
+        SELECT id, moment AS event_time, moment AS arrival_time,
+            coalesce(lead(value) OVER (ORDER BY moment), 0) > 3 AS label FROM rows
+    """
+    HONEST = "SELECT id, moment AS event_time, moment AS arrival_time, value > 3 AS label FROM rows"
+    KNOWN: ClassVar = {"rows": "moment"}
+
+    @pytest.mark.parametrize(
+        ("step", "sql", "column"), [("sql", AHEAD, "value"), ("build_labels", LABELS, "label")], ids=["sql", "labels"]
+    )
+    def test_what_looks_ahead_is_refused_and_writes_nothing(
+        self, run_step: RunStep, warehouse: Warehouse, rows: TableRef, step: str, sql: str, column: str
+    ) -> None:
+        said = rf"features\.x: \d of \d rows that say they were known by 2013-.*: {column} \(1 rows\)"
+        with pytest.raises(LeakageFound, match=said):
+            run_step(step, **arguments(rows, sql, known=self.KNOWN))
+        assert not warehouse.exists("features.x")
+        assert "hindsight" not in run_step(step, **arguments(rows, sql))["details"], "nobody asked"
+
+    @pytest.mark.parametrize(("step", "sql"), [("sql", BEHIND), ("build_labels", HONEST)], ids=["sql", "labels"])
+    def test_what_does_not_is_written_and_the_comparison_kept(
+        self, run_step: RunStep, warehouse: Warehouse, rows: TableRef, step: str, sql: str
+    ) -> None:
+        manifest = run_step(step, **arguments(rows, sql, known=self.KNOWN))
+        found = manifest["details"]["hindsight"]
+        assert found["known"] == self.KNOWN
+        assert [cut["rows"] for cut in found["cuts"]] == [2, 4, 6]
+        assert len(read(warehouse, manifest)) == 6
 
 
 class TestEarlierContent:

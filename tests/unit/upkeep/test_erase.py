@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from airloop.cli import main
-from airloop.config import Config
+from airloop.config import Config, RedisAddress
 from airloop.contract import Call
 from airloop.errors import BadArgument, ContractBroken, StoreBusy
 from airloop.frame import StepContext, StepResult, step
@@ -31,7 +31,9 @@ from airloop.upkeep.subject import entity
 from airloop.warehouse.artifacts import ArtifactStore
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.refs import TableRef
+from tests import shop as shops
 from tests.places import ALONE_AND_TOGETHER, EVERYWHERE, IN_A_CLUSTER, table_files
+from tests.shop import DAY, T0, Shop
 from tests.unit.upkeep.conftest import ANY_AGE
 
 ANNA = Request(entity(["person=anna-0"]), "asked", "A. Clerk")
@@ -182,6 +184,36 @@ def test_an_erasure_of_a_number_breaks_no_manifest(
     assert done.left == []
     assert not erase(config, request), "it can be asked again"
     collect(config, Policy(keep_days=0), grace_s=0)
+
+
+@pytest.mark.parametrize("store", ["sqlite", "redis"])
+def test_what_was_online_is_gone_and_stays_gone(
+    config: Config,
+    warehouse: Warehouse,
+    run_step: Callable[..., dict[str, Any]],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    store: str,
+) -> None:
+    config = shops.with_repository(config, tmp_path / "repo")
+    if store == "redis":
+        config = replace(config, online_store=RedisAddress(request.getfixturevalue("redis_url")))
+    shop = Shop(warehouse, config, lambda *a, **k: run_step(*a, config=config, **k))
+    shop.put("pace", [(7654321, 1.0, 1, T0, T0), (2, 2.0, 2, T0, T0)])
+    shop.run(T0 + DAY)
+    assert shop.read(7654321, 2) == [(1.0, 1), (2.0, 2)]
+    asked = Request(entity(["driver=7654321"]), "asked", "A. Clerk")
+    assert erase(config, asked, dry_run=True).online
+    assert shop.read(7654321) == [(1.0, 1)], "it was only asked what would go"
+
+    done = erase(config, asked)
+
+    assert done.online == ({"shop_pace": 1} if store == "sqlite" else {"redis driver": 1})
+    assert (list(done.tables), done.left) == (["features.pace"], [])
+    assert entries(warehouse)[-1].removed["online"] == done.online
+    assert shop.read(7654321, 2) == [(None, None), (2.0, 2)]
+    shop.run(T0 + 2 * DAY)
+    assert shop.read(7654321, 2) == [(None, None), (2.0, 2)], "a materialisation brings nothing back"
 
 
 def test_a_manifest_that_cannot_be_read_is_named_before_anything_goes(

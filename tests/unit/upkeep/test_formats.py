@@ -13,8 +13,10 @@ import pytest
 
 from airloop.config import Config
 from airloop.contract import RunInfo
-from airloop.errors import BadConfiguration
+from airloop.errors import BadConfiguration, ContractBroken
 from airloop.frame import Step
+from airloop.frame.key import KEY_FORMAT
+from airloop.frame.manifest import MANIFEST_FORMAT
 from airloop.upkeep.formats import key_changes, upgrade
 from airloop.warehouse import evolve
 from airloop.warehouse.catalog import Warehouse
@@ -107,3 +109,47 @@ def test_new_keys_are_announced(
     assert change.modules == sorted([own, "gone.away"])
     assert change.libraries == ["duckdb 0.1 -> none"]
     assert str(change).startswith("look: 1 results would be made again, because of duckdb 0.1 -> none, ")
+
+
+def test_keys_that_are_made_in_another_way_are_announced(
+    config: Config, history: list[int], run_step: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = run_step(look, table=f"{TABLE}@main", run=RunInfo("shop", "r", "look"))
+    assert made["key_format"] == KEY_FORMAT
+    for module in ("key", "execute"):
+        monkeypatch.setattr(f"airloop.frame.{module}.KEY_FORMAT", KEY_FORMAT + 1)
+    monkeypatch.setattr("airloop.upkeep.formats.KEY_FORMAT", KEY_FORMAT + 1)
+    (change,) = key_changes(config, lambda _: look)
+    assert str(change) == (
+        f"look: 1 results would be made again, because of keys of format {KEY_FORMAT + 1}: theirs are of {KEY_FORMAT}"
+    )
+    again = run_step(look, table=f"{TABLE}@main", run=RunInfo("shop", "r", "look"))
+    assert (again["status"], again["key_format"]) == ("done", KEY_FORMAT + 1)
+    assert again["key"] != made["key"]
+    assert key_changes(config, lambda _: look) == [], "its newest result has such a key"
+
+
+@pytest.mark.parametrize(
+    ("format_", "said", "advice"),
+    [
+        (MANIFEST_FORMAT + 1, f"is of format {MANIFEST_FORMAT + 1}, this airloop knows", "update airloop"),
+        (MANIFEST_FORMAT - 1, f"is of format {MANIFEST_FORMAT - 1}, this airloop knows", "remove the file"),
+        (None, "cannot be read", "remove the file"),
+    ],
+)
+def test_a_manifest_of_another_format_is_refused_and_not_redone(
+    config: Config,
+    history: list[int],
+    run_step: Callable[..., dict[str, Any]],
+    format_: int | None,
+    said: str,
+    advice: str,
+) -> None:
+    run_step(look, table=f"{TABLE}@main")
+    path = next((config.artifacts / "steps").glob("*/*/*/manifest.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": format_}))
+    before = path.read_bytes()
+    with pytest.raises(ContractBroken, match=f"{path} {said}") as caught:
+        run_step(look, table=f"{TABLE}@main")
+    assert str(caught.value.advice).startswith(advice)
+    assert path.read_bytes() == before
