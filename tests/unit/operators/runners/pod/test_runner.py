@@ -634,6 +634,20 @@ def test_a_step_that_runs_over_its_time(start: Start, run: Run) -> None:
     assert server.pods == {}
 
 
+def test_a_deadline_that_its_task_did_not_ask_for_is_named(start: Start, run: Run) -> None:
+    """The cluster ends what nobody else has an end for."""
+
+    def over(pod: ScriptedPod) -> None:
+        pod.run()
+        pod.change(phase="Failed", reason="DeadlineExceeded", message="Pod was active on the node for too long")
+
+    start(over)
+    error = run().error
+    assert isinstance(error, TimedOut)
+    assert "ran over its deadline (Pod was active on the node for too long)" in str(error)
+    assert "give its task an execution_timeout, in the place of patience.run_s, 604,800 s in sizes.yaml" in str(error)
+
+
 def test_no_secret_is_anywhere(
     start: Start, run: Run, request_of: RunRequest, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
