@@ -13,6 +13,7 @@ ENDINGS, NODES, WAITING = "test_endings.py", "test_nodes.py", "test_waiting.py"
 WORKERS, CONNECTIONS, SAFETY, LOOP = "test_workers.py", "test_connections.py", "test_safety.py", "test_loop.py"
 DEFERRED = "test_deferred.py"
 RUNNER, SPEC, ENDING, DEFERRAL = "test_runner.py", "test_spec.py", "test_ending.py", "test_deferral.py"
+ORPHANS = "test_orphans.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,14 @@ CASES = (
         "worker killed, next try",
         (f"{WORKERS}::test_another_try_ends_the_pod_of_the_one_before",),
         (f"{RUNNER}::TestItsOwnPod::test_of_an_earlier_try_is_ended_and_not_adopted",),
+    ),
+    Case(
+        "a pod that nobody follows",
+        (f"{WORKERS}::test_a_pod_that_nobody_follows",),
+        (
+            f"{ORPHANS}::TestTheCommand::test_removes_those_of_tasks_that_are_over",
+            f"{RUNNER}::test_a_deadline_that_its_task_did_not_ask_for_is_named",
+        ),
     ),
     Case(
         "task stopped",

@@ -16,7 +16,7 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airloop_operators.deferral import event_of
+from airloop_operators.deferral import COMES_BACK, event_of
 from airloop_operators.runners.pod import ending
 from airloop_operators.runners.pod.cluster import PASSING, REQUEST_S, Refused
 from airloop_operators.runners.pod.ending import About, Object
@@ -28,8 +28,6 @@ PAUSE_S = (0.5, 15.0)
 """Seconds between two requests to an API server that does not answer: at first, and at most."""
 KILL_S = 60.0
 """Seconds for asking an API server that is away to end a pod."""
-COMES_BACK = frozenset({"deferred", "scheduled", "queued", "running", "restarting", "up_for_reschedule"})
-"""States of a task that has only changed its trigger, or that soon looks after its pods itself."""
 
 
 class PodTrigger(BaseTrigger):
