@@ -63,7 +63,9 @@ class PodTrigger(BaseTrigger):
         End the pod of a task that was marked as failed or successful, or cleared, or whose run was.
 
         Airflow asks for it too where another triggerer took the trigger over, or has woken the task up meanwhile. Then
-        the pod stays, also if it is its next try that is on its way: that ends what the one before has left.
+        the pod stays, also if it is its next try that is on its way: that ends what the one before has left, or
+        :mod:`airloop_operators.sweep` does. Airflow 3.3 tells a trigger its task's state, which is the same in both
+        cases, but not its try: it may ask for it (``GetPreviousTI``), and cannot read the answer.
         """
         killing = asyncio.create_task(self._kill(Left.of(self.deferral["state"])))
         _killing.add(killing)
