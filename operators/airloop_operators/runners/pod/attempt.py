@@ -118,8 +118,8 @@ class Attempt:
             request,
             self._ending(found),
             found.receipt,
-            # What an adopted pod's payload recorded, it recorded as this attempt.
-            before=None if case.adopted else before,
+            # Where this start of the task made no pod, one of this very attempt has left what is there.
+            before=before if case.times_made else None,
             resources=self._resources(case),
             started_at=self._began_at,
         )

@@ -389,11 +389,7 @@ class TestAwayForTooLong:
             pod.run()
             time.sleep(0.3)
             if publish:
-                receipt = json.loads(pod.publish())
-                fields = {name: receipt[name] for name in ("attempt", "status", "key", "manifest", "digest")}
-                path = Path(pod.environment()["AIRLOOP_ARTIFACTS"]) / attempt_record_path(receipt["attempt"])
-                path.parent.mkdir(parents=True)
-                path.write_text(json.dumps({**fields, "started_at": "2013-01-01T00:00:00+00:00"}))
+                _with_record(pod)
             pod.server.away_until = time.monotonic() + 60
 
         return script
@@ -412,6 +408,47 @@ class TestAwayForTooLong:
         assert type(error) is InfrastructureFailure
         assert "the API server has not answered for" in str(error)
         assert "could not be removed" in caplog.text
+
+
+class TestOutOfTimeAtOnce:
+    """An earlier start of the same attempt made its pod, and nobody saw its end: the manifest tells even then."""
+
+    @pytest.fixture
+    def left(self, start: Start, pods: Pods, request_of: RunRequest) -> ScriptedPod:
+        made = make(request_of, pods, namespace="loops", spawned_at="2013-01-01T00:00:00.000+00:00")
+        server = start()
+        server.secrets[made.name] = made.secret or {}
+        found = server.add(made.pod)
+        found.run()
+        return found
+
+    @pytest.mark.parametrize("there", [True, False], ids=["its pod is there", "its pod is gone"])
+    def test_it_is_done(self, run: Run, left: ScriptedPod, there: bool) -> None:
+        left.end(0, message=_with_record(left))
+        if not there:
+            left.remove()
+        outcome = run(timeout_s=1e-6)
+        assert outcome.error is None, outcome.error
+        assert left.server.created == []
+        assert_gone(left.server)
+
+    def test_it_runs_or_is_gone_and_is_not_done(self, run: Run, left: ScriptedPod) -> None:
+        assert isinstance(run(timeout_s=1e-6).error, TimedOut)
+        assert_gone(left.server)
+        assert isinstance(run(timeout_s=1e-6).error, TimedOut)
+
+
+def test_a_pod_that_is_made_anew_proves_nothing_by_what_the_one_before_recorded(
+    start: Start, run: Run, pods: Pods, request_of: RunRequest
+) -> None:
+    made = make(request_of, pods, namespace="loops", spawned_at="2013-01-01T00:00:00.000+00:00")
+    server = start(ends(0))
+    server.secrets[made.name] = made.secret or {}
+    before = server.add(made.pod)
+    before.run()
+    _with_record(before)
+    before.remove()
+    assert isinstance(run().error, ResultLost)
 
 
 def test_a_log_whose_stream_is_cut_loses_and_doubles_nothing(
@@ -1054,6 +1091,17 @@ def assert_gone(server: ApiServer) -> None:
     while server.pods and time.monotonic() < until:
         time.sleep(0.02)
     assert server.pods == {}
+
+
+def _with_record(pod: ScriptedPod) -> str:
+    """Publish a manifest and the attempt's record; returns the receipt."""
+    text = pod.publish()
+    receipt = json.loads(text)
+    fields = {name: receipt[name] for name in ("attempt", "status", "key", "manifest", "digest")}
+    path = Path(pod.environment()["AIRLOOP_ARTIFACTS"]) / attempt_record_path(receipt["attempt"])
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({**fields, "started_at": "2013-01-01T00:00:00+00:00"}))
+    return text
 
 
 def _phase(server: ApiServer) -> str:
