@@ -451,15 +451,17 @@ def test_a_pod_that_is_made_anew_proves_nothing_by_what_the_one_before_recorded(
     assert isinstance(run().error, ResultLost)
 
 
+@pytest.mark.parametrize("backwards_s", [0.0, 0.7], ids=["in the order of time", "with times that go backwards"])
 def test_a_log_whose_stream_is_cut_loses_and_doubles_nothing(
-    start: Start, run: Run, caplog: pytest.LogCaptureFixture
+    start: Start, run: Run, caplog: pytest.LogCaptureFixture, backwards_s: float
 ) -> None:
     texts = [f"line {n}" for n in range(60)]
 
     def talks(pod: ScriptedPod) -> None:
         pod.run()
         for n in range(0, 60, 10):
-            pod.say(*texts[n : n + 10])
+            for text in texts[n : n + 10]:
+                pod.say(text, ago_s=backwards_s * (len(pod.log) % 3))
             time.sleep(0.3)
         pod.succeed()
 
