@@ -16,6 +16,7 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airloop.redact import Redactor
 from airloop_operators.deferral import COMES_BACK, event_of
 from airloop_operators.runners.pod import ending
 from airloop_operators.runners.pod.cluster import PASSING, REQUEST_S, Refused
@@ -55,7 +56,7 @@ class PodTrigger(BaseTrigger):
             left, why = await self._wait(Left.of(self.deferral["state"]))
             event = event_of({**self.deferral, "state": left.as_json()}, why)
         except Exception as error:  # noqa: BLE001  the task has to look, whatever is wrong here
-            event = event_of(self.deferral, f"{type(error).__name__}: {error}"[:500], trouble=True)
+            event = event_of(self.deferral, _masked(f"{type(error).__name__}: {error}")[:500], trouble=True)
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]  # as above
 
     async def on_kill(self) -> None:
@@ -173,10 +174,15 @@ class PodTrigger(BaseTrigger):
 
     def _say(self, left: Left, pod: Object) -> None:
         why = ending.waiting(pod, [], About(step="", pod=left.pod, size="", memory=""))
-        now = "runs" if why is None else f"waits for {why.what}: {why.reason}"
+        now = "runs" if why is None else _masked(f"waits for {why.what}: {why.reason}")
         if now != self._said:
             self._said = now
             self.log.info("pod %s/%s %s", left.namespace, left.pod, now)
+
+
+def _masked(text: str) -> str:
+    """The cluster's words without passwords of addresses; a trigger knows no secrets that it could look for."""
+    return Redactor(environment={"said": text})(text)
 
 
 _killing: set[asyncio.Task[None]] = set()

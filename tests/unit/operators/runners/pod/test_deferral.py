@@ -384,6 +384,22 @@ class TestWhatIsDue:
         with pytest.raises(AirflowException, match="could not be pulled"):
             task.resume(event)
 
+    def test_the_clusters_words_are_told_without_passwords_of_addresses(
+        self, start: Start, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def backs_off(pod: ScriptedPod) -> None:
+            pod.condition("PodScheduled", "True")
+            told = "Back-off: Get https://puller:pa55-of-registry@images.example/v2/?token=0f-the-layer: EOF"
+            pod.state("Pending", {"waiting": {"reason": "ImagePullBackOff", "message": told}})
+
+        start(backs_off)
+        wake(Task({"infrastructure_retries": 0}).start())
+        told = capsys.readouterr().out
+        assert (
+            "waits for start: ImagePullBackOff: Back-off: Get https://puller:***@images.example/v2/?token=***" in told
+        )
+        assert "pa55" not in told
+
     def test_a_quota_is_waited_for_without_a_place(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("airloop_operators.runners.pod.left.QUOTA_S", (0.5, 0.5))
         server = start(success)
