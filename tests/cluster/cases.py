@@ -13,7 +13,7 @@ ENDINGS, NODES, WAITING = "test_endings.py", "test_nodes.py", "test_waiting.py"
 WORKERS, CONNECTIONS, SAFETY, LOOP = "test_workers.py", "test_connections.py", "test_safety.py", "test_loop.py"
 DEFERRED = "test_deferred.py"
 RUNNER, SPEC, ENDING, DEFERRAL = "test_runner.py", "test_spec.py", "test_ending.py", "test_deferral.py"
-ORPHANS = "test_orphans.py"
+ORPHANS, TRIGGER = "test_orphans.py", "test_trigger.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ CASES = (
     Case(
         "task marked failed or cleared while deferred",
         (f"{DEFERRED}::test_its_task_is_marked_or_cleared",),
-        (f"{DEFERRAL}::TestKilledWhileDeferred::test_marked_or_cleared_its_pod_is_gone",),
+        (f"{TRIGGER}::TestKilledWhileDeferred::test_marked_or_cleared_its_pod_is_gone",),
     ),
     Case(
         "trigger's errors",
@@ -146,8 +146,8 @@ CASES = (
             f"{DEFERRED}::test_a_kubeconfig_of_the_environment_changes_nothing",
         ),
         (
-            f"{DEFERRAL}::TestATriggerThatFails::test_is_replaced_a_few_times_and_then_the_worker_waits",
-            f"{DEFERRAL}::TestATriggerThatFails::test_a_kubeconfig_of_the_environment_is_no_trouble",
+            f"{TRIGGER}::TestATriggerThatFails::test_is_replaced_a_few_times_and_then_the_worker_waits",
+            f"{TRIGGER}::TestATriggerThatFails::test_a_kubeconfig_of_the_environment_is_no_trouble",
         ),
     ),
     Case(
