@@ -98,7 +98,8 @@ def test_a_pod_that_nobody_follows(world: World, tmp_path: Path, monkeypatch: py
     assert world.until(over, "it is ended at its deadline")["status"]["reason"] == "DeadlineExceeded"
     run = request.call.run
     task = (run.dag_id, run.run_id, run.task_id, -1)
-    (tmp_path / "sizes.yaml").write_text(json.dumps({"namespace": world.namespace, "instance": world.instance}))
+    document = {"namespace": world.namespace, "instance": world.instance, "images": {"cpu": world.image}}
+    (tmp_path / "sizes.yaml").write_text(json.dumps(document))
     monkeypatch.setenv("AIRFLOW__AIRLOOP__SIZES", str(tmp_path / "sizes.yaml"))
     monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")
     monkeypatch.setattr(sweep, "known_tasks", lambda _: {task: Known("failed", run.try_number)})

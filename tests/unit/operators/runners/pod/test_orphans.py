@@ -115,7 +115,8 @@ class TestTheCommand:
         """Pods of tasks, by their names."""
         self.server: ApiServer = start()
         self.known: dict[names.Task, Known] = {}
-        (tmp_path / "sizes.yaml").write_text(json.dumps({"namespace": "loops", "patience": {"grace_s": 1, "api_s": 1}}))
+        document = {"namespace": "loops", "images": {"cpu": "airloop:1"}, "patience": {"grace_s": 1, "api_s": 1}}
+        (tmp_path / "sizes.yaml").write_text(json.dumps(document))
         monkeypatch.setenv("AIRFLOW__AIRLOOP__SIZES", str(tmp_path / "sizes.yaml"))
         monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")
         monkeypatch.setattr(sweep, "known_tasks", lambda tasks: {t: self.known[t] for t in tasks if t in self.known})
