@@ -209,11 +209,11 @@ class ScriptedPod:
         self.state("Pending", {"waiting": {"reason": "ContainerCreating"}})
         self.state("Running", {"running": {"startedAt": _now()}})
 
-    def say(self, *texts: str) -> None:
-        """Lines of the container's log."""
+    def say(self, *texts: str, ago_s: float = 0.0) -> None:
+        """Lines of the container's log. :param ago_s: how far their time goes back behind that of others."""
         with self.server.lock:
             for text in texts:
-                self.log.append((time.time_ns(), text))
+                self.log.append((time.time_ns() - round(ago_s * 1e9), text))
             self.server.lock.notify_all()
 
     def end(self, code: int, reason: str = "", message: str = "", **status: Any) -> None:

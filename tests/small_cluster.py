@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -155,7 +156,8 @@ class SmallCluster(ApiServer):
         pod.state("Pending", {"waiting": {"reason": "ContainerCreating"}})
         root = self._folder / pod.uid
         paths = self._mount(pod, root)
-        container = pod.object["spec"]["containers"][0]
+        spec = pod.object["spec"]
+        container = spec["containers"][0]
         if container["image"] not in self.images:
             self._without_image(pod, container)
         environment = {"PATH": os.environ["PATH"]}
@@ -173,12 +175,14 @@ class SmallCluster(ApiServer):
             pod.state("Running", {"running": {"startedAt": _now()}})
         talker = threading.Thread(target=self._listen, args=(pod, process), daemon=True)
         talker.start()
-        oom = self._watch(pod, process, _bytes(container["resources"]["limits"]["memory"]))
+        ended_for = self._watch(pod, process, spec)
         talker.join(10)
         code = process.returncode if process.returncode >= 0 else 128 - process.returncode
         receipt = root / "receipt"
-        message = receipt.read_text() if receipt.exists() and not oom else ""
-        pod.end(code, "OOMKilled" if oom else "", message)
+        message = receipt.read_text() if receipt.exists() and not ended_for else ""
+        if ended_for == "DeadlineExceeded":
+            pod.change(reason=ended_for, message="Pod was active on the node longer than the specified deadline")
+        pod.end(code, ended_for if ended_for == "OOMKilled" else "", message)
 
     def _schedule(self, pod: ScriptedPod) -> None:
         while True:
@@ -293,9 +297,12 @@ class SmallCluster(ApiServer):
             for line in stream:
                 pod.say(line.decode(errors="replace").rstrip("\n"))
 
-    def _watch(self, pod: ScriptedPod, process: subprocess.Popen[bytes], limit: int) -> bool:
-        """Wait for a process's end; whether it was ended for its memory."""
-        oom = False
+    def _watch(self, pod: ScriptedPod, process: subprocess.Popen[bytes], spec: Object) -> str:
+        """Wait for a process's end; why its node ended it, if it did: ``OOMKilled`` or ``DeadlineExceeded``."""
+        limit = _bytes(spec["containers"][0]["resources"]["limits"]["memory"])
+        deadline = time.monotonic() + spec.get("activeDeadlineSeconds", math.inf)
+        grace_s = float(spec.get("terminationGracePeriodSeconds", 30))
+        oom = late = False
         while process.poll() is None:
             with contextlib.suppress(OSError, StopIteration):
                 lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
@@ -305,10 +312,13 @@ class SmallCluster(ApiServer):
                 pod.object  # noqa: B018
             except Gone:
                 _kill(process, signal.SIGKILL)
-            if oom:
+            if not late and time.monotonic() >= deadline:
+                late = True
+                _kill(process, signal.SIGTERM)
+            if oom or time.monotonic() >= deadline + grace_s:
                 _kill(process, signal.SIGKILL)
             time.sleep(LOOK_S / 2)
-        return oom
+        return "OOMKilled" if oom else "DeadlineExceeded" if late else ""
 
     def _stop(self, pod: ScriptedPod) -> None:
         """What a node does with a pod that is deleted."""

@@ -22,6 +22,8 @@ PAUSE_S = 10.0
 """Seconds for which a trigger rests before it looks again after trouble; each time four times as long."""
 MARGIN_S = 120.0
 """Seconds after a task's time is over at which Airflow's scheduler wakes it up if its trigger has not."""
+COMES_BACK = frozenset({"deferred", "scheduled", "queued", "running", "restarting", "up_for_reschedule"})
+"""States of a task that looks after its pods, or soon will."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ ENDINGS, NODES, WAITING = "test_endings.py", "test_nodes.py", "test_waiting.py"
 WORKERS, CONNECTIONS, SAFETY, LOOP = "test_workers.py", "test_connections.py", "test_safety.py", "test_loop.py"
 DEFERRED = "test_deferred.py"
 RUNNER, SPEC, ENDING, DEFERRAL = "test_runner.py", "test_spec.py", "test_ending.py", "test_deferral.py"
+ORPHANS, TRIGGER = "test_orphans.py", "test_trigger.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,14 @@ CASES = (
         (f"{RUNNER}::TestItsOwnPod::test_of_an_earlier_try_is_ended_and_not_adopted",),
     ),
     Case(
+        "a pod that nobody follows",
+        (f"{WORKERS}::test_a_pod_that_nobody_follows",),
+        (
+            f"{ORPHANS}::TestTheCommand::test_removes_those_of_tasks_that_are_over",
+            f"{RUNNER}::test_a_deadline_that_its_task_did_not_ask_for_is_named",
+        ),
+    ),
+    Case(
         "task stopped",
         (f"{WORKERS}::test_a_task_that_is_stopped_leaves_no_pod",),
         (f"{RUNNER}::TestStopped::test_while_it_runs",),
@@ -128,7 +137,7 @@ CASES = (
     Case(
         "task marked failed or cleared while deferred",
         (f"{DEFERRED}::test_its_task_is_marked_or_cleared",),
-        (f"{DEFERRAL}::TestKilledWhileDeferred::test_marked_or_cleared_its_pod_is_gone",),
+        (f"{TRIGGER}::TestKilledWhileDeferred::test_marked_or_cleared_its_pod_is_gone",),
     ),
     Case(
         "trigger's errors",
@@ -137,8 +146,8 @@ CASES = (
             f"{DEFERRED}::test_a_kubeconfig_of_the_environment_changes_nothing",
         ),
         (
-            f"{DEFERRAL}::TestATriggerThatFails::test_is_replaced_a_few_times_and_then_the_worker_waits",
-            f"{DEFERRAL}::TestATriggerThatFails::test_a_kubeconfig_of_the_environment_is_no_trouble",
+            f"{TRIGGER}::TestATriggerThatFails::test_is_replaced_a_few_times_and_then_the_worker_waits",
+            f"{TRIGGER}::TestATriggerThatFails::test_a_kubeconfig_of_the_environment_is_no_trouble",
         ),
     ),
     Case(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import subprocess
 import sys
@@ -9,12 +10,15 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from airloop.contract import RunInfo
 from airloop.errors import ProcessLost
+from airloop_operators import sweep
 from airloop_operators.runners.base import RunRequest
+from airloop_operators.runners.pod.orphans import Known
 from airloop_operators.runners.pod.runner import PodRunner
 from airloop_operators.runners.pod.sizes import Pods
 from airloop_operators.runners.pod.spec import make
@@ -78,6 +82,31 @@ def test_another_try_ends_the_pod_of_the_one_before(world: World) -> None:
     assert outcome.manifest["attempt"] == second.call.attempt
     assert any("of an earlier try" in line for line in world.heard)
     world.until(lambda: not world.left(), "the pod of the first try is gone")
+
+
+def test_a_pod_that_nobody_follows(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker of its task's last try was killed."""
+    pods = world.pods(patience=replace(world.pace.patience, run_s=15 if world.real else 2))
+    request = world.request("wait", seconds=300)
+    made = make(request, pods, namespace=world.namespace, spawned_at="2013-01-01T00:00:00.000+00:00")
+    world.core.create_namespaced_pod(world.namespace, made.pod, _preload_content=False)
+
+    def over() -> dict[str, Any] | None:
+        pod = world.pod(made.name)
+        return pod if pod is not None and pod["status"]["phase"] == "Failed" else None
+
+    assert world.until(over, "it is ended at its deadline")["status"]["reason"] == "DeadlineExceeded"
+    run = request.call.run
+    task = (run.dag_id, run.run_id, run.task_id, -1)
+    document = {"namespace": world.namespace, "instance": world.instance, "images": {"cpu": world.image}}
+    (tmp_path / "sizes.yaml").write_text(json.dumps(document))
+    monkeypatch.setenv("AIRFLOW__AIRLOOP__SIZES", str(tmp_path / "sizes.yaml"))
+    monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")
+    monkeypatch.setattr(sweep, "known_tasks", lambda _: {task: Known("failed", run.try_number)})
+    assert sweep.main(["--apply"]) == 0
+    assert made.name in world.left(), "its log is kept for a while"
+    assert sweep.main(["--apply", "--keep-hours", "0"]) == 0
+    world.until(lambda: not world.left(), "it is gone")
 
 
 def test_a_task_that_is_stopped_leaves_no_pod(world: World) -> None:

@@ -231,22 +231,17 @@ def drawn(points: list[str], name: str, draw: random.Random) -> str:
     return draw.choice(points).replace(UNDISTURBED, name)
 
 
-def tell(capsys: pytest.CaptureFixture[str], who: str, struck: list[str]) -> None:
-    with capsys.disabled():
-        print(f"\n{who} killed while its payload was at {', '.join(struck)}; seed {SEED}")
-
-
 def seen_in_order(states: list[tuple[int, int] | None]) -> bool:
     return states == [state for state in STATES if state in states]
 
 
 @pytest.mark.timeout(400)
 def test_a_killed_task_process_takes_its_payload_with_it_and_is_retried(
-    airflow: Airflow, points: list[str], capsys: pytest.CaptureFixture[str]
+    airflow: Airflow, points: list[str], tell: Callable[[str], None]
 ) -> None:
     draw = random.Random(SEED)
     struck = {name: drawn(points, name, draw) for name in (f"task{n}" for n in range(TASKS_KILLED))}
-    tell(capsys, "task process", list(struck.values()))
+    tell(f"task process killed while its payload was at {', '.join(struck.values())}; seed {SEED}")
     waiting = dict(struck)
 
     def kill_who_is_there() -> bool:
@@ -279,10 +274,10 @@ def test_a_killed_task_process_takes_its_payload_with_it_and_is_retried(
 
 @pytest.mark.timeout(400)
 def test_a_killed_scheduler_is_started_again_and_goes_on(
-    airflow: Airflow, points: list[str], capsys: pytest.CaptureFixture[str]
+    airflow: Airflow, points: list[str], tell: Callable[[str], None]
 ) -> None:
     point = drawn(points, "scheduler", random.Random(SEED + 1))
-    tell(capsys, "scheduler", [point])
+    tell(f"scheduler killed while its payload was at {point}; seed {SEED}")
     with airflow.read_all_the_while("scheduler") as seen:
         run = airflow.start("scheduler", f"slow@{point}")
         wait_for(lambda: airflow.is_at("scheduler", point))

@@ -131,7 +131,7 @@ def draw_strikes(points: list[Strike]) -> list[Strike]:
 
 
 def test_killed_at_points_of_shared_stores_and_done_by_another_machine(
-    make_place: Callable[[str], Place], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_place: Callable[[str], Place], tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
     undisturbed = make_place("undisturbed")
     points = [strike for strike in undisturbed.walk(tmp_path) if strike[1].startswith(SHARED)]
@@ -145,7 +145,6 @@ def test_killed_at_points_of_shared_stores_and_done_by_another_machine(
         lost, doubled = differences(expected, place.state())
         if lost or doubled:
             failures.append(f"{strike}: lost {lost}, doubled {doubled}")
-    with capsys.disabled():
-        survived = len(strikes) - len(failures)
-        print(f"\npoints of shared stores tried {len(strikes)} of {len(points)} / survived {survived}; seed {SEED}")
+    survived = len(strikes) - len(failures)
+    tell(f"points of shared stores tried {len(strikes)} of {len(points)} / survived {survived}; seed {SEED}")
     assert not failures, "\n".join(failures)

@@ -14,7 +14,7 @@ import pytest
 from airflow.sdk import DAG
 
 from airloop.config import Config
-from airloop_operators import StepOperator
+from airloop_operators import StepOperator, sweep
 from tests.api_server import ApiServer, ScriptedPod
 
 if not os.environ.get("CI"):
@@ -73,4 +73,27 @@ def test_what_is_deferred_ends_as_it_would_have_ended(server: ApiServer, test_da
     states = {ti.task_id: str(ti.state) for ti in run.get_task_instances()}
     assert states == {"first": "success", "second": "failed", "third": "success"}
     assert len(server.created) == 4, "of the third a second attempt was made"
+    assert server.pods == {}
+
+
+def test_a_pod_that_was_left_is_found_by_what_airflow_knows_of_its_task(
+    server: ApiServer, test_dag: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.scripts = [fails]
+    with DAG("left", start_date=datetime(2013, 1, 1, tzinfo=UTC), schedule=None) as dag:
+        StepOperator(task_id="t", step="one", order="none", infrastructure_retries=0)
+    run = test_dag(dag, logical_date=FEBRUARY)
+    (made,) = server.created
+    # As it would be there if its worker had been killed.
+    left = server.add(made)
+    left.run()
+    monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")
+    capsys.readouterr()
+    assert sweep.main([]) == 1
+    about = f"left {run.run_id} t, try {made['metadata']['labels']['airloop/try']}"
+    assert f"loops/{left.name} runs, and its task is failed ({about})\n" in capsys.readouterr().out
+    assert sweep.main(["--apply"]) == 0
+    until = time.monotonic() + 3
+    while server.pods and time.monotonic() < until:
+        time.sleep(0.02)
     assert server.pods == {}

@@ -118,8 +118,8 @@ class Attempt:
             request,
             self._ending(found),
             found.receipt,
-            # What an adopted pod's payload recorded, it recorded as this attempt.
-            before=None if case.adopted else before,
+            # Where this start of the task made no pod, one of this very attempt has left what is there.
+            before=before if case.times_made else None,
             resources=self._resources(case),
             started_at=self._began_at,
         )
@@ -145,6 +145,7 @@ class Attempt:
             memory=made.memory,
             image=made.place.image,
             origin=pods.origin,
+            more_time=_more_time(request, pods),
         )
         tell = Teller(request, made, self._say, self._mask, namespace=namespace, started_at=self._began_at)
         self._teller = tell
@@ -310,6 +311,14 @@ class Attempt:
 def _monotonic(unix_time: float) -> float:
     """The same time by the monotonic clock."""
     return time.monotonic() + unix_time - time.time()
+
+
+def _more_time(request: RunRequest, pods: Pods) -> str:
+    """What to do about a pod's deadline that was too early."""
+    if request.timeout_s is not None:
+        return ending.MORE_TIME
+    run_s = f"patience.run_s, {pods.patience.run_s:,.0f} s in {pods.origin}"
+    return f"give its task an execution_timeout, in the place of {run_s}, or raise that"
 
 
 def _never(error: AirloopError) -> Verdict:

@@ -45,5 +45,4 @@ class Case:
     last: Object = field(default_factory=dict)
     """The pod as it was last seen; empty: there was none yet."""
     times_made: int = 0
-    adopted: bool = False
-    """The pod was there when this start of the task began."""
+    """In all starts of the task that know of each other; 0: the pod was there when this one began, if there is one."""

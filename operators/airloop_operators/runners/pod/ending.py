@@ -50,6 +50,7 @@ _START_REASONS = ("StartError", "ContainerCannotRun", "RunContainerError", "Crea
 """Of a container that ended before its command began; its message is the node's, not the payload's."""
 _BAD_IMAGE = ("InvalidImageName", "ErrImageNeverPull")
 _IMAGE = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "ImageInspectError", "SignatureValidationFailed")
+MORE_TIME = "raise its task's execution_timeout"
 _OWN_CODES = frozenset({Exit.DONE, Exit.REJECTED, Exit.TRY_AGAIN, Exit.SKIPPED})
 """By which a payload itself says how it ended."""
 
@@ -66,6 +67,8 @@ class About:
     image: str = ""
     origin: str = "[airloop] sizes"
     """Where sizes are configured."""
+    more_time: str = MORE_TIME
+    """What to do about a deadline that was too early."""
 
     def __str__(self) -> str:
         return f"step {self.step}: pod {self.pod}"
@@ -268,7 +271,7 @@ def _cause(
             "or lower AIRLOOP_ROWS_PER_CHUNK",
         )
     if reason == "DeadlineExceeded":
-        return TimedOut(f"{about} ran over its deadline: {said}", "raise its task's execution_timeout")
+        return TimedOut(_sentence(about, "ran over its deadline", said), about.more_time)
     queue = _condition(pod, "TerminationTarget")
     if queue.get("status") == "True":
         why = str(queue.get("reason") or "")

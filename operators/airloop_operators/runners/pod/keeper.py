@@ -52,7 +52,6 @@ class Keeper:
                 self._asked = True
                 pod: Object = case.cluster.create_pod(case.made.pod)
                 case.times_made += 1
-                case.adopted = False
                 case.say(logging.INFO, "pod %s is made", case.about.pod)
             except Refused as no:
                 if no.exists:
@@ -81,7 +80,6 @@ class Keeper:
         """
         case = self._case
         self._asked = True
-        case.adopted = True
         # Even if its time is over: it may have ended well by then.
         cluster = case.clean() if case.abandoned() else case.cluster
         known: Object = {"metadata": {"name": case.made.name, "uid": uid, "resourceVersion": version}}
@@ -118,7 +116,6 @@ class Keeper:
             case.tell.seen(pod, over=True)
             self.await_gone(pod)
             return None
-        case.adopted = True
         case.say(logging.INFO, "pod %s is there: this attempt made it before", case.about.pod)
         return pod
 

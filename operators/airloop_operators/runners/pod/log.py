@@ -7,16 +7,25 @@ import math
 import re
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
+
+T = TypeVar("T")
 
 log = logging.getLogger("airloop.runner")
 
 PAUSE_S = 1.0
 """Seconds before a stream that was cut is asked for again."""
 OVERLAP_S = 60
-"""Seconds that are read again after a cut: clocks of nodes and workers differ."""
+"""
+Seconds that are read again after a cut: clocks of nodes and workers differ. By as much may the times of lines that
+follow each other go backwards, as those of standard output and standard error do.
+"""
+TIMES = 10_000
+"""Different times of lines that are remembered, to count lines of one time."""
+_OVERLAP_NS = OVERLAP_S * 1_000_000_000
 _STAMP = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d) ?")
 
 
@@ -32,7 +41,7 @@ class Mark(NamedTuple):
     at_ns: int = 0
     """Time of the last line that was taken, by the node's clock; 0: none was."""
     lines: int = 0
-    """How many lines of that time were taken."""
+    """The how manieth line of that time it was."""
 
 
 UNREAD = Mark()
@@ -46,8 +55,9 @@ class LogFollower:
     """
     Follows a log in a thread of its own; what becomes of the pod does not depend on it.
 
-    Every line begins with its time. After a cut some of the log is read again: lines up to the last one that was taken
-    are known by their times, and by their number where several have one time.
+    Every line begins with its time, and lines keep their order. After a cut some of the log is read again: what comes
+    after the last line that was taken is new, whatever its time. That line is known by its time, and by its number
+    where several have one time.
 
     :param feed: takes each line once, with its end.
     :param trouble: errors of a stream that is cut or refused.
@@ -67,8 +77,9 @@ class LogFollower:
         self._feed = feed
         self._trouble = trouble
         self._pause_s = pause_s
-        self._last_ns, self._at_last = read
-        """Lines that were taken with the last time."""
+        self._mark = read
+        self._whole = False
+        """All of it has to be read next time."""
         self._ended = threading.Event()
         self._abandoned = False
         self._thread = threading.Thread(target=self._follow, name="airloop-pod-log", daemon=True)
@@ -76,7 +87,7 @@ class LogFollower:
     @property
     def mark(self) -> Mark:
         """How far it has been read."""
-        return Mark(self._last_ns, self._at_last)
+        return self._mark
 
     def catch_up(self) -> None:
         """
@@ -120,13 +131,16 @@ class LogFollower:
         while not self._abandoned:
             # Looked at first: what is read after the end is all there is.
             ended = self._ended.is_set()
+            # What is left after the end may reach back further than clocks say.
+            whole, self._whole = ended or self._whole, False
             try:
-                # What is left after the end may reach back further than clocks say.
-                self._read(follow=not ended, since_s=None if ended else self._since_s())
+                since_s = None if whole else self._since_s()
+                self._read(follow=not whole, since_s=since_s, hold=whole and not ended)
                 if ended:
                     return
             except _Gap:
                 log.debug("reading the whole log again")
+                self._whole = True
             except self._trouble as cut:
                 if ended and getattr(cut, "status", 0) in (400, 404):
                     self._abandoned = True  # the log went with its pod
@@ -137,51 +151,76 @@ class LogFollower:
                 time.sleep(self._pause_s)
 
     def _read(self, *, follow: bool, since_s: int | None, hold: bool = False) -> None:
-        known = self._last_ns > 0
-        left = self._at_last
-        stream = self._open(follow=follow, since_s=since_s)
-        for line in _but_the_last(stream) if hold else stream:
+        new = self._new(self._open(follow=follow, since_s=since_s), whole=since_s is None)
+        for mark, text in _but_the_last(new) if hold else new:
+            if self._abandoned:
+                return
+            self._mark = mark
+            self._feed(text + b"\n")
+
+    def _new(self, lines: Iterator[bytes], *, whole: bool) -> Iterator[tuple[Mark, bytes]]:
+        """
+        What comes after the last line that was taken: each line, and the mark to it.
+
+        :param lines: of a log.
+        :param whole: it is all that is kept of the log, so if that line is not there, everything is new.
+        :raises _Gap: it should have come by now, and there may be more than these lines.
+        """
+        last = at = self._mark
+        times = _Times()
+        known = again = last != UNREAD
+        held: list[tuple[Mark, bytes]] = []
+        for line in lines:
             if self._abandoned:
                 return
             stamp = _STAMP.match(line)
             if stamp is None:
                 # Of the node, about the log: it is not kept, and comes only once.
-                if not known:
-                    self._feed(line + b"\n")
+                if not again:
+                    yield at, line
                 continue
-            at_ns = _nanoseconds(stamp)
-            if known:
-                if at_ns < self._last_ns:
-                    since_s = None
-                    continue
-                if at_ns == self._last_ns and left:
-                    left -= 1
-                    since_s = None
-                    continue
-                if since_s is not None:
-                    self._whole = True
+            at = times.mark(_nanoseconds(stamp))
+            told = at, line[stamp.end() :]
+            if not known:
+                again = False
+                yield told
+            elif at == last:
+                known, held = False, []
+            elif at.at_ns >= last.at_ns - _OVERLAP_NS:
+                if not whole and at.at_ns > last.at_ns + _OVERLAP_NS:
                     raise _Gap
-                known = False
-            self._at_last = self._at_last + 1 if at_ns == self._last_ns else 1
-            self._last_ns = at_ns
-            self._feed(line[stamp.end() :] + b"\n")
-
-    _whole = False
-    """Read everything again next time."""
+                held.append(told)
+        if known and not whole:
+            raise _Gap
+        if known:
+            yield from held
 
     def _since_s(self) -> int | None:
-        if not self._last_ns or self._whole:
-            self._whole = False
+        if self._mark == UNREAD:
             return None
-        return max(0, math.ceil(time.time() - self._last_ns / 1e9)) + OVERLAP_S
+        return max(0, math.ceil(time.time() - self._mark.at_ns / 1e9)) + OVERLAP_S
 
 
-def _but_the_last(lines: Iterator[bytes]) -> Iterator[bytes]:
-    held: bytes | None = None
-    for line in lines:
-        if held is not None:
-            yield held
-        held = line
+class _Times:
+    """Counts lines of one time."""
+
+    def __init__(self) -> None:
+        self._counts: OrderedDict[int, int] = OrderedDict()
+
+    def mark(self, at_ns: int) -> Mark:
+        """The mark to the next line."""
+        count = self._counts.pop(at_ns, 0) + 1
+        self._counts[at_ns] = count
+        if len(self._counts) > TIMES:
+            self._counts.popitem(last=False)
+        return Mark(at_ns, count)
+
+
+def _but_the_last(items: Iterator[T]) -> Iterator[T]:
+    held: list[T] = []
+    for item in items:
+        yield from held
+        held = [item]
 
 
 def _nanoseconds(stamp: re.Match[bytes]) -> int:

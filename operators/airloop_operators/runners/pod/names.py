@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from airloop.contract import Call
 
@@ -18,6 +19,11 @@ ATTEMPT_IN_FULL = f"{PREFIX}attempt-id"
 """Annotation."""
 TASK_INSTANCE = f"{PREFIX}task-instance"
 """Label that all tries of one task in one run share, whatever their attempts."""
+INSTANCE = f"{PREFIX}instance"
+"""Label of all pods of one Airflow."""
+
+Task = tuple[str, str, str, int]
+"""DAG, run, task and map index, which is -1 where a task is not mapped."""
 
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?", re.ASCII)
 _SHORTENED = re.compile(r".*--[0-9a-f]{16}", re.ASCII | re.DOTALL)
@@ -53,7 +59,7 @@ def labels(call: Call, instance: str) -> dict[str, str]:
     return {
         "app.kubernetes.io/name": "airloop",
         "app.kubernetes.io/component": "step",
-        f"{PREFIX}instance": label_value(instance),
+        INSTANCE: label_value(instance),
         f"{PREFIX}step": label_value(call.step),
         f"{PREFIX}dag": label_value(call.run.dag_id),
         f"{PREFIX}run": label_value(call.run.run_id),
@@ -73,6 +79,17 @@ def in_full(call: Call) -> dict[str, str]:
         f"{PREFIX}task-id": call.run.task_id,
         ATTEMPT_IN_FULL: call.attempt,
     }
+
+
+def task_of(metadata: Mapping[str, Any]) -> tuple[Task, int] | None:
+    """Whose an attempt's pod is, and of which try; None: it does not say so, or no task of Airflow made it."""
+    given, told = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    try:
+        index = given[f"{PREFIX}map-index"]
+        task = told[f"{PREFIX}dag-id"], told[f"{PREFIX}run-id"], told[f"{PREFIX}task-id"]
+        return ((*task, -1 if index == "none" else int(index)), int(given[f"{PREFIX}try"])) if task[0] else None
+    except (KeyError, ValueError):
+        return None
 
 
 def task_instance(call: Call, instance: str) -> str:

@@ -137,6 +137,8 @@ class Patience:
     """Between asking a payload to end and killing it."""
     lost_s: float = 60.0
     """For a node that does not confirm an end, on top of the grace."""
+    run_s: float = 604_800.0
+    """For the end of a step whose task has no ``execution_timeout``; ``.inf``: for ever, also if its worker is lost."""
     log_s: float = math.inf
     """Between two looks at the log of a deferred task's pod; default: it is read when the pod has ended."""
 

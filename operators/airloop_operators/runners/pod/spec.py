@@ -32,6 +32,8 @@ RECEIPT = "/dev/termination-log"
 SCRATCH = "/airloop"
 """Home of a payload whose state is elsewhere; gone with its pod."""
 MIB = 1 << 20
+MOST_DEADLINE_S = 2**31 - 1
+"""What Kubernetes takes."""
 
 STATE = ("WAREHOUSE", "CATALOG", "ARTIFACTS", "MLFLOW", "ONLINE_STORE", "FEAST_REGISTRY")
 """What must outlive a pod, as ``AIRLOOP_*``."""
@@ -132,9 +134,11 @@ def make(request: RunRequest, pods: Pods, *, namespace: str, spawned_at: str) ->
             "volumes": volumes,
         },
     }
-    if request.timeout_s is not None:
-        # The runner ends it in time. This is for a runner that is no more.
-        pod["spec"]["activeDeadlineSeconds"] = math.ceil(request.timeout_s + 2 * pods.patience.grace_s)
+    # The runner ends it in time. This is for a runner that is no more.
+    patience = pods.patience
+    deadline_s = patience.run_s if request.timeout_s is None else request.timeout_s + 2 * patience.grace_s
+    if math.isfinite(deadline_s):
+        pod["spec"]["activeDeadlineSeconds"] = min(math.ceil(deadline_s), MOST_DEADLINE_S)
     return Made(pod, _secret(metadata, hidden), place, memory_bytes)
 
 

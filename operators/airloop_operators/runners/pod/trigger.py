@@ -16,7 +16,8 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airloop_operators.deferral import event_of
+from airloop.redact import Redactor
+from airloop_operators.deferral import COMES_BACK, event_of
 from airloop_operators.runners.pod import ending
 from airloop_operators.runners.pod.cluster import PASSING, REQUEST_S, Refused
 from airloop_operators.runners.pod.ending import About, Object
@@ -28,8 +29,6 @@ PAUSE_S = (0.5, 15.0)
 """Seconds between two requests to an API server that does not answer: at first, and at most."""
 KILL_S = 60.0
 """Seconds for asking an API server that is away to end a pod."""
-COMES_BACK = frozenset({"deferred", "scheduled", "queued", "running", "restarting", "up_for_reschedule"})
-"""States of a task that has only changed its trigger, or that soon looks after its pods itself."""
 
 
 class PodTrigger(BaseTrigger):
@@ -57,7 +56,7 @@ class PodTrigger(BaseTrigger):
             left, why = await self._wait(Left.of(self.deferral["state"]))
             event = event_of({**self.deferral, "state": left.as_json()}, why)
         except Exception as error:  # noqa: BLE001  the task has to look, whatever is wrong here
-            event = event_of(self.deferral, f"{type(error).__name__}: {error}"[:500], trouble=True)
+            event = event_of(self.deferral, _masked(f"{type(error).__name__}: {error}")[:500], trouble=True)
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]  # as above
 
     async def on_kill(self) -> None:
@@ -65,7 +64,9 @@ class PodTrigger(BaseTrigger):
         End the pod of a task that was marked as failed or successful, or cleared, or whose run was.
 
         Airflow asks for it too where another triggerer took the trigger over, or has woken the task up meanwhile. Then
-        the pod stays, also if it is its next try that is on its way: that ends what the one before has left.
+        the pod stays, also if it is its next try that is on its way: that ends what the one before has left, or
+        :mod:`airloop_operators.sweep` does. Airflow 3.3 tells a trigger its task's state, which is the same in both
+        cases, but not its try: it may ask for it (``GetPreviousTI``), and cannot read the answer.
         """
         killing = asyncio.create_task(self._kill(Left.of(self.deferral["state"])))
         _killing.add(killing)
@@ -173,10 +174,15 @@ class PodTrigger(BaseTrigger):
 
     def _say(self, left: Left, pod: Object) -> None:
         why = ending.waiting(pod, [], About(step="", pod=left.pod, size="", memory=""))
-        now = "runs" if why is None else f"waits for {why.what}: {why.reason}"
+        now = "runs" if why is None else _masked(f"waits for {why.what}: {why.reason}")
         if now != self._said:
             self._said = now
             self.log.info("pod %s/%s %s", left.namespace, left.pod, now)
+
+
+def _masked(text: str) -> str:
+    """The cluster's words without passwords of addresses; a trigger knows no secrets that it could look for."""
+    return Redactor(environment={"said": text})(text)
 
 
 _killing: set[asyncio.Task[None]] = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,3 +91,21 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     yield begin
     for server in opened:
         server.__exit__()
+
+
+@pytest.fixture
+def task_runs_here(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Operators may be called, and their pods share a folder with this machine."""
+    from airflow.sdk.bases.operator import ExecutorSafeguard
+
+    from airloop_operators import turn
+    from tests.unit.operators.runners.pod.deferred_task import SECRET, sizes
+
+    sizes(tmp_path, state, monkeypatch)
+    monkeypatch.setenv("AIRLOOP_HOME", str(state))
+    monkeypatch.setenv("AIRFLOW_CONN_VAULT", json.dumps({"conn_type": "generic", "password": SECRET}))
+    monkeypatch.setattr(ExecutorSafeguard, "test_mode", True)
+    monkeypatch.setattr(turn, "_previous", lambda *_: None)
+    caplog.set_level(logging.INFO)

@@ -1,183 +1,31 @@
-"""Deferred tasks: their triggers over real HTTP, and what becomes of pods when tasks, triggers or triggerers end."""
+"""Deferred tasks: what becomes of their steps and pods while nobody, or only a trigger, looks."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk import DAG, Asset, AssetAlias
-from airflow.sdk.bases.operator import ExecutorSafeguard, TriggerFailureReason
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
-from airflow.sdk.execution_time import task_runner
-from airflow.sdk.execution_time.comms import GetTaskStates
-from airflow.sdk.serde import deserialize, serialize
+from airflow.sdk import Asset
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airloop import usage
 from airloop.contract import RunInfo
 from airloop.objects import open_objects
-from airloop_operators import StepOperator, turn
 from airloop_operators.attempts import MARGIN_S
 from airloop_operators.deferral import MOST_TROUBLES
-from airloop_operators.runners.pod import trigger as pod_trigger
-from airloop_operators.runners.pod.left import Left
-from tests.api_server import ApiServer, ScriptedPod, Start
-from tests.unit.operators.test_turn import a_run
+from tests.api_server import ScriptedPod, Start
+from tests.unit.operators.runners.pod.deferred_task import Task, go, running, said, sizes, slow, success, wake
 
 if not os.environ.get("CI"):
     pytest.importorskip("airflow.providers.cncf.kubernetes", reason="install airloop[kubernetes]")
 
-SECRET = "open/sesame-4711"
-
-
-class Events(list[str]):
-    """Stands for the outlet events of a task."""
-
-    def __getitem__(self, alias: Any) -> Any:
-        assert isinstance(alias, AssetAlias)
-        return self
-
-    def add(self, asset: Asset, extra: dict[str, Any]) -> None:
-        self.append(extra["key"])
-
-
-@dataclass
-class Task:
-    """One try of a deferrable task: each start is of a new operator, and what lies between went through a database."""
-
-    arguments: dict[str, Any] = field(default_factory=dict)
-    number: int = 1
-    kept: list[str] = field(default_factory=list)
-    """What Airflow keeps in its database, as JSON."""
-    events: Events = field(default_factory=Events)
-    began: Any = None
-
-    def operator(self) -> StepOperator:
-        with DAG("loop", schedule=None):
-            usual: dict[str, Any] = {"runner": "pod", "deferrable": True, "infrastructure_retry_delay": 0}
-            self.last = StepOperator(task_id="t", step="one", **{**usual, **self.arguments})
-        return self.last
-
-    @property
-    def context(self) -> Any:
-        ti = SimpleNamespace(
-            id=f"id-{self.number}", dag_id="loop", run_id="r2", task_id="t", map_index=-1, try_number=self.number,
-            start_date=self.began, context_carrier=None,
-        )  # fmt: skip
-        return {"ti": ti, "dag_run": a_run(2), "outlet_events": self.events}
-
-    def start(self) -> Any:
-        """What it returns, or the trigger that it is deferred with."""
-        return self._kept(lambda: self.operator().execute(self.context))
-
-    def resume(self, event: Any, method: str = "resume") -> Any:
-        """The same, with a trigger's event."""
-        event = deserialize(json.loads(self._keep(serialize(event))))
-        kwargs = {"event": event} if method == "resume" else event
-        return self._kept(lambda: self.operator().resume_execution(method, kwargs, self.context))
-
-    def end(self) -> dict[str, Any]:
-        """What it returns, however often it is deferred."""
-        found = self.start()
-        while not isinstance(found, dict):
-            found = self.resume(wake(found))
-        return found
-
-    def _kept(self, begin: Callable[[], Any]) -> Any:
-        try:
-            return begin()
-        except TaskDeferred as deferred:
-            from airflow.sdk._shared.module_loading import import_string
-
-            classpath, kwargs = deferred.trigger.serialize()
-            found = import_string(classpath)(**deserialize(json.loads(self._keep(serialize(kwargs)))))
-            found.task_instance = self.context["ti"]
-            found.timeout = deferred.timeout
-            return found
-
-    def _keep(self, value: Any) -> str:
-        self.kept.append(json.dumps(value))
-        return self.kept[-1]
-
-
-def wake(trigger: Any, within_s: float = 120) -> Any:
-    """A trigger's event."""
-
-    async def first() -> Any:
-        return (await anext(aiter(trigger.run()))).payload
-
-    return asyncio.run(asyncio.wait_for(first(), within_s))
-
-
-@pytest.fixture(autouse=True)
-def task_runs_here(
-    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    sizes(tmp_path, state, monkeypatch)
-    monkeypatch.setenv("AIRLOOP_HOME", str(state))
-    monkeypatch.setenv("AIRFLOW_CONN_VAULT", json.dumps({"conn_type": "generic", "password": SECRET}))
-    monkeypatch.setattr(ExecutorSafeguard, "test_mode", True)
-    monkeypatch.setattr(turn, "_previous", lambda *_: None)
-    caplog.set_level(logging.INFO)
-
-
-def sizes(tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch, **patience: float) -> None:
-    document = {
-        "namespace": "loops",
-        "images": {"cpu": "airloop:1"},
-        "volumes": [{"claim": "state", "path": str(state)}],
-        "patience": {"schedule_s": 60, "start_s": 60, "api_s": 60, "grace_s": 1, "lost_s": 1, **patience},
-    }
-    (tmp_path / "sizes.yaml").write_text(json.dumps(document))
-    monkeypatch.setenv("AIRFLOW__AIRLOOP__SIZES", str(tmp_path / "sizes.yaml"))
-
-
-def success(pod: ScriptedPod) -> None:
-    pod.run()
-    pod.say("first", "second")
-    pod.succeed()
-
-
-def slow(pod: ScriptedPod) -> None:
-    """It ends when it is told to."""
-    pod.run()
-    pod.say("first")
-    go(pod).wait(120)
-    pod.say("second")
-    pod.succeed()
-
-
-def go(pod: ScriptedPod) -> threading.Event:
-    found: threading.Event = vars(pod.server).setdefault("go", threading.Event())
-    return found
-
-
-def running(server: ApiServer) -> None:
-    until = time.monotonic() + 60
-    while [p["status"]["phase"] for p in list(server.pods.values())] != ["Running"]:
-        assert time.monotonic() < until, server.pods
-        time.sleep(0.02)
-
-
-def gone(server: ApiServer) -> None:
-    until = time.monotonic() + 60
-    while server.pods and time.monotonic() < until:
-        time.sleep(0.02)
-    assert server.pods == {}
-
-
-def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.name == "payload"]
+pytestmark = pytest.mark.usefixtures("task_runs_here")
 
 
 class TestAStepThatIsDone:
@@ -366,7 +214,9 @@ class TestAPodThatIsLost:
 
 class TestWhatIsDue:
     @pytest.fixture(autouse=True)
-    def little_patience(self, tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def little_patience(
+        self, task_runs_here: None, tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         sizes(tmp_path, state, monkeypatch, schedule_s=3, start_s=2)
 
     def test_no_node_until_its_deadline(self, start: Start) -> None:
@@ -390,6 +240,22 @@ class TestWhatIsDue:
         assert "has not started yet" in event["why"]
         with pytest.raises(AirflowException, match="could not be pulled"):
             task.resume(event)
+
+    def test_the_clusters_words_are_told_without_passwords_of_addresses(
+        self, start: Start, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def backs_off(pod: ScriptedPod) -> None:
+            pod.condition("PodScheduled", "True")
+            told = "Back-off: Get https://puller:pa55-of-registry@images.example/v2/?token=0f-the-layer: EOF"
+            pod.state("Pending", {"waiting": {"reason": "ImagePullBackOff", "message": told}})
+
+        start(backs_off)
+        wake(Task({"infrastructure_retries": 0}).start())
+        told = capsys.readouterr().out
+        assert (
+            "waits for start: ImagePullBackOff: Back-off: Get https://puller:***@images.example/v2/?token=***" in told
+        )
+        assert "pa55" not in told
 
     def test_a_quota_is_waited_for_without_a_place(
         self, start: Start, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -436,249 +302,6 @@ class TestWhatIsDue:
         assert task.resume(event)["status"] == "done"
 
 
-class TestATriggerThatFails:
-    """Never makes a task green: the pod is looked at."""
-
-    @pytest.mark.parametrize("kube_config", ["kube_config_path", "kube_config"])
-    def test_a_kubeconfig_of_the_environment_is_no_trouble(
-        self, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kube_config: str
-    ) -> None:
-        """With both, the provider's own trigger fails, and its operator takes that for a success."""
-
-        def fails(pod: ScriptedPod) -> None:
-            pod.run()
-            go(pod).wait(120)
-            pod.end(3)
-
-        server = start(fails)
-        path = server.kubeconfig(tmp_path / "another")
-        monkeypatch.setenv("KUBECONFIG", str(path))
-        extra = {kube_config: str(path) if kube_config.endswith("path") else path.read_text()}
-        monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps({"conn_type": "kubernetes", "extra": extra}))
-        task = Task()
-        trigger = task.start()
-        go(server.handles[next(iter(server.pods))]).set()
-        event = wake(trigger)
-        assert not event["trouble"]
-        with pytest.raises(AirflowException, match="exit code 3"):
-            task.resume(event)
-
-    def test_in_the_cluster_of_its_own_account_it_looks_there(
-        self, start: Start, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """The asynchronous client does not do so by itself."""
-        start(slow)
-        found = Task().start()
-        left = Left.of(found.deferral["state"])
-        assert not left.in_cluster
-        assert pod_trigger._hook(left).in_cluster is None
-        assert pod_trigger._hook(replace(left, in_cluster=True)).in_cluster is True
-
-    def test_is_replaced_a_few_times_and_then_the_worker_waits(
-        self, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        monkeypatch.setattr("airloop_operators.deferral.PAUSE_S", 0.01)
-
-        def fails(pod: ScriptedPod) -> None:
-            pod.run()
-            go(pod).wait(120)
-            pod.end(3)
-
-        server = start(fails)
-        extra = {
-            "kube_config_path": str(server.kubeconfig(tmp_path / "one")),
-            "kube_config": server.kubeconfig(tmp_path / "two").read_text(),
-        }
-        task = Task()
-        found = task.start()
-        good = os.environ["AIRFLOW_CONN_KUBERNETES_DEFAULT"]
-        for _ in range(MOST_TROUBLES):
-            bad = json.dumps({"conn_type": "kubernetes", "extra": extra})
-            monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", bad)
-            event = wake(found)
-            assert event["trouble"]
-            assert "mutually exclusive" in event["why"]
-            monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", good)
-            found = task.resume(event)
-            assert not isinstance(found, dict)
-        threading.Timer(1.0, go(server.handles[next(iter(server.pods))]).set).start()
-        with pytest.raises(AirflowException, match="exit code 3"):
-            task.resume({**event, "deferral": {**event["deferral"], "troubles": MOST_TROUBLES}})
-        assert "the trigger could not watch" in capsys.readouterr().out
-        assert len(server.created) == 1
-
-    @pytest.mark.parametrize("event", [None, "success", {"status": "success"}, {"deferral": {}}])
-    def test_or_lies(self, start: Start, event: Any) -> None:
-        def fails(pod: ScriptedPod) -> None:
-            pod.run()
-            pod.end(3)
-
-        server = start(fails)
-        task = Task()
-        task.start()
-        with pytest.raises(AirflowException, match="exit code 3"):
-            task.resume(event)
-        assert len(server.created) == 1
-        assert server.pods == {}
-
-    def test_or_says_that_a_pod_has_ended_that_runs(self, start: Start) -> None:
-        server = start(slow)
-        task = Task()
-        trigger = task.start()
-        running(server)
-        found = task.resume({"deferral": trigger.deferral, "why": "has ended", "trouble": False})
-        assert not isinstance(found, dict), "it is deferred again"
-
-    def test_and_is_lost(self, start: Start, capsys: pytest.CaptureFixture[str]) -> None:
-        """As Airflow tells it of a trigger that cannot be loaded; in the second of a task's attempts."""
-
-        def evicted(pod: ScriptedPod) -> None:
-            pod.run()
-            pod.change(phase="Failed", reason="Evicted", message="low on memory")
-
-        server = start(evicted, slow)
-        task = Task({"infrastructure_retries": 1})
-        found = task.start()
-        while len(server.created) < 2:
-            found = task.resume(wake(found))
-        running(server)
-        threading.Timer(1.0, go(server.handles[next(iter(server.pods))]).set).start()
-        told = {"error": TriggerFailureReason.TRIGGER_FAILURE.value, "traceback": ["ImportError: no\n"]}
-        result = task.resume(told, method="__fail__")
-        assert result["status"] == "done"
-        assert "ImportError: no" in capsys.readouterr().out
-        assert len(server.created) == 2
-
-    def test_and_nobody_wakes_the_task_in_time(self, start: Start) -> None:
-        server = start(slow)
-        task = Task({"execution_timeout": timedelta(hours=1)})
-        task.start()
-        running(server)
-        with pytest.raises(AirflowException, match="TimedOut"):
-            task.resume({"error": TriggerFailureReason.TRIGGER_TIMEOUT.value}, method="__fail__")
-        assert server.pods == {}
-
-    def test_an_api_server_that_is_away_for_a_while(self, start: Start) -> None:
-        server = start(slow)
-        task = Task()
-        trigger = task.start()
-        running(server)
-        server.away_until = time.monotonic() + 2
-        threading.Timer(3.0, go(server.handles[next(iter(server.pods))]).set).start()
-        event = wake(trigger)
-        assert not event["trouble"]
-        assert task.resume(event)["status"] == "done"
-
-    def test_an_api_server_that_is_away_for_too_long(
-        self, start: Start, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        sizes(tmp_path, state, monkeypatch, api_s=4)
-        server = start(slow)
-        task = Task()
-        trigger = task.start()
-        running(server)
-        server.away_until = time.monotonic() + 60
-        assert wake(trigger)["trouble"]
-
-
-class TestKilledWhileDeferred:
-    """Through Airflow's own triggerer code."""
-
-    def in_triggerer(
-        self, trigger: Any, then: Callable[[asyncio.Task[Any]], Awaitable[None]], state: str | None
-    ) -> list[Any]:
-        from airflow.jobs.triggerer_job_runner import TriggerRunner
-
-        asked: list[Any] = []
-
-        async def asend(message: Any) -> Any:
-            if not isinstance(message, GetTaskStates):
-                return None
-            asked.append(message)
-            await asyncio.sleep(0.3)
-            return SimpleNamespace(task_states={"r2": {"t": state}})
-
-        async def both() -> None:
-            runner = TriggerRunner()
-            runner.triggers[1] = {"task": None, "is_watcher": False, "name": "t", "events": 0}  # type: ignore[typeddict-item]
-            task = asyncio.create_task(runner.run_trigger(1, trigger))
-            await asyncio.sleep(1)
-            await then(task)
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            assert not runner.events
-            await asyncio.gather(*pod_trigger._killing)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(task_runner, "SUPERVISOR_COMMS", SimpleNamespace(asend=asend), raising=False)
-            asyncio.run(asyncio.wait_for(both(), 120))
-        return asked
-
-    @staticmethod
-    async def by_somebody(task: asyncio.Task[Any]) -> None:
-        from airflow.jobs.triggerer_job_runner import _USER_ACTION_CANCEL_MSG
-
-        # As Airflow does it each second, until the trigger has ended.
-        for _ in range(3):
-            task.cancel(_USER_ACTION_CANCEL_MSG)
-            await asyncio.sleep(0.1)
-
-    @staticmethod
-    async def by_a_restart(task: asyncio.Task[Any]) -> None:
-        task.cancel()
-
-    @pytest.mark.parametrize("task_is", ["failed", "success", "skipped", None, "removed"])
-    def test_marked_or_cleared_its_pod_is_gone(self, start: Start, task_is: str | None) -> None:
-        server = start(slow)
-        trigger = Task().start()
-        running(server)
-        (asked,) = self.in_triggerer(trigger, self.by_somebody, task_is)
-        assert (asked.dag_id, asked.task_ids, asked.run_ids) == ("loop", ["t"], ["r2"])
-        gone(server)
-        assert server.secrets == {}
-
-    @pytest.mark.parametrize("task_is", ["deferred", "queued", "running"])
-    def test_a_trigger_that_moved_leaves_its_pod(self, start: Start, task_is: str) -> None:
-        server = start(slow)
-        trigger = Task().start()
-        running(server)
-        self.in_triggerer(trigger, self.by_somebody, task_is)
-        running(server)
-
-    def test_a_restart_leaves_its_pod_and_the_next_trigger_watches_it(self, start: Start) -> None:
-        server = start(slow)
-        task = Task()
-        trigger = task.start()
-        running(server)
-        assert self.in_triggerer(trigger, self.by_a_restart, "deferred") == []
-        running(server)
-        go(server.handles[next(iter(server.pods))]).set()
-        again = type(trigger)(**trigger.serialize()[1])
-        assert task.resume(wake(again))["status"] == "done"
-        assert len(server.created) == 1
-
-    def test_what_was_missed_is_ended_by_the_next_try(self, start: Start) -> None:
-        server = start(slow, success)
-        Task().start()
-        running(server)
-        assert Task(number=2).end()["status"] == "done"
-        assert server.pods == {}
-
-    def test_the_pod_of_another_is_left_alone(self, start: Start) -> None:
-        server = start(slow)
-        trigger = Task().start()
-        running(server)
-        trigger.deferral["state"]["uid"] = "another"
-
-        async def kill() -> None:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(type(trigger), "_state_of_task", lambda self: asyncio.sleep(0, "failed"))
-                await trigger.on_kill()
-
-        asyncio.run(kill())
-        running(server)
-
-
 def test_a_task_that_cannot_go_on_leaves_no_pod(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     server = start(slow)
     task = Task({"secrets": {"TOKEN": "vault.password"}})
@@ -687,7 +310,10 @@ def test_a_task_that_cannot_go_on_leaves_no_pod(start: Start, monkeypatch: pytes
     monkeypatch.setenv("AIRFLOW_CONN_VAULT", json.dumps({"conn_type": "generic"}))
     with pytest.raises(AirflowException, match="connection vault has no password"):
         task.resume({"deferral": trigger.deferral, "why": "has ended", "trouble": False})
-    gone(server)
+    until = time.monotonic() + 60
+    while server.pods and time.monotonic() < until:
+        time.sleep(0.02)
+    assert server.pods == {}
 
 
 class TestStopped:
@@ -699,7 +325,10 @@ class TestStopped:
         task.start()
         running(server)
         task.last.on_kill()
-        gone(server)
+        until = time.monotonic() + 60
+        while server.pods and time.monotonic() < until:
+            time.sleep(0.02)
+        assert server.pods == {}
 
     def test_when_it_has_come_back(self, start: Start) -> None:
         server = start(slow)

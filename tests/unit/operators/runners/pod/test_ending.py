@@ -132,7 +132,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], type[AirloopError], str]]
         pod("Failed", ended(143), reason="DeadlineExceeded"),
         {},
         TimedOut,
-        "deadlin",
+        "ran over its deadline; raise its task's execution_timeout",
     ),
     (
         "no command",

@@ -392,11 +392,7 @@ class TestAwayForTooLong:
             pod.run()
             time.sleep(0.3)
             if publish:
-                receipt = json.loads(pod.publish())
-                fields = {name: receipt[name] for name in ("attempt", "status", "key", "manifest", "digest")}
-                path = Path(pod.environment()["AIRLOOP_ARTIFACTS"]) / attempt_record_path(receipt["attempt"])
-                path.parent.mkdir(parents=True)
-                path.write_text(json.dumps({**fields, "started_at": "2013-01-01T00:00:00+00:00"}))
+                _with_record(pod)
             pod.server.away_until = time.monotonic() + 60
 
         return script
@@ -417,15 +413,58 @@ class TestAwayForTooLong:
         assert "could not be removed" in caplog.text
 
 
+class TestOutOfTimeAtOnce:
+    """An earlier start of the same attempt made its pod, and nobody saw its end: the manifest tells even then."""
+
+    @pytest.fixture
+    def left(self, start: Start, pods: Pods, request_of: RunRequest) -> ScriptedPod:
+        made = make(request_of, pods, namespace="loops", spawned_at="2013-01-01T00:00:00.000+00:00")
+        server = start()
+        server.secrets[made.name] = made.secret or {}
+        found = server.add(made.pod)
+        found.run()
+        return found
+
+    @pytest.mark.parametrize("there", [True, False], ids=["its pod is there", "its pod is gone"])
+    def test_it_is_done(self, run: Run, left: ScriptedPod, there: bool) -> None:
+        left.end(0, message=_with_record(left))
+        if not there:
+            left.remove()
+        outcome = run(timeout_s=1e-6)
+        assert outcome.error is None, outcome.error
+        assert left.server.created == []
+        assert_gone(left.server)
+
+    def test_it_runs_or_is_gone_and_is_not_done(self, run: Run, left: ScriptedPod) -> None:
+        assert isinstance(run(timeout_s=1e-6).error, TimedOut)
+        assert_gone(left.server)
+        assert isinstance(run(timeout_s=1e-6).error, TimedOut)
+
+
+def test_a_pod_that_is_made_anew_proves_nothing_by_what_the_one_before_recorded(
+    start: Start, run: Run, pods: Pods, request_of: RunRequest
+) -> None:
+    made = make(request_of, pods, namespace="loops", spawned_at="2013-01-01T00:00:00.000+00:00")
+    server = start(ends(0))
+    server.secrets[made.name] = made.secret or {}
+    before = server.add(made.pod)
+    before.run()
+    _with_record(before)
+    before.remove()
+    assert isinstance(run().error, ResultLost)
+
+
+@pytest.mark.parametrize("backwards_s", [0.0, 0.7], ids=["in the order of time", "with times that go backwards"])
 def test_a_log_whose_stream_is_cut_loses_and_doubles_nothing(
-    start: Start, run: Run, caplog: pytest.LogCaptureFixture
+    start: Start, run: Run, caplog: pytest.LogCaptureFixture, backwards_s: float
 ) -> None:
     texts = [f"line {n}" for n in range(60)]
 
     def talks(pod: ScriptedPod) -> None:
         pod.run()
         for n in range(0, 60, 10):
-            pod.say(*texts[n : n + 10])
+            for text in texts[n : n + 10]:
+                pod.say(text, ago_s=backwards_s * (len(pod.log) % 3))
             time.sleep(0.3)
         pod.succeed()
 
@@ -635,6 +674,20 @@ def test_a_step_that_runs_over_its_time(start: Start, run: Run) -> None:
     assert isinstance(error, TimedOut)
     assert "its time limit of 2 s" in str(error)
     assert server.pods == {}
+
+
+def test_a_deadline_that_its_task_did_not_ask_for_is_named(start: Start, run: Run) -> None:
+    """The cluster ends what nobody else has an end for."""
+
+    def over(pod: ScriptedPod) -> None:
+        pod.run()
+        pod.change(phase="Failed", reason="DeadlineExceeded", message="Pod was active on the node for too long")
+
+    start(over)
+    error = run().error
+    assert isinstance(error, TimedOut)
+    assert "ran over its deadline (Pod was active on the node for too long)" in str(error)
+    assert "give its task an execution_timeout, in the place of patience.run_s, 604,800 s in sizes.yaml" in str(error)
 
 
 def test_no_secret_is_anywhere(
@@ -1043,6 +1096,17 @@ def assert_gone(server: ApiServer) -> None:
     while server.pods and time.monotonic() < until:
         time.sleep(0.02)
     assert server.pods == {}
+
+
+def _with_record(pod: ScriptedPod) -> str:
+    """Publish a manifest and the attempt's record; returns the receipt."""
+    text = pod.publish()
+    receipt = json.loads(text)
+    fields = {name: receipt[name] for name in ("attempt", "status", "key", "manifest", "digest")}
+    path = Path(pod.environment()["AIRLOOP_ARTIFACTS"]) / attempt_record_path(receipt["attempt"])
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({**fields, "started_at": "2013-01-01T00:00:00+00:00"}))
+    return text
 
 
 def _phase(server: ApiServer) -> str:

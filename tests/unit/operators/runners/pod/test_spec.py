@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from airloop.errors import BadConfiguration
 from airloop_operators.runners.base import RunRequest
 from airloop_operators.runners.pod import names
 from airloop_operators.runners.pod.queues import admission
-from airloop_operators.runners.pod.sizes import Pods, Pool, Size, Volume
+from airloop_operators.runners.pod.sizes import Patience, Pods, Pool, Size, Volume
 from airloop_operators.runners.pod.spec import Made, make
 
 LABEL = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?")
@@ -197,9 +198,22 @@ def test_a_size_asks_for_less_than_its_limits_and_a_task_for_more(request_of: Ru
     assert made.memory_bytes == 3000 << 20
 
 
-def test_a_pod_whose_worker_is_gone_ends_by_itself(request_of: RunRequest, pods: Pods) -> None:
-    assert "activeDeadlineSeconds" not in made_of(request_of, pods).pod["spec"]
-    assert made_of(replace(request_of, timeout_s=100.5), pods).pod["spec"]["activeDeadlineSeconds"] == 121
+@pytest.mark.parametrize(
+    ("timeout_s", "run_s", "deadline_s"),
+    [
+        (100.5, 60.0, 121),
+        (None, Patience().run_s, 7 * 24 * 3600),
+        (None, 60.2, 61),
+        (None, math.inf, None),
+        (1e12, 60.0, 2**31 - 1),
+    ],
+    ids=["of its task", "default", "configured", "none", "for ever"],
+)
+def test_a_pod_whose_worker_is_gone_ends_by_itself(
+    request_of: RunRequest, pods: Pods, timeout_s: float | None, run_s: float, deadline_s: int | None
+) -> None:
+    made = made_of(replace(request_of, timeout_s=timeout_s), replace(pods, patience=Patience(run_s=run_s)))
+    assert made.pod["spec"].get("activeDeadlineSeconds") == deadline_s
 
 
 class TestState:
