@@ -25,6 +25,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 Script = Callable[["ScriptedPod"], None]
+UNKNOWN = "ContainerStatusUnknown"
 _PATH = re.compile(r"/api/v1/namespaces/([^/]+)/(pods|events|secrets)(?:/([^/]+))?(?:/(log))?")
 
 
@@ -194,19 +195,26 @@ class ScriptedPod:
         new = {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": _now()}
         self.change(conditions=[*found, new])
 
-    def state(self, phase: str, state: dict[str, Any], **status: Any) -> None:
-        container = {"name": "step", "state": state, "imageID": "airloop@sha256:0123", "restartCount": 0}
+    def state(self, phase: str, state: dict[str, Any], last: dict[str, Any] | None = None, **status: Any) -> None:
+        container = {"name": "step", "state": state, "lastState": last or {}, "imageID": "", "restartCount": 0}
+        if "running" in state or state.get("terminated", {}).get("reason", UNKNOWN) != UNKNOWN:
+            # Its node has made it, and has it.
+            container |= {"containerID": f"containerd://{self.uid}", "imageID": "airloop@sha256:0123"}
         self.change(phase=phase, containerStatuses=[container], **status)
 
     def event(self, reason: str, message: str) -> None:
         self.server.events.append({"reason": reason, "message": message, "lastTimestamp": _now(), "_uid": self.uid})
 
-    def run(self) -> None:
-        """Schedule it, and start its container."""
+    def schedule(self) -> None:
+        """Give it a node, which has not started its container yet."""
         with self.server.lock:
             self.object["spec"]["nodeName"] = "node-1"
         self.condition("PodScheduled", "True")
         self.state("Pending", {"waiting": {"reason": "ContainerCreating"}})
+
+    def run(self) -> None:
+        """Schedule it, and start its container."""
+        self.schedule()
         self.state("Running", {"running": {"startedAt": _now()}})
 
     def say(self, *texts: str) -> None:
@@ -223,6 +231,21 @@ class ScriptedPod:
             reason = reason or ("Completed" if code == 0 else "Error")
             about = {"exitCode": code, "reason": reason, "message": message, "startedAt": _now(), "finishedAt": _now()}
             self.state("Succeeded" if code == 0 else "Failed", {"terminated": about}, **status)
+
+    def lose_sight(self, **status: Any) -> None:
+        """As a kubelet tells of a pod that ends and whose container it does not find: it was not made, or is lost."""
+        about = {"exitCode": 137, "reason": UNKNOWN, "startedAt": None, "finishedAt": None}
+        text = "The container could not be located when the pod was"
+        ran = {"terminated": {**about, "message": f"{text} deleted.  The container used to be Running"}}
+        with self.server.lock:
+            last = ran if "running" in self._container_state() else {}
+            self.state("Failed", {"terminated": {**about, "message": f"{text} terminated"}}, last, **status)
+
+    def _container_state(self) -> dict[str, Any]:
+        """State of its container."""
+        statuses = self.object["status"].get("containerStatuses")
+        found: dict[str, Any] = statuses[0]["state"] if statuses else {}
+        return found
 
     def succeed(self) -> None:
         """What a payload does that is done: its manifest, its receipt, exit code 0."""
@@ -261,11 +284,13 @@ class ScriptedPod:
             threading.Thread(target=self.server._play, args=(self.server.on_delete, self), daemon=True).start()
 
     def die(self) -> None:
-        """End by SIGTERM, if it runs, and go."""
-        states = self.object["status"].get("containerStatuses") or [{"state": {}}]
-        if "running" in states[0]["state"]:
-            self.end(143)
-        self.remove()
+        """End by SIGTERM, if it runs, and go; its node tells of an end in any case."""
+        with self.server.lock:
+            if "running" in self._container_state():
+                self.end(143)
+            elif "terminated" not in self._container_state() and "nodeName" in self.object["spec"]:
+                self.lose_sight()
+            self.remove()
 
     def remove(self) -> None:
         """It is gone."""

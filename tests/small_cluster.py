@@ -312,17 +312,20 @@ class SmallCluster(ApiServer):
 
     def _stop(self, pod: ScriptedPod) -> None:
         """What a node does with a pod that is deleted."""
-        process = self._processes.get(pod.uid)
-        if process is not None:
-            _kill(process, signal.SIGTERM)
-            given_s = pod.object["metadata"]["deletionGracePeriodSeconds"] or _grace_s(pod.object)
-            until = time.monotonic() + given_s
-            while process.poll() is None and time.monotonic() < until:
-                time.sleep(LOOK_S)
-            _kill(process, signal.SIGKILL)
-            # Its end is told before it is gone.
-            while pod.object["status"]["phase"] == "Running":
-                time.sleep(LOOK_S)
+        with self.lock:
+            process = self._processes.get(pod.uid)
+            if process is None:
+                pod.die()
+                return
+        _kill(process, signal.SIGTERM)
+        given_s = pod.object["metadata"]["deletionGracePeriodSeconds"] or _grace_s(pod.object)
+        until = time.monotonic() + given_s
+        while process.poll() is None and time.monotonic() < until:
+            time.sleep(LOOK_S)
+        _kill(process, signal.SIGKILL)
+        # Its end is told before it is gone.
+        while pod.object["status"]["phase"] == "Running":
+            time.sleep(LOOK_S)
         pod.remove()
 
 

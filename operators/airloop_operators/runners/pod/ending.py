@@ -48,6 +48,11 @@ _OWN_LIMITS = ("exceeds the limit", "exceeds the total limit", "exceeded its loc
 """What a node says that evicts a pod for its own limits, and not because the node itself is short of something."""
 _START_REASONS = ("StartError", "ContainerCannotRun", "RunContainerError", "CreateContainerError", "ErrorDuringStart")
 """Of a container that ended before its command began; its message is the node's, not the payload's."""
+_UNKNOWN = "ContainerStatusUnknown"
+"""
+Of a container that its node does not find when the pod ends, and so also of one that was never made: a kubelet tells an
+end of every container before a pod goes (its ``TerminatePod``), with exit code 137.
+"""
 _BAD_IMAGE = ("InvalidImageName", "ErrImageNeverPull")
 _IMAGE = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "ImageInspectError", "SignatureValidationFailed")
 _OWN_CODES = frozenset({Exit.DONE, Exit.REJECTED, Exit.TRY_AGAIN, Exit.SKIPPED})
@@ -107,11 +112,15 @@ def terminated(pod: Object) -> Object | None:
 
 def has_started(pod: Object) -> bool:
     """Whether the payload runs or has run."""
-    state = _container(pod).get("state") or {}
+    container = _container(pod)
+    state = container.get("state") or {}
     ended = state.get("terminated")
-    if ended:
-        return ended.get("reason") not in _START_REASONS
-    return state.get("running") is not None
+    if not ended:
+        return state.get("running") is not None
+    if ended.get("reason") == _UNKNOWN:
+        # One that was made has its id, or is told to have run before.
+        return bool(container.get("containerID") or (container.get("lastState") or {}).get("terminated"))
+    return ended.get("reason") not in _START_REASONS
 
 
 def is_going(pod: Object) -> bool:
@@ -131,7 +140,7 @@ def judge(pod: Object, events: Sequence[Object], about: About, *, gone: bool = F
     exit_code: int | None = state.get("exitCode")
     if exit_code is None and _status(pod).get("phase") == "Succeeded":
         exit_code = 0
-    by_node = state.get("reason") in (*_START_REASONS, "ContainerStatusUnknown")
+    by_node = state.get("reason") in (*_START_REASONS, _UNKNOWN)
     cause = None if exit_code in _OWN_CODES and not by_node else _cause(pod, state, events, about, gone, lost_s)
     return Verdict(
         ending=Ending(exit_code=exit_code, signal=state.get("signal") or None, cause=cause),
@@ -288,7 +297,8 @@ def _cause(
         return PodLost(_sentence(about, _POD_REASONS[reason], said or _told(events, "Evicted", "Preempting")))
     if ended_as in _START_REASONS:
         return NotStarted(_sentence(about, "could not be started", f"{ended_as}: {by_node}"))
-    if ended_as == "ContainerStatusUnknown":
+    deleted = gone or is_going(pod)
+    if ended_as == _UNKNOWN and (has_started(pod) or not deleted):
         return PodLost(_sentence(about, "was lost with its node", by_node))
     if status.get("phase") == "Failed" and not state:
         # A node refused it: OutOfcpu, OutOfmemory, NodeAffinity, UnexpectedAdmissionError, …
@@ -296,7 +306,7 @@ def _cause(
     if lost_s:
         node = pod.get("spec", {}).get("nodeName") or "its node"
         return PodLost(_sentence(about, f"was given up: {node} has not confirmed its end for {lost_s:,.0f} s", ""))
-    if gone or is_going(pod):
+    if deleted:
         return PodLost(
             # Volcano says Evict. That its container is stopped is told last, and explains least.
             _sentence(
