@@ -24,15 +24,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.certificate import Certificate
+
 Script = Callable[["ScriptedPod"], None]
 UNKNOWN = "ContainerStatusUnknown"
 _PATH = re.compile(r"/api/v1/namespaces/([^/]+)/(pods|events|secrets)(?:/([^/]+))?(?:/(log))?")
 
 
 class ApiServer:
-    """One namespace's pods, events and secrets. Scripts are used one after another, the last one ever again."""
+    """
+    One namespace's pods, events and secrets. Scripts are used one after another, the last one ever again.
 
-    def __init__(self, *scripts: Script) -> None:
+    :param certificate: to speak TLS with, as clusters do; it is for another name than this machine's address.
+    """
+
+    def __init__(self, *scripts: Script, certificate: Certificate | None = None) -> None:
+        self.certificate = certificate
         self.scripts = list(scripts)
         self.lock = threading.Condition()
         self.pods: dict[str, dict[str, Any]] = {}
@@ -64,11 +71,13 @@ class ApiServer:
         self._version = 0
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_of_pods": self}))
         self._http.daemon_threads = True
+        if certificate is not None:
+            self._http.socket = certificate.over(self._http.socket)
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._http.server_address[1]}"
+        return f"http{'s' if self.certificate else ''}://127.0.0.1:{self._http.server_address[1]}"
 
     def __enter__(self) -> ApiServer:
         self._thread.start()
@@ -83,11 +92,15 @@ class ApiServer:
 
     def kubeconfig(self, path: Path) -> Path:
         """A kube config that leads here."""
+        cluster = {"server": self.url}
+        if self.certificate is not None:
+            content = base64.b64encode(self.certificate.cert.read_bytes()).decode()
+            cluster |= {"certificate-authority-data": content, "tls-server-name": self.certificate.host}
         document = {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {"server": self.url}}],
+            "clusters": [{"name": "test", "cluster": cluster}],
             "users": [{"name": "test", "user": {"token": "t"}}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
         }

@@ -1,5 +1,5 @@
 """
-A cluster in little: the API server of :mod:`tests.api_server`, with nodes that run containers as processes.
+A cluster in little: the API server of :mod:`tests.api_server` over TLS, with nodes that run containers as processes.
 
 The tests of ``tests/cluster`` run here where no cluster can be had, so that they are not run for the first time on one.
 A scheduler knows selectors, taints, extended resources, anti-affinity and priority; a node knows images by name,
@@ -25,6 +25,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from tests.api_server import ApiServer, Gone, ScriptedPod
+from tests.certificate import Certificate
 
 Object = dict[str, Any]
 LOOK_S = 0.05
@@ -57,7 +58,7 @@ class SmallCluster(ApiServer):
     """
 
     def __init__(self, folder: Path, nodes: Iterable[Object], images: Iterable[str]) -> None:
-        super().__init__(self._live)
+        super().__init__(self._live, certificate=Certificate.make(folder / "tls", "cluster.example"))
         self._folder = folder
         self.images = set(images)
         self.objects: dict[str, dict[str, Object]] = {

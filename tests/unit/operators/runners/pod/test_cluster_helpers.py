@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
 import http.server
 import json
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.certificate import Certificate
 from tests.cluster import reach
 from tests.cluster.settings import PREFIX, REQUIRED, SETTINGS, Missing, Told
 from tests.way import Way
@@ -96,41 +95,13 @@ class _Version(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def _certificate(folder: Path, host: str) -> None:
-    """A certificate for a host, signed by itself: ``cert.pem`` and ``key.pem``."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    plain = serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
-    (folder / "key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, *plain))
-
-
 @pytest.fixture
 def tls_server(tmp_path: Path) -> Iterator[int]:
     """A server whose certificate is for another name than its address; its port."""
-    _certificate(tmp_path, "cluster.example")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    certificate = Certificate.make(tmp_path, "cluster.example")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Version)
     server.daemon_threads = True
-    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.socket = certificate.over(server.socket)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     yield server.server_address[1]
