@@ -42,7 +42,7 @@ def node(name: str, *, labels: dict[str, str] | None = None, taints: Iterable[Ob
     """A node. :param resources: extended ones, ``example_com_gpu`` for ``example.com/gpu``."""
     known = {key.replace("_", ".", 1).replace("_", "/", 1): value for key, value in resources.items()}
     return {
-        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, **(labels or {})}},
+        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": f"{name}.example", **(labels or {})}},
         "spec": {"taints": list(taints)},
         "status": {
             "allocatable": {"cpu": "4", "memory": "16Gi", **known},
@@ -279,8 +279,10 @@ class SmallCluster(ApiServer):
         """Until the pod is deleted."""
         never = container["imagePullPolicy"] == "Never"
         reasons = ["ErrImageNeverPull"] if never else ["ErrImagePull", "ImagePullBackOff"]
+        if not never:
+            pod.event("Pulling", f'Pulling image "{container["image"]}"')
         for reason in reasons:
-            told = f"Container image {container['image']!r} is not present" if never else "no such host"
+            told = f"Container image {container['image']!r} is not present" if never else "connection refused"
             pod.state("Pending", {"waiting": {"reason": reason, "message": told}})
             time.sleep(LOOK_S)
         while True:

@@ -100,8 +100,8 @@ def _small(folder: Path, stack: ExitStack) -> World:
     from kubernetes.config import new_client_from_config
 
     taint = {"key": "pool", "value": "gpu", "effect": "NoSchedule"}
-    gpu = node("gpu-1", labels={"pool": "gpu"}, taints=[taint], example_com_gpu="2")
-    server = stack.enter_context(SmallCluster(folder / "pods", [node("node-1"), node("node-2"), gpu], [IMAGE]))
+    pool = [node(f"gpu-{n}", labels={"pool": "gpu"}, taints=[taint], example_com_gpu="2") for n in (1, 2)]
+    server = stack.enter_context(SmallCluster(folder / "pods", [node("node-1"), node("node-2"), *pool], [IMAGE]))
     straight = server.kubeconfig(folder / "straight.json")
     config = reach.read(straight)
     way = stack.enter_context(Way(reach.server_of(config)))

@@ -53,6 +53,8 @@ _UNKNOWN = "ContainerStatusUnknown"
 Of a container that its node does not find when the pod ends, and so also of one that was never made: a kubelet tells an
 end of every container before a pod goes (its ``TerminatePod``), with exit code 137.
 """
+_PULLING = "Pulling image"
+"""So begins a node's event when it pulls one; in the pod itself nothing says so until that has failed."""
 _BAD_IMAGE = ("InvalidImageName", "ErrImageNeverPull")
 _IMAGE = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "ImageInspectError", "SignatureValidationFailed")
 _OWN_CODES = frozenset({Exit.DONE, Exit.REJECTED, Exit.TRY_AGAIN, Exit.SKIPPED})
@@ -163,7 +165,8 @@ def waiting(pod: Object, events: Sequence[Object], about: About) -> Waiting | No
     waits = state.get("waiting") or {}
     reason, message = waits.get("reason") or "", waits.get("message") or ""
     trouble = _told(events, "Failed", "FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
-    told = message or trouble
+    pull = _told(events, "Pulling", "Pulled")
+    told = message or trouble or (pull if pull.startswith(_PULLING) else "")
     text = ": ".join(filter(None, (reason, told))) or "its node has not begun to start it"
     hopeless: AirloopError | None = None
     if reason in _BAD_IMAGE:
@@ -191,7 +194,7 @@ def too_late(why: Waiting, about: About, waited_s: float) -> AirloopError:
         )
     if why.reason.startswith("CreateContainerConfigError"):
         return BadConfiguration(f"{about} cannot be started: {why.reason}", f"correct {about.origin}")
-    if why.reason.startswith(_IMAGE):
+    if why.reason.startswith(_IMAGE) or _PULLING in why.reason:
         return NotStarted(
             f"{about}: image {about.image} could not be pulled in {waited_s:,.0f} s: {why.reason}",
             f"see that it is there and that the nodes may pull it (images, pull_secrets in {about.origin})",

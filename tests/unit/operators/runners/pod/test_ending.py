@@ -279,6 +279,18 @@ GATED = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
             "ContainerCreating: no volume",
         ),
         (
+            pod("Pending", {"waiting": {"reason": "ContainerCreating"}}),
+            [event("Pulling", 'Pulling image "airloop:1"')],
+            "start",
+            'ContainerCreating: Pulling image "airloop:1"',
+        ),
+        (
+            pod("Pending", {"waiting": {"reason": "ContainerCreating"}}),
+            [event("Pulling", 'Pulling image "airloop:1"'), event("Pulled", "Successfully pulled image", FINISHED)],
+            "start",
+            "ContainerCreating",
+        ),
+        (
             pod("Pending", {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off"}}),
             [],
             "start",
@@ -309,6 +321,12 @@ def test_a_name_that_is_no_images_is_hopeless() -> None:
     [
         ("node", "0/3 nodes are available", NotStarted, "got no node in 900 s: 0/3 nodes are available"),
         ("start", "ErrImagePull: not found", NotStarted, "image airloop:1 could not be pulled in 900 s: ErrImagePull"),
+        (
+            "start",
+            'ContainerCreating: Pulling image "airloop:1"',
+            NotStarted,
+            "image airloop:1 could not be pulled in 900 s: ContainerCreating: Pulling image",
+        ),
         ("start", 'CreateContainerConfigError: secret "x" not found', BadConfiguration, 'secret "x" not found'),
         ("start", "ContainerCreating: no volume", NotStarted, "was not started in 900 s: ContainerCreating: no volume"),
     ],
