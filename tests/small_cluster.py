@@ -29,10 +29,13 @@ from tests.certificate import Certificate
 
 Object = dict[str, Any]
 LOOK_S = 0.05
+GOES_S = 0.5
+"""Seconds for which a namespace that is deleted is still there."""
 _OTHERS = re.compile(
     r"/(?:api/v1|apis/[^/]+/v1)(?:/namespaces/[^/]+)?"
-    r"/(nodes|configmaps|resourcequotas|priorityclasses|namespaces)(?:/([^/]+))?(?:/status)?"
+    r"/(nodes|configmaps|resourcequotas|serviceaccounts|priorityclasses|namespaces)(?:/([^/]+))?(?:/status)?"
 )
+_INSIDE = re.compile(r"/api/v1/namespaces/([^/]+)/")
 _MANY = re.compile(r"/api/v1/namespaces/[^/]+/(pods|secrets|configmaps|resourcequotas)")
 _EVICTION = re.compile(r"/api/v1/namespaces/[^/]+/pods/([^/]+)/eviction")
 _UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
@@ -62,7 +65,8 @@ class SmallCluster(ApiServer):
         self._folder = folder
         self.images = set(images)
         self.objects: dict[str, dict[str, Object]] = {
-            kind: {} for kind in ("nodes", "configmaps", "resourcequotas", "priorityclasses", "namespaces")
+            kind: {}
+            for kind in ("nodes", "configmaps", "resourcequotas", "serviceaccounts", "priorityclasses", "namespaces")
         }
         self.objects["nodes"] = {found["metadata"]["name"]: found for found in nodes}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -86,6 +90,10 @@ class SmallCluster(ApiServer):
 
     def other(self, method: str, path: str, body: str) -> tuple[int, Object] | None:
         path, _, query = path.partition("?")
+        inside = _INSIDE.match(path) if method == "POST" else None
+        if inside and self._goes(inside[1]):
+            told = f"unable to create new content in namespace {inside[1]} because it is being terminated"
+            return 403, {"kind": "Status", "reason": "Forbidden", "message": told, "code": 403}
         many = _MANY.fullmatch(path)
         if method == "DELETE" and many:
             return self._remove_all(many[1], parse_qs(query)["labelSelector"][0])
@@ -128,6 +136,8 @@ class SmallCluster(ApiServer):
                     "code": 409,
                 }
             kept[name] = {**given, "status": {"hard": given.get("spec", {}).get("hard", {})}}
+            if kind == "namespaces":
+                self.objects["serviceaccounts"]["default"] = {"metadata": {"name": "default"}}
             return 201, kept[name]
         if name is None:
             return 200, {"kind": "List", "items": list(kept.values())}
@@ -137,9 +147,28 @@ class SmallCluster(ApiServer):
             _merge(kept[name], given)
             if kind == "nodes":
                 self._evict_from(kept[name])
-        if method == "DELETE":
+        if method == "DELETE" and kind == "namespaces":
+            kept[name]["status"] = {"phase": "Terminating"}
+            threading.Thread(target=self._remove_namespace, args=(name,), daemon=True).start()
+        elif method == "DELETE":
             return 200, kept.pop(name)
         return 200, kept[name]
+
+    def _goes(self, namespace: str) -> bool:
+        """Whether a namespace is being removed."""
+        found = self.objects["namespaces"].get(namespace) or {}
+        return bool((found.get("status") or {}).get("phase") == "Terminating")
+
+    def _remove_namespace(self, name: str) -> None:
+        """With all that is in it, which is all that there is."""
+        time.sleep(GOES_S)
+        with self.lock:
+            for pod in list(self.pods):
+                self.handles[pod].remove()
+            self.secrets.clear()
+            for kind in ("configmaps", "resourcequotas", "serviceaccounts"):
+                self.objects[kind].clear()
+            del self.objects["namespaces"][name]
 
     def _evict_from(self, node: Object) -> None:
         """Of a node that got a taint whose effect is NoExecute."""

@@ -37,6 +37,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     cost much and show little there, but where ``-m`` names them.
     """
     own = [item for item in items if item.path.is_relative_to(HERE)]
+    for item in own:
+        # A kube config may say insecure-skip-tls-verify.
+        item.add_marker(pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning"))
     unasked = ["real", *(name for name in ("slow", "alike") if name not in (config.option.markexpr or ""))]
     left_out = [] if REAL_CLUSTER else [item for item in own if any(map(item.get_closest_marker, unasked))]
     if left_out:
@@ -66,7 +69,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             except Missing as missing:
                 pytest.fail(str(missing), pytrace=False)
         else:
-            yield _small(folder, stack)
+            yield small(folder, stack)
 
 
 @pytest.fixture
@@ -96,7 +99,7 @@ def world(cluster: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         logger.setLevel(level)
 
 
-def _small(folder: Path, stack: ExitStack) -> World:
+def small(folder: Path, stack: ExitStack) -> World:
     from kubernetes.config import new_client_from_config
 
     taint = {"key": "pool", "value": "gpu", "effect": "NoSchedule"}
@@ -129,6 +132,7 @@ def _small(folder: Path, stack: ExitStack) -> World:
 def _real(told: Told, folder: Path, stack: ExitStack) -> World:
     from kubernetes.config import new_client_from_config
 
+    _past_proxies(stack)
     config = reach.read(told.kubeconfig)
     way = stack.enter_context(Way(reach.server_of(config)))
     through = reach.through(config, told.kubeconfig.parent, way)
@@ -149,7 +153,7 @@ def _real(told: Told, folder: Path, stack: ExitStack) -> World:
         nodes=told.nodes,
         accelerator=told.accelerator,
     )
-    stack.callback(_leave, world, _make_namespace(world))
+    stack.callback(_leave, world, make_namespace(world))
     services = Services(world, told, folder, stack)
     store = services.store()
     world.artifacts = S3Address(store.bucket, f"{store.prefix}/{world.instance}".strip("/"))
@@ -177,24 +181,38 @@ def _real(told: Told, folder: Path, stack: ExitStack) -> World:
     return world
 
 
+def _past_proxies(stack: ExitStack) -> None:
+    """What listens on this machine's loopback is not asked of a proxy, which not all clients know by themselves."""
+    patch = stack.enter_context(pytest.MonkeyPatch.context())
+    for name in ("NO_PROXY", "no_proxy"):
+        patch.setenv(name, ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost"))))
+
+
 def _put_steps(world: World) -> None:
     """The code of the tests' steps, for pods whose image has nothing of it."""
     data = {"steps_in_pods.py": (HERE / "steps_in_pods.py").read_text()}
     world.core.create_namespaced_config_map(world.namespace, {"metadata": world.about("steps"), "data": data})
 
 
-def _make_namespace(world: World) -> bool:
-    """Make the namespace, if it is not there; whether it was made."""
+def make_namespace(world: World) -> bool:
+    """Make the namespace, if it is not there or is on its way out; whether it was made."""
     from kubernetes.client.exceptions import ApiException
 
-    try:
-        world.core.read_namespace(world.namespace)
-        return False
-    except ApiException as error:
-        if error.status == 403:
-            return False  # who may use a namespace need not be allowed to look at it
-        if error.status != 404:
-            raise
+    until = time.monotonic() + 120
+    while True:
+        try:
+            found = json.loads(world.core.read_namespace(world.namespace, _preload_content=False).data)
+        except ApiException as error:
+            if error.status == 403:
+                return False  # who may use a namespace need not be allowed to look at it
+            if error.status != 404:
+                raise
+            break
+        if (found.get("status") or {}).get("phase") != "Terminating":
+            return False
+        # As the tests before have left it.
+        assert time.monotonic() < until, f"namespace {world.namespace} is still being removed after 120 s"
+        time.sleep(0.5)
     world.core.create_namespace({"metadata": {"name": world.namespace}})
     # Pods are refused until it has its account.
     until = time.monotonic() + 60

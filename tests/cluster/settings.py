@@ -20,12 +20,12 @@ SETTINGS: Mapping[str, str] = {
     f"{PREFIX}_S3": "http://KEY:SECRET@host:port/bucket[/prefix] of an S3-compatible store, as pods reach it; "
     "default: a SeaweedFS that the tests start on this machine",
     f"{PREFIX}_S3_HERE": "http://host:port of the same store as this machine reaches it; default: as pods do",
-    f"{PREFIX}_CATALOG": "postgresql+psycopg://user:password@host:port/database, empty, as pods reach it; default: "
-    "a PostgreSQL that the tests start on this machine",
-    f"{PREFIX}_REDIS": "redis://[:password@]host:port/database, empty, as pods reach it; default: a Redis that the "
-    "tests start on this machine",
-    f"{PREFIX}_MLFLOW": "http://host:port of an MLflow server, as pods reach it; default: one that the tests start on "
-    "this machine",
+    f"{PREFIX}_CATALOG": "postgresql+psycopg://user:password@host:port/database, empty before each run of the loop, as "
+    "pods reach it; default: a PostgreSQL that the tests start on this machine",
+    f"{PREFIX}_REDIS": "redis://[:password@]host:port/database, empty before each run of the loop, as pods reach it; "
+    "default: a Redis that the tests start on this machine",
+    f"{PREFIX}_MLFLOW": "http://host:port of an MLflow server without models and runs before each run of the loop, as "
+    "pods reach it; default: one that the tests start on this machine",
     f"{PREFIX}_ADDRESS": "address of this machine as pods reach it, for what the tests start here; default: the one "
     "from which this machine reaches a node",
     f"{PREFIX}_NODES": "names of nodes, by commas, that tests may taint, label and give an extended resource; pods of "

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import pytest
 
 from tests.certificate import Certificate
 from tests.cluster import reach
+from tests.cluster.conftest import make_namespace, small
 from tests.cluster.settings import PREFIX, REQUIRED, SETTINGS, Missing, Told
+from tests.cluster.world import World
 from tests.way import Way
 
 GIVEN = {"KUBECONFIG": "", f"{PREFIX}_PAYLOAD": "airloop/payload:1"}
@@ -188,6 +191,29 @@ def test_a_way_is_closed_for_a_while_and_cut(tmp_path: Path) -> None:
             assert one.recv(100) == b"again"
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(way.place, timeout=5)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """The cluster in little."""
+    if not os.environ.get("CI"):
+        pytest.importorskip("airflow.providers.cncf.kubernetes", reason="install airloop[kubernetes]")
+    with ExitStack() as stack:
+        yield small(tmp_path, stack)
+
+
+def test_a_namespace_on_its_way_out_is_waited_for(world: World) -> None:
+    """As the tests of a minute ago have left it."""
+    from kubernetes.client.exceptions import ApiException
+
+    assert make_namespace(world)
+    assert not make_namespace(world), "it is there"
+    world.core.delete_namespace(world.namespace)
+    late = {"metadata": world.about("late"), "data": {}}
+    with pytest.raises(ApiException, match="because it is being terminated"):
+        world.core.create_namespaced_config_map(world.namespace, late)
+    assert make_namespace(world)
+    world.core.create_namespaced_config_map(world.namespace, late)
 
 
 def test_the_services_are_what_a_cluster_takes_and_what_people_are_told() -> None:
