@@ -22,7 +22,7 @@ from airloop.config import S3Address
 from airloop_operators.runners.pod import attempt, keeper, names, watcher
 from tests.cluster import reach
 from tests.cluster.services import Services
-from tests.cluster.settings import PREFIX, Missing, Store, Told
+from tests.cluster.settings import PREFIX, SETTINGS, Missing, Store, Told
 from tests.cluster.world import IMAGE, REAL, SMALL, Hears, World
 from tests.small_cluster import SmallCluster, node
 from tests.way import Way
@@ -75,12 +75,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def world(cluster: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """The cluster, with Airflow's connection to it, and what payloads say."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in cluster.here.items():
-        monkeypatch.setenv(name, value)
-    extra = {"kube_config_path": str(cluster.kubeconfig)}
-    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps({"conn_type": "kubernetes", "extra": extra}))
+    _lead(cluster, monkeypatch)
     if not cluster.real:
         monkeypatch.setattr(watcher, "SETTLE_S", 0.5)
         monkeypatch.setattr(keeper, "QUOTA_S", 0.2)
@@ -178,7 +173,32 @@ def _real(told: Told, folder: Path, stack: ExitStack) -> World:
         stack.callback(_empty, store, world.artifacts.prefix)
     _put_steps(world)
     world.services = services
+    try_out(world)
     return world
+
+
+def _lead(world: World, patch: pytest.MonkeyPatch) -> None:
+    """Lead this process to the cluster and to the artifacts."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        patch.delenv(name)
+    for name, value in world.here.items():
+        patch.setenv(name, value)
+    extra = {"kube_config_path": str(world.kubeconfig)}
+    patch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps({"conn_type": "kubernetes", "extra": extra}))
+
+
+def try_out(world: World) -> None:
+    """
+    Run the smallest of steps, before all tests fail by one cause.
+
+    :raises Missing: it is not done.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        _lead(world, patch)
+        error = world.run(world.request("count")).error
+    if error is not None:
+        name = f"{PREFIX}_PAYLOAD"
+        raise Missing(f"{name}={world.image}: a pod of it cannot do the smallest of steps: {error}. {SETTINGS[name]}")
 
 
 def _past_proxies(stack: ExitStack) -> None:

@@ -14,7 +14,9 @@ import pytest
 PREFIX = "AIRLOOP_TEST_CLUSTER"
 SETTINGS: Mapping[str, str] = {
     "KUBECONFIG": "path of one kube config whose current context is the cluster",
-    f"{PREFIX}_PAYLOAD": "name of the payload's image, as the nodes have it: airloop/payload:0.1.0",
+    f"{PREFIX}_PAYLOAD": "name of the payload's image, as the nodes have it: airloop/payload:0.1.0; it has to hold "
+    "airloop[s3,postgres,redis] of this very revision (requirements/payload.txt), with python on its PATH, readable by "
+    "any user",
     f"{PREFIX}_PULL": "imagePullPolicy of the payload's image: Never (default), IfNotPresent or Always",
     f"{PREFIX}_NAMESPACE": "namespace of the tests' pods; default airloop-tests, which is made if it is not there",
     f"{PREFIX}_S3": "http://KEY:SECRET@host:port/bucket[/prefix] of an S3-compatible store, as pods reach it; "

@@ -17,7 +17,7 @@ import pytest
 
 from tests.certificate import Certificate
 from tests.cluster import reach
-from tests.cluster.conftest import make_namespace, small
+from tests.cluster.conftest import make_namespace, small, try_out
 from tests.cluster.settings import PREFIX, REQUIRED, SETTINGS, Missing, Told
 from tests.cluster.world import World
 from tests.way import Way
@@ -214,6 +214,13 @@ def test_a_namespace_on_its_way_out_is_waited_for(world: World) -> None:
         world.core.create_namespaced_config_map(world.namespace, late)
     assert make_namespace(world)
     world.core.create_namespaced_config_map(world.namespace, late)
+
+
+def test_an_image_that_cannot_do_a_step_is_told_before_all_tests_fail_by_it(world: World) -> None:
+    try_out(world)
+    world.image = "airloop/none:1"
+    with pytest.raises(Missing, match=f"{PREFIX}_PAYLOAD=airloop/none:1: .* ErrImageNeverPull.* of this very revision"):
+        try_out(world)
 
 
 def test_the_services_are_what_a_cluster_takes_and_what_people_are_told() -> None:
