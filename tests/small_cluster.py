@@ -31,6 +31,8 @@ Object = dict[str, Any]
 LOOK_S = 0.05
 GOES_S = 0.5
 """Seconds for which a namespace that is deleted is still there."""
+MOST_BYTES = 1 << 20
+"""Of a ConfigMap's values together."""
 _OTHERS = re.compile(
     r"/(?:api/v1|apis/[^/]+/v1)(?:/namespaces/[^/]+)?"
     r"/(nodes|configmaps|resourcequotas|serviceaccounts|priorityclasses|namespaces)(?:/([^/]+))?(?:/status)?"
@@ -135,6 +137,9 @@ class SmallCluster(ApiServer):
                     "message": f"{kind} {name} exists",
                     "code": 409,
                 }
+            if kind == "configmaps" and sum(map(len, _contents(given).values())) > MOST_BYTES:
+                told = f'ConfigMap "{name}" is invalid: []: Too long: may not be more than {MOST_BYTES} bytes'
+                return 422, {"kind": "Status", "reason": "Invalid", "message": told, "code": 422}
             kept[name] = {**given, "status": {"hard": given.get("spec", {}).get("hard", {})}}
             if kind == "namespaces":
                 self.objects["serviceaccounts"]["default"] = {"metadata": {"name": "default"}}
@@ -296,11 +301,12 @@ class SmallCluster(ApiServer):
             top = PurePosixPath(*PurePosixPath(mount["mountPath"]).parts[:3])
             paths[str(top)] = root / "files" / top.relative_to("/")
             folder = root / "files" / mount["mountPath"].lstrip("/")
-            folder.mkdir(parents=True)
-            for name, text in (found.get("data") or {}).items():
-                (folder / name).write_text(text)
-            for name, content in (found.get("binaryData") or {}).items():
-                (folder / name).write_bytes(base64.b64decode(content))
+            # As a kubelet does it, so that all files change at once: names that lead into a hidden folder.
+            (folder / "..2013").mkdir(parents=True)
+            (folder / "..data").symlink_to("..2013")
+            for name, content in _contents(found).items():
+                (folder / "..2013" / name).write_bytes(content)
+                (folder / name).symlink_to(f"..data/{name}")
         return paths
 
     @staticmethod
@@ -359,6 +365,12 @@ class SmallCluster(ApiServer):
         while pod.object["status"]["phase"] == "Running":
             time.sleep(LOOK_S)
         pod.remove()
+
+
+def _contents(config_map: Object) -> dict[str, bytes]:
+    """By name."""
+    found = {name: text.encode() for name, text in (config_map.get("data") or {}).items()}
+    return found | {name: base64.b64decode(text) for name, text in (config_map.get("binaryData") or {}).items()}
 
 
 def _kill(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

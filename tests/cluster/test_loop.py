@@ -29,7 +29,7 @@ TASKS = 23
 @pytest.mark.timeout(3600)
 def test_a_month_of_flights(world: World, tmp_path: Path) -> None:
     """All of ``flights_offline``. Of the image only ``airloop`` is needed: rows and definitions are in ConfigMaps."""
-    volumes = [*world.volumes, *_files(world, tmp_path / "data")]
+    volumes = [*world.volumes, *config_maps(world, tmp_path / "data")]
     environment, secrets = _state(world)
     sizes = tmp_path / "sizes.json"
     document = {
@@ -94,7 +94,7 @@ def _state(world: World) -> tuple[dict[str, str], dict[str, Any]]:
     return {"AIRLOOP_WAREHOUSE": str(world.place("warehouse"))}, secrets
 
 
-def _files(world: World, folder: Path) -> list[dict[str, str]]:
+def config_maps(world: World, folder: Path) -> list[dict[str, str]]:
     """
     January's rows and the Feast definitions, for pods whose image has neither; volumes, as in a file of sizes.
 

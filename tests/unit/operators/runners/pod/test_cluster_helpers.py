@@ -19,6 +19,7 @@ from tests.certificate import Certificate
 from tests.cluster import reach
 from tests.cluster.conftest import make_namespace, small, try_out
 from tests.cluster.settings import PREFIX, REQUIRED, SETTINGS, Missing, Told
+from tests.cluster.test_loop import config_maps
 from tests.cluster.world import World
 from tests.way import Way
 
@@ -214,6 +215,15 @@ def test_a_namespace_on_its_way_out_is_waited_for(world: World) -> None:
         world.core.create_namespaced_config_map(world.namespace, late)
     assert make_namespace(world)
     world.core.create_namespaced_config_map(world.namespace, late)
+
+
+def test_the_loops_files_fit_into_config_maps(world: World, tmp_path: Path) -> None:
+    from kubernetes.client.exceptions import ApiException
+
+    assert len(config_maps(world, tmp_path / "data")) == 3
+    too_much = {"metadata": world.about("too-much"), "data": {"rows": "x" * (1 << 20), "more": "x"}}
+    with pytest.raises(ApiException, match="may not be more than 1048576 bytes"):
+        world.core.create_namespaced_config_map(world.namespace, too_much)
 
 
 def test_an_image_that_cannot_do_a_step_is_told_before_all_tests_fail_by_it(world: World) -> None:
