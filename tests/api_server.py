@@ -24,14 +24,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.certificate import Certificate
+
 Script = Callable[["ScriptedPod"], None]
+UNKNOWN = "ContainerStatusUnknown"
 _PATH = re.compile(r"/api/v1/namespaces/([^/]+)/(pods|events|secrets)(?:/([^/]+))?(?:/(log))?")
 
 
 class ApiServer:
-    """One namespace's pods, events and secrets. Scripts are used one after another, the last one ever again."""
+    """
+    One namespace's pods, events and secrets. Scripts are used one after another, the last one ever again.
 
-    def __init__(self, *scripts: Script) -> None:
+    :param certificate: to speak TLS with, as clusters do; it is for another name than this machine's address.
+    """
+
+    def __init__(self, *scripts: Script, certificate: Certificate | None = None) -> None:
+        self.certificate = certificate
         self.scripts = list(scripts)
         self.lock = threading.Condition()
         self.pods: dict[str, dict[str, Any]] = {}
@@ -63,11 +71,13 @@ class ApiServer:
         self._version = 0
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_of_pods": self}))
         self._http.daemon_threads = True
+        if certificate is not None:
+            self._http.socket = certificate.over(self._http.socket)
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._http.server_address[1]}"
+        return f"http{'s' if self.certificate else ''}://127.0.0.1:{self._http.server_address[1]}"
 
     def __enter__(self) -> ApiServer:
         self._thread.start()
@@ -82,11 +92,15 @@ class ApiServer:
 
     def kubeconfig(self, path: Path) -> Path:
         """A kube config that leads here."""
+        cluster = {"server": self.url}
+        if self.certificate is not None:
+            content = base64.b64encode(self.certificate.cert.read_bytes()).decode()
+            cluster |= {"certificate-authority-data": content, "tls-server-name": self.certificate.host}
         document = {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {"server": self.url}}],
+            "clusters": [{"name": "test", "cluster": cluster}],
             "users": [{"name": "test", "user": {"token": "t"}}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
         }
@@ -194,19 +208,26 @@ class ScriptedPod:
         new = {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": _now()}
         self.change(conditions=[*found, new])
 
-    def state(self, phase: str, state: dict[str, Any], **status: Any) -> None:
-        container = {"name": "step", "state": state, "imageID": "airloop@sha256:0123", "restartCount": 0}
+    def state(self, phase: str, state: dict[str, Any], last: dict[str, Any] | None = None, **status: Any) -> None:
+        container = {"name": "step", "state": state, "lastState": last or {}, "imageID": "", "restartCount": 0}
+        if "running" in state or state.get("terminated", {}).get("reason", UNKNOWN) != UNKNOWN:
+            # Its node has made it, and has it.
+            container |= {"containerID": f"containerd://{self.uid}", "imageID": "airloop@sha256:0123"}
         self.change(phase=phase, containerStatuses=[container], **status)
 
     def event(self, reason: str, message: str) -> None:
         self.server.events.append({"reason": reason, "message": message, "lastTimestamp": _now(), "_uid": self.uid})
 
-    def run(self) -> None:
-        """Schedule it, and start its container."""
+    def schedule(self) -> None:
+        """Give it a node, which has not started its container yet."""
         with self.server.lock:
             self.object["spec"]["nodeName"] = "node-1"
         self.condition("PodScheduled", "True")
         self.state("Pending", {"waiting": {"reason": "ContainerCreating"}})
+
+    def run(self) -> None:
+        """Schedule it, and start its container."""
+        self.schedule()
         self.state("Running", {"running": {"startedAt": _now()}})
 
     def say(self, *texts: str, ago_s: float = 0.0) -> None:
@@ -223,6 +244,21 @@ class ScriptedPod:
             reason = reason or ("Completed" if code == 0 else "Error")
             about = {"exitCode": code, "reason": reason, "message": message, "startedAt": _now(), "finishedAt": _now()}
             self.state("Succeeded" if code == 0 else "Failed", {"terminated": about}, **status)
+
+    def lose_sight(self, **status: Any) -> None:
+        """As a kubelet tells of a pod that ends and whose container it does not find: it was not made, or is lost."""
+        about = {"exitCode": 137, "reason": UNKNOWN, "startedAt": None, "finishedAt": None}
+        text = "The container could not be located when the pod was"
+        ran = {"terminated": {**about, "message": f"{text} deleted.  The container used to be Running"}}
+        with self.server.lock:
+            last = ran if "running" in self._container_state() else {}
+            self.state("Failed", {"terminated": {**about, "message": f"{text} terminated"}}, last, **status)
+
+    def _container_state(self) -> dict[str, Any]:
+        """State of its container."""
+        statuses = self.object["status"].get("containerStatuses")
+        found: dict[str, Any] = statuses[0]["state"] if statuses else {}
+        return found
 
     def succeed(self) -> None:
         """What a payload does that is done: its manifest, its receipt, exit code 0."""
@@ -261,11 +297,13 @@ class ScriptedPod:
             threading.Thread(target=self.server._play, args=(self.server.on_delete, self), daemon=True).start()
 
     def die(self) -> None:
-        """End by SIGTERM, if it runs, and go."""
-        states = self.object["status"].get("containerStatuses") or [{"state": {}}]
-        if "running" in states[0]["state"]:
-            self.end(143)
-        self.remove()
+        """End by SIGTERM, if it runs, and go; its node tells of an end in any case."""
+        with self.server.lock:
+            if "running" in self._container_state():
+                self.end(143)
+            elif "terminated" not in self._container_state() and "nodeName" in self.object["spec"]:
+                self.lose_sight()
+            self.remove()
 
     def remove(self) -> None:
         """It is gone."""

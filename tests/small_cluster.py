@@ -1,5 +1,5 @@
 """
-A cluster in little: the API server of :mod:`tests.api_server`, with nodes that run containers as processes.
+A cluster in little: the API server of :mod:`tests.api_server` over TLS, with nodes that run containers as processes.
 
 The tests of ``tests/cluster`` run here where no cluster can be had, so that they are not run for the first time on one.
 A scheduler knows selectors, taints, extended resources, anti-affinity and priority; a node knows images by name,
@@ -26,13 +26,19 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from tests.api_server import ApiServer, Gone, ScriptedPod
+from tests.certificate import Certificate
 
 Object = dict[str, Any]
 LOOK_S = 0.05
+GOES_S = 0.5
+"""Seconds for which a namespace that is deleted is still there."""
+MOST_BYTES = 1 << 20
+"""Of a ConfigMap's values together."""
 _OTHERS = re.compile(
     r"/(?:api/v1|apis/[^/]+/v1)(?:/namespaces/[^/]+)?"
-    r"/(nodes|configmaps|resourcequotas|priorityclasses|namespaces)(?:/([^/]+))?(?:/status)?"
+    r"/(nodes|configmaps|resourcequotas|serviceaccounts|priorityclasses|namespaces)(?:/([^/]+))?(?:/status)?"
 )
+_INSIDE = re.compile(r"/api/v1/namespaces/([^/]+)/")
 _MANY = re.compile(r"/api/v1/namespaces/[^/]+/(pods|secrets|configmaps|resourcequotas)")
 _EVICTION = re.compile(r"/api/v1/namespaces/[^/]+/pods/([^/]+)/eviction")
 _UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
@@ -42,7 +48,7 @@ def node(name: str, *, labels: dict[str, str] | None = None, taints: Iterable[Ob
     """A node. :param resources: extended ones, ``example_com_gpu`` for ``example.com/gpu``."""
     known = {key.replace("_", ".", 1).replace("_", "/", 1): value for key, value in resources.items()}
     return {
-        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, **(labels or {})}},
+        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": f"{name}.example", **(labels or {})}},
         "spec": {"taints": list(taints)},
         "status": {
             "allocatable": {"cpu": "4", "memory": "16Gi", **known},
@@ -58,11 +64,12 @@ class SmallCluster(ApiServer):
     """
 
     def __init__(self, folder: Path, nodes: Iterable[Object], images: Iterable[str]) -> None:
-        super().__init__(self._live)
+        super().__init__(self._live, certificate=Certificate.make(folder / "tls", "cluster.example"))
         self._folder = folder
         self.images = set(images)
         self.objects: dict[str, dict[str, Object]] = {
-            kind: {} for kind in ("nodes", "configmaps", "resourcequotas", "priorityclasses", "namespaces")
+            kind: {}
+            for kind in ("nodes", "configmaps", "resourcequotas", "serviceaccounts", "priorityclasses", "namespaces")
         }
         self.objects["nodes"] = {found["metadata"]["name"]: found for found in nodes}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -86,6 +93,10 @@ class SmallCluster(ApiServer):
 
     def other(self, method: str, path: str, body: str) -> tuple[int, Object] | None:
         path, _, query = path.partition("?")
+        inside = _INSIDE.match(path) if method == "POST" else None
+        if inside and self._goes(inside[1]):
+            told = f"unable to create new content in namespace {inside[1]} because it is being terminated"
+            return 403, {"kind": "Status", "reason": "Forbidden", "message": told, "code": 403}
         many = _MANY.fullmatch(path)
         if method == "DELETE" and many:
             return self._remove_all(many[1], parse_qs(query)["labelSelector"][0])
@@ -127,7 +138,12 @@ class SmallCluster(ApiServer):
                     "message": f"{kind} {name} exists",
                     "code": 409,
                 }
+            if kind == "configmaps" and sum(map(len, _contents(given).values())) > MOST_BYTES:
+                told = f'ConfigMap "{name}" is invalid: []: Too long: may not be more than {MOST_BYTES} bytes'
+                return 422, {"kind": "Status", "reason": "Invalid", "message": told, "code": 422}
             kept[name] = {**given, "status": {"hard": given.get("spec", {}).get("hard", {})}}
+            if kind == "namespaces":
+                self.objects["serviceaccounts"]["default"] = {"metadata": {"name": "default"}}
             return 201, kept[name]
         if name is None:
             return 200, {"kind": "List", "items": list(kept.values())}
@@ -137,9 +153,28 @@ class SmallCluster(ApiServer):
             _merge(kept[name], given)
             if kind == "nodes":
                 self._evict_from(kept[name])
-        if method == "DELETE":
+        if method == "DELETE" and kind == "namespaces":
+            kept[name]["status"] = {"phase": "Terminating"}
+            threading.Thread(target=self._remove_namespace, args=(name,), daemon=True).start()
+        elif method == "DELETE":
             return 200, kept.pop(name)
         return 200, kept[name]
+
+    def _goes(self, namespace: str) -> bool:
+        """Whether a namespace is being removed."""
+        found = self.objects["namespaces"].get(namespace) or {}
+        return bool((found.get("status") or {}).get("phase") == "Terminating")
+
+    def _remove_namespace(self, name: str) -> None:
+        """With all that is in it, which is all that there is."""
+        time.sleep(GOES_S)
+        with self.lock:
+            for pod in list(self.pods):
+                self.handles[pod].remove()
+            self.secrets.clear()
+            for kind in ("configmaps", "resourcequotas", "serviceaccounts"):
+                self.objects[kind].clear()
+            del self.objects["namespaces"][name]
 
     def _evict_from(self, node: Object) -> None:
         """Of a node that got a taint whose effect is NoExecute."""
@@ -270,11 +305,12 @@ class SmallCluster(ApiServer):
             top = PurePosixPath(*PurePosixPath(mount["mountPath"]).parts[:3])
             paths[str(top)] = root / "files" / top.relative_to("/")
             folder = root / "files" / mount["mountPath"].lstrip("/")
-            folder.mkdir(parents=True)
-            for name, text in (found.get("data") or {}).items():
-                (folder / name).write_text(text)
-            for name, content in (found.get("binaryData") or {}).items():
-                (folder / name).write_bytes(base64.b64decode(content))
+            # As a kubelet does it, so that all files change at once: names that lead into a hidden folder.
+            (folder / "..2013").mkdir(parents=True)
+            (folder / "..data").symlink_to("..2013")
+            for name, content in _contents(found).items():
+                (folder / "..2013" / name).write_bytes(content)
+                (folder / name).symlink_to(f"..data/{name}")
         return paths
 
     @staticmethod
@@ -282,8 +318,10 @@ class SmallCluster(ApiServer):
         """Until the pod is deleted."""
         never = container["imagePullPolicy"] == "Never"
         reasons = ["ErrImageNeverPull"] if never else ["ErrImagePull", "ImagePullBackOff"]
+        if not never:
+            pod.event("Pulling", f'Pulling image "{container["image"]}"')
         for reason in reasons:
-            told = f"Container image {container['image']!r} is not present" if never else "no such host"
+            told = f"Container image {container['image']!r} is not present" if never else "connection refused"
             pod.state("Pending", {"waiting": {"reason": reason, "message": told}})
             time.sleep(LOOK_S)
         while True:
@@ -322,18 +360,27 @@ class SmallCluster(ApiServer):
 
     def _stop(self, pod: ScriptedPod) -> None:
         """What a node does with a pod that is deleted."""
-        process = self._processes.get(pod.uid)
-        if process is not None:
-            _kill(process, signal.SIGTERM)
-            given_s = pod.object["metadata"]["deletionGracePeriodSeconds"] or _grace_s(pod.object)
-            until = time.monotonic() + given_s
-            while process.poll() is None and time.monotonic() < until:
-                time.sleep(LOOK_S)
-            _kill(process, signal.SIGKILL)
-            # Its end is told before it is gone.
-            while pod.object["status"]["phase"] == "Running":
-                time.sleep(LOOK_S)
+        with self.lock:
+            process = self._processes.get(pod.uid)
+            if process is None:
+                pod.die()
+                return
+        _kill(process, signal.SIGTERM)
+        given_s = pod.object["metadata"]["deletionGracePeriodSeconds"] or _grace_s(pod.object)
+        until = time.monotonic() + given_s
+        while process.poll() is None and time.monotonic() < until:
+            time.sleep(LOOK_S)
+        _kill(process, signal.SIGKILL)
+        # Its end is told before it is gone.
+        while pod.object["status"]["phase"] == "Running":
+            time.sleep(LOOK_S)
         pod.remove()
+
+
+def _contents(config_map: Object) -> dict[str, bytes]:
+    """By name."""
+    found = {name: text.encode() for name, text in (config_map.get("data") or {}).items()}
+    return found | {name: base64.b64decode(text) for name, text in (config_map.get("binaryData") or {}).items()}
 
 
 def _kill(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -22,7 +22,8 @@ class Way:
 
     def __init__(self, target: Place | str, host: str = "127.0.0.1") -> None:
         self._target = target
-        self._listener = socket.create_server((host, 0))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family)
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._away_until = 0.0

@@ -22,7 +22,7 @@ from airloop.config import S3Address
 from airloop_operators.runners.pod import attempt, keeper, names, watcher
 from tests.cluster import reach
 from tests.cluster.services import Services
-from tests.cluster.settings import PREFIX, Missing, Store, Told
+from tests.cluster.settings import PREFIX, SETTINGS, Missing, Store, Told
 from tests.cluster.world import IMAGE, REAL, SMALL, Hears, World
 from tests.small_cluster import SmallCluster, node
 from tests.way import Way
@@ -37,6 +37,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     cost much and show little there, but where ``-m`` names them. The slow ones run in CI.
     """
     own = [item for item in items if item.path.is_relative_to(HERE)]
+    for item in own:
+        # A kube config may say insecure-skip-tls-verify.
+        item.add_marker(pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning"))
     asked = [config.option.markexpr or "", "slow" if os.environ.get("CI") else ""]
     unasked = ["real", *(name for name in ("slow", "alike") if name not in " ".join(asked))]
     left_out = [] if REAL_CLUSTER else [item for item in own if any(map(item.get_closest_marker, unasked))]
@@ -67,18 +70,13 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             except Missing as missing:
                 pytest.fail(str(missing), pytrace=False)
         else:
-            yield _small(folder, stack)
+            yield small(folder, stack)
 
 
 @pytest.fixture
 def world(cluster: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """The cluster, with Airflow's connection to it, and what payloads say."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in cluster.here.items():
-        monkeypatch.setenv(name, value)
-    extra = {"kube_config_path": str(cluster.kubeconfig)}
-    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps({"conn_type": "kubernetes", "extra": extra}))
+    _lead(cluster, monkeypatch)
     if not cluster.real:
         monkeypatch.setattr(watcher, "SETTLE_S", 0.5)
         monkeypatch.setattr(keeper, "QUOTA_S", 0.2)
@@ -97,12 +95,12 @@ def world(cluster: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         logger.setLevel(level)
 
 
-def _small(folder: Path, stack: ExitStack) -> World:
+def small(folder: Path, stack: ExitStack) -> World:
     from kubernetes.config import new_client_from_config
 
     taint = {"key": "pool", "value": "gpu", "effect": "NoSchedule"}
-    gpu = node("gpu-1", labels={"pool": "gpu"}, taints=[taint], example_com_gpu="2")
-    server = stack.enter_context(SmallCluster(folder / "pods", [node("node-1"), node("node-2"), gpu], [IMAGE]))
+    pool = [node(f"gpu-{n}", labels={"pool": "gpu"}, taints=[taint], example_com_gpu="2") for n in (1, 2)]
+    server = stack.enter_context(SmallCluster(folder / "pods", [node("node-1"), node("node-2"), *pool], [IMAGE]))
     straight = server.kubeconfig(folder / "straight.json")
     config = reach.read(straight)
     way = stack.enter_context(Way(reach.server_of(config)))
@@ -130,6 +128,7 @@ def _small(folder: Path, stack: ExitStack) -> World:
 def _real(told: Told, folder: Path, stack: ExitStack) -> World:
     from kubernetes.config import new_client_from_config
 
+    _past_proxies(stack)
     config = reach.read(told.kubeconfig)
     way = stack.enter_context(Way(reach.server_of(config)))
     through = reach.through(config, told.kubeconfig.parent, way)
@@ -150,7 +149,7 @@ def _real(told: Told, folder: Path, stack: ExitStack) -> World:
         nodes=told.nodes,
         accelerator=told.accelerator,
     )
-    stack.callback(_leave, world, _make_namespace(world))
+    stack.callback(_leave, world, make_namespace(world))
     services = Services(world, told, folder, stack)
     store = services.store()
     world.artifacts = S3Address(store.bucket, f"{store.prefix}/{world.instance}".strip("/"))
@@ -175,7 +174,39 @@ def _real(told: Told, folder: Path, stack: ExitStack) -> World:
         stack.callback(_empty, store, world.artifacts.prefix)
     _put_steps(world)
     world.services = services
+    try_out(world)
     return world
+
+
+def _lead(world: World, patch: pytest.MonkeyPatch) -> None:
+    """Lead this process to the cluster and to the artifacts."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        patch.delenv(name)
+    for name, value in world.here.items():
+        patch.setenv(name, value)
+    extra = {"kube_config_path": str(world.kubeconfig)}
+    patch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps({"conn_type": "kubernetes", "extra": extra}))
+
+
+def try_out(world: World) -> None:
+    """
+    Run the smallest of steps, before all tests fail by one cause.
+
+    :raises Missing: it is not done.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        _lead(world, patch)
+        error = world.run(world.request("count")).error
+    if error is not None:
+        name = f"{PREFIX}_PAYLOAD"
+        raise Missing(f"{name}={world.image}: a pod of it cannot do the smallest of steps: {error}. {SETTINGS[name]}")
+
+
+def _past_proxies(stack: ExitStack) -> None:
+    """What listens on this machine's loopback is not asked of a proxy, which not all clients know by themselves."""
+    patch = stack.enter_context(pytest.MonkeyPatch.context())
+    for name in ("NO_PROXY", "no_proxy"):
+        patch.setenv(name, ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost"))))
 
 
 def _put_steps(world: World) -> None:
@@ -184,18 +215,25 @@ def _put_steps(world: World) -> None:
     world.core.create_namespaced_config_map(world.namespace, {"metadata": world.about("steps"), "data": data})
 
 
-def _make_namespace(world: World) -> bool:
-    """Make the namespace, if it is not there; whether it was made."""
+def make_namespace(world: World) -> bool:
+    """Make the namespace, if it is not there or is on its way out; whether it was made."""
     from kubernetes.client.exceptions import ApiException
 
-    try:
-        world.core.read_namespace(world.namespace)
-        return False
-    except ApiException as error:
-        if error.status == 403:
-            return False  # who may use a namespace need not be allowed to look at it
-        if error.status != 404:
-            raise
+    until = time.monotonic() + 120
+    while True:
+        try:
+            found = json.loads(world.core.read_namespace(world.namespace, _preload_content=False).data)
+        except ApiException as error:
+            if error.status == 403:
+                return False  # who may use a namespace need not be allowed to look at it
+            if error.status != 404:
+                raise
+            break
+        if (found.get("status") or {}).get("phase") != "Terminating":
+            return False
+        # As the tests before have left it.
+        assert time.monotonic() < until, f"namespace {world.namespace} is still being removed after 120 s"
+        time.sleep(0.5)
     world.core.create_namespace({"metadata": {"name": world.namespace}})
     # Pods are refused until it has its account.
     until = time.monotonic() + 60

@@ -91,13 +91,22 @@ class Services:
         address, _ = self._stack.enter_context(mlflow_server(self._folder / "mlflow"))
         return self._offered(address)
 
+    @property
+    def left_of_before(self) -> str:
+        """Why a loop may fail whose state was given; empty: all of it is the tests' own."""
+        given = {"CATALOG": self._told.catalog, "REDIS": self._told.redis, "MLFLOW": self._told.mlflow}
+        names = [f"{PREFIX}_{name}" for name, value in given.items() if value]
+        told = "should have been empty: what a run before has left there names files that are gone"
+        return f"{', '.join(names)} {told}" if names else ""
+
     def _offered(self, address: str) -> str:
         """The address at which pods reach a server of this machine's loopback."""
         here = reach.own_address(self._told.address, node_addresses(self._world))
         parts = urlsplit(address)
         way = self._stack.enter_context(Way((parts.hostname or "", parts.port or 0), here))
         user = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
-        return urlunsplit((parts.scheme, f"{user}{here}:{way.place[1]}", parts.path, parts.query, ""))
+        host = f"[{here}]" if ":" in here else here
+        return urlunsplit((parts.scheme, f"{user}{host}:{way.place[1]}", parts.path, parts.query, ""))
 
     @staticmethod
     def _none(name: str, why: str) -> Missing:

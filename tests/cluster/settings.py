@@ -14,18 +14,20 @@ import pytest
 PREFIX = "AIRLOOP_TEST_CLUSTER"
 SETTINGS: Mapping[str, str] = {
     "KUBECONFIG": "path of one kube config whose current context is the cluster",
-    f"{PREFIX}_PAYLOAD": "name of the payload's image, as the nodes have it: airloop/payload:0.1.0",
+    f"{PREFIX}_PAYLOAD": "name of the payload's image, as the nodes have it: airloop/payload:0.1.0; it has to hold "
+    "airloop[s3,postgres,redis] of this very revision (requirements/payload.txt), with python on its PATH, readable by "
+    "any user",
     f"{PREFIX}_PULL": "imagePullPolicy of the payload's image: Never (default), IfNotPresent or Always",
     f"{PREFIX}_NAMESPACE": "namespace of the tests' pods; default airloop-tests, which is made if it is not there",
     f"{PREFIX}_S3": "http://KEY:SECRET@host:port/bucket[/prefix] of an S3-compatible store, as pods reach it; "
     "default: a SeaweedFS that the tests start on this machine",
     f"{PREFIX}_S3_HERE": "http://host:port of the same store as this machine reaches it; default: as pods do",
-    f"{PREFIX}_CATALOG": "postgresql+psycopg://user:password@host:port/database, empty, as pods reach it; default: "
-    "a PostgreSQL that the tests start on this machine",
-    f"{PREFIX}_REDIS": "redis://[:password@]host:port/database, empty, as pods reach it; default: a Redis that the "
-    "tests start on this machine",
-    f"{PREFIX}_MLFLOW": "http://host:port of an MLflow server, as pods reach it; default: one that the tests start on "
-    "this machine",
+    f"{PREFIX}_CATALOG": "postgresql+psycopg://user:password@host:port/database, empty before each run of the loop, as "
+    "pods reach it; default: a PostgreSQL that the tests start on this machine",
+    f"{PREFIX}_REDIS": "redis://[:password@]host:port/database, empty before each run of the loop, as pods reach it; "
+    "default: a Redis that the tests start on this machine",
+    f"{PREFIX}_MLFLOW": "http://host:port of an MLflow server without models and runs before each run of the loop, as "
+    "pods reach it; default: one that the tests start on this machine",
     f"{PREFIX}_ADDRESS": "address of this machine as pods reach it, for what the tests start here; default: the one "
     "from which this machine reaches a node",
     f"{PREFIX}_NODES": "names of nodes, by commas, that tests may taint, label and give an extended resource; pods of "

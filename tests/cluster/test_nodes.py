@@ -21,7 +21,7 @@ from tests.cluster.world import World, started
 def test_its_node_is_lost(world: World) -> None:
     """A taint stands in for it: what the cluster does to the pods of a node that is lost it does by one."""
     name = world.node()
-    pods = world.pool(node_selector={"kubernetes.io/hostname": name})
+    pods = world.pool(node_selector={"kubernetes.io/hostname": world.hostname(name)})
     with world.underway(world.request("wait", seconds=300), pods) as attempt:
         assert attempt.says("waiting")["spec"]["nodeName"] == name
         taint = {"key": "airloop.test/lost", "value": "yes", "effect": "NoExecute"}
@@ -39,7 +39,7 @@ def test_its_node_is_really_lost(world: World, told: Told) -> None:
     optional(told.lose, "LOSE")
     optional(told.find, "FIND")
     name = world.node()
-    pods = world.pool(node_selector={"kubernetes.io/hostname": name})
+    pods = world.pool(node_selector={"kubernetes.io/hostname": world.hostname(name)})
 
     def do(command: str) -> None:
         subprocess.run(["sh", "-c", command], env={**os.environ, "NODE": name}, check=True, timeout=120)
@@ -59,9 +59,11 @@ def test_its_node_is_really_lost(world: World, told: Told) -> None:
 class Accelerators:
     """A pool of nodes that have an accelerator."""
 
-    node: str
+    nodes: list[str]
+    """Any of which the scheduler may take."""
     resource: str
     count: int
+    """The most that one of them has."""
     selector: dict[str, str]
     tolerations: list[dict[str, str]]
 
@@ -92,19 +94,21 @@ def _accelerators(world: World) -> Iterator[Accelerators]:
 
 
 def _found(world: World) -> Accelerators | None:
+    def count(node: dict[str, Any]) -> int:
+        return int((node["status"].get("allocatable") or {}).get(world.accelerator, 0))
+
     nodes = json.loads(world.core.list_node(_preload_content=False).data)["items"]
-    by_count = {int((node["status"].get("allocatable") or {}).get(world.accelerator, 0)): node for node in nodes}
-    count = max(by_count, default=0)
-    if count:
-        node = by_count[count]
-        labels = node["metadata"].get("labels") or {}
-        own = {key: value for key, value in labels.items() if "kubernetes.io" not in key and "k8s.io" not in key}
-        name = node["metadata"]["name"]
-        taints = [t for t in node["spec"].get("taints") or [] if not t["key"].startswith("node.kubernetes.io/")]
-        tolerations = [{key: t[key] for key in ("key", "value", "effect") if t.get(key)} for t in taints]
-        selector = own or {"kubernetes.io/hostname": labels.get("kubernetes.io/hostname", name)}
-        return Accelerators(name, world.accelerator, count, selector, tolerations)
-    return None
+    node = max(nodes, key=count)
+    if not count(node):
+        return None
+    labels = node["metadata"].get("labels") or {}
+    own = {key: value for key, value in labels.items() if "kubernetes.io" not in key and "k8s.io" not in key}
+    name = node["metadata"]["name"]
+    taints = [t for t in node["spec"].get("taints") or [] if not t["key"].startswith("node.kubernetes.io/")]
+    tolerations = [{key: t[key] for key in ("key", "value", "effect") if t.get(key)} for t in taints]
+    selector = own or {"kubernetes.io/hostname": labels.get("kubernetes.io/hostname", name)}
+    alike = [n for n in nodes if count(n) and selector.items() <= (n["metadata"].get("labels") or {}).items()]
+    return Accelerators([n["metadata"]["name"] for n in alike], world.accelerator, count(node), selector, tolerations)
 
 
 def _pods(world: World, pool: dict[str, Any], count: int) -> Any:
@@ -120,7 +124,7 @@ def test_an_accelerator_pool(world: World) -> None:
             pod = attempt.pod(started, "has started")
             outcome = attempt.outcome()
     assert outcome.error is None, outcome.error
-    assert pod["spec"]["nodeName"] == found.node
+    assert pod["spec"]["nodeName"] in found.nodes
     assert pod["spec"]["containers"][0]["resources"]["limits"][found.resource] == "1"
     assert outcome.resources[found.resource] == 1
     assert outcome.resources["pool"] == "gpu"
@@ -143,7 +147,7 @@ def test_more_accelerators_than_there_are(world: World) -> None:
 def test_a_pool_without_its_toleration(world: World) -> None:
     with _accelerators(world) as found:
         if not found.tolerations:
-            pytest.skip(f"node {found.node} has no taint")
+            pytest.skip(f"nodes {', '.join(found.nodes)} have no taint")
         pods = replace(_pods(world, found.pool(tolerations=[]), 1), patience=_impatient(world))
         outcome = world.run(replace(world.request("count"), size="gpu"), pods)
     assert type(outcome.error) is NotStarted, outcome.error

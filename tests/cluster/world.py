@@ -198,6 +198,11 @@ class World:
             pytest.skip(f"{PREFIX}_NODES names fewer than {number + 1}: {SETTINGS[f'{PREFIX}_NODES']}")
         return self.nodes[number]
 
+    def hostname(self, node: str) -> str:
+        """The word by which selectors know a node; on some clusters it is not its name."""
+        labels = json.loads(self.core.read_node(node, _preload_content=False).data)["metadata"].get("labels") or {}
+        return str(labels.get("kubernetes.io/hostname", node))
+
     @contextmanager
     def changed_node(self, name: str, *, taints: list[dict[str, str]] | None = None, labels: Object | None = None,
                      capacity: Object | None = None) -> Iterator[None]:  # fmt: skip

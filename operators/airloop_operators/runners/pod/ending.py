@@ -48,6 +48,13 @@ _OWN_LIMITS = ("exceeds the limit", "exceeds the total limit", "exceeded its loc
 """What a node says that evicts a pod for its own limits, and not because the node itself is short of something."""
 _START_REASONS = ("StartError", "ContainerCannotRun", "RunContainerError", "CreateContainerError", "ErrorDuringStart")
 """Of a container that ended before its command began; its message is the node's, not the payload's."""
+_UNKNOWN = "ContainerStatusUnknown"
+"""
+Of a container that its node does not find when the pod ends, and so also of one that was never made: a kubelet tells an
+end of every container before a pod goes (its ``TerminatePod``), with exit code 137.
+"""
+_PULLING = "Pulling image"
+"""So begins a node's event when it pulls one; in the pod itself nothing says so until that has failed."""
 _BAD_IMAGE = ("InvalidImageName", "ErrImageNeverPull")
 _IMAGE = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "ImageInspectError", "SignatureValidationFailed")
 MORE_TIME = "raise its task's execution_timeout"
@@ -110,11 +117,15 @@ def terminated(pod: Object) -> Object | None:
 
 def has_started(pod: Object) -> bool:
     """Whether the payload runs or has run."""
-    state = _container(pod).get("state") or {}
+    container = _container(pod)
+    state = container.get("state") or {}
     ended = state.get("terminated")
-    if ended:
-        return ended.get("reason") not in _START_REASONS
-    return state.get("running") is not None
+    if not ended:
+        return state.get("running") is not None
+    if ended.get("reason") == _UNKNOWN:
+        # One that was made has its id, or is told to have run before.
+        return bool(container.get("containerID") or (container.get("lastState") or {}).get("terminated"))
+    return ended.get("reason") not in _START_REASONS
 
 
 def is_going(pod: Object) -> bool:
@@ -134,7 +145,7 @@ def judge(pod: Object, events: Sequence[Object], about: About, *, gone: bool = F
     exit_code: int | None = state.get("exitCode")
     if exit_code is None and _status(pod).get("phase") == "Succeeded":
         exit_code = 0
-    by_node = state.get("reason") in (*_START_REASONS, "ContainerStatusUnknown")
+    by_node = state.get("reason") in (*_START_REASONS, _UNKNOWN)
     cause = None if exit_code in _OWN_CODES and not by_node else _cause(pod, state, events, about, gone, lost_s)
     return Verdict(
         ending=Ending(exit_code=exit_code, signal=state.get("signal") or None, cause=cause),
@@ -157,7 +168,8 @@ def waiting(pod: Object, events: Sequence[Object], about: About) -> Waiting | No
     waits = state.get("waiting") or {}
     reason, message = waits.get("reason") or "", waits.get("message") or ""
     trouble = _told(events, "Failed", "FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
-    told = message or trouble
+    pull = _told(events, "Pulling", "Pulled")
+    told = message or trouble or (pull if pull.startswith(_PULLING) else "")
     text = ": ".join(filter(None, (reason, told))) or "its node has not begun to start it"
     hopeless: AirloopError | None = None
     if reason in _BAD_IMAGE:
@@ -185,7 +197,7 @@ def too_late(why: Waiting, about: About, waited_s: float) -> AirloopError:
         )
     if why.reason.startswith("CreateContainerConfigError"):
         return BadConfiguration(f"{about} cannot be started: {why.reason}", f"correct {about.origin}")
-    if why.reason.startswith(_IMAGE):
+    if why.reason.startswith(_IMAGE) or _PULLING in why.reason:
         return NotStarted(
             f"{about}: image {about.image} could not be pulled in {waited_s:,.0f} s: {why.reason}",
             f"see that it is there and that the nodes may pull it (images, pull_secrets in {about.origin})",
@@ -291,7 +303,8 @@ def _cause(
         return PodLost(_sentence(about, _POD_REASONS[reason], said or _told(events, "Evicted", "Preempting")))
     if ended_as in _START_REASONS:
         return NotStarted(_sentence(about, "could not be started", f"{ended_as}: {by_node}"))
-    if ended_as == "ContainerStatusUnknown":
+    deleted = gone or is_going(pod)
+    if ended_as == _UNKNOWN and (has_started(pod) or not deleted):
         return PodLost(_sentence(about, "was lost with its node", by_node))
     if status.get("phase") == "Failed" and not state:
         # A node refused it: OutOfcpu, OutOfmemory, NodeAffinity, UnexpectedAdmissionError, …
@@ -299,7 +312,7 @@ def _cause(
     if lost_s:
         node = pod.get("spec", {}).get("nodeName") or "its node"
         return PodLost(_sentence(about, f"was given up: {node} has not confirmed its end for {lost_s:,.0f} s", ""))
-    if gone or is_going(pod):
+    if deleted:
         return PodLost(
             # Volcano says Evict. That its container is stopped is told last, and explains least.
             _sentence(

@@ -170,7 +170,7 @@ class PodTrigger(BaseTrigger):
                     if why or due < ends_at:
                         return
         finally:
-            stream.close()
+            _cut(stream)
 
     def _say(self, left: Left, pod: Object) -> None:
         why = ending.waiting(pod, [], About(step="", pod=left.pod, size="", memory=""))
@@ -239,6 +239,14 @@ def _refused(status: int, content: bytes) -> Refused:
         return Refused(status, str(said.get("reason") or ""), str(said.get("message") or ""))
     except (ValueError, AttributeError):
         return Refused(status, "", content[:500].decode(errors="replace"))
+
+
+def _cut(stream: Any) -> None:
+    """End a watch at once: over TLS its connection would stay open until the server has said goodbye, too."""
+    connection = stream.connection
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()
+    stream.close()
 
 
 async def _lines(stream: Any) -> AsyncGenerator[bytes]:

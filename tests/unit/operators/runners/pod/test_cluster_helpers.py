@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import datetime
 import http.server
 import json
+import os
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.certificate import Certificate
 from tests.cluster import reach
+from tests.cluster.conftest import make_namespace, small, try_out
 from tests.cluster.settings import PREFIX, REQUIRED, SETTINGS, Missing, Told
+from tests.cluster.test_loop import config_maps
+from tests.cluster.world import World
 from tests.way import Way
 
 GIVEN = {"KUBECONFIG": "", f"{PREFIX}_PAYLOAD": "airloop/payload:1"}
@@ -84,6 +87,10 @@ def test_an_address_that_pods_cannot_reach_is_none() -> None:
 class _Version(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
+    def handle_one_request(self) -> None:
+        with suppress(OSError):  # who does not trust its certificate goes in the middle of a handshake
+            super().handle_one_request()
+
     def do_GET(self) -> None:
         content = b'{"major": "1", "minor": "36", "gitVersion": "v1.36.0"}'
         self.send_response(200 if self.path == "/below/version/" else 404)
@@ -96,41 +103,13 @@ class _Version(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def _certificate(folder: Path, host: str) -> None:
-    """A certificate for a host, signed by itself: ``cert.pem`` and ``key.pem``."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    plain = serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
-    (folder / "key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, *plain))
-
-
 @pytest.fixture
 def tls_server(tmp_path: Path) -> Iterator[int]:
     """A server whose certificate is for another name than its address; its port."""
-    _certificate(tmp_path, "cluster.example")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    certificate = Certificate.make(tmp_path, "cluster.example")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Version)
     server.daemon_threads = True
-    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.socket = certificate.over(server.socket)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     yield server.server_address[1]
@@ -217,6 +196,45 @@ def test_a_way_is_closed_for_a_while_and_cut(tmp_path: Path) -> None:
             assert one.recv(100) == b"again"
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(way.place, timeout=60)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """The cluster in little."""
+    if not os.environ.get("CI"):
+        pytest.importorskip("airflow.providers.cncf.kubernetes", reason="install airloop[kubernetes]")
+    with ExitStack() as stack:
+        yield small(tmp_path, stack)
+
+
+def test_a_namespace_on_its_way_out_is_waited_for(world: World) -> None:
+    """As the tests of a minute ago have left it."""
+    from kubernetes.client.exceptions import ApiException
+
+    assert make_namespace(world)
+    assert not make_namespace(world), "it is there"
+    world.core.delete_namespace(world.namespace)
+    late = {"metadata": world.about("late"), "data": {}}
+    with pytest.raises(ApiException, match="because it is being terminated"):
+        world.core.create_namespaced_config_map(world.namespace, late)
+    assert make_namespace(world)
+    world.core.create_namespaced_config_map(world.namespace, late)
+
+
+def test_the_loops_files_fit_into_config_maps(world: World, tmp_path: Path) -> None:
+    from kubernetes.client.exceptions import ApiException
+
+    assert len(config_maps(world, tmp_path / "data")) == 3
+    too_much = {"metadata": world.about("too-much"), "data": {"rows": "x" * (1 << 20), "more": "x"}}
+    with pytest.raises(ApiException, match="may not be more than 1048576 bytes"):
+        world.core.create_namespaced_config_map(world.namespace, too_much)
+
+
+def test_an_image_that_cannot_do_a_step_is_told_before_all_tests_fail_by_it(world: World) -> None:
+    try_out(world)
+    world.image = "airloop/none:1"
+    with pytest.raises(Missing, match=f"{PREFIX}_PAYLOAD=airloop/none:1: .* ErrImageNeverPull.* of this very revision"):
+        try_out(world)
 
 
 def test_the_services_are_what_a_cluster_takes_and_what_people_are_told() -> None:

@@ -170,7 +170,7 @@ class TestAPodThatIsLost:
 
     def test_preempted_before_it_began_it_is_made_again(self, start: Start) -> None:
         def preempted(pod: ScriptedPod) -> None:
-            pod.condition("PodScheduled", "False", "Unschedulable", "0/3 nodes are available")
+            pod.schedule()
             go(pod).wait(120)
             pod.condition("DisruptionTarget", "True", "PreemptionByScheduler", "preempting")
             pod.delete(grace_s=1)

@@ -30,6 +30,7 @@ def pod(
     conditions: tuple[dict[str, Any], ...] = (),
     going: bool = False,
     node: str = "node-1",
+    last: dict[str, Any] | None = None,
     **status: Any,
 ) -> dict[str, Any]:
     metadata = {"name": "train-0123", "uid": "u", "creationTimestamp": "2013-01-01T00:00:00Z"}
@@ -37,7 +38,7 @@ def pod(
         metadata["deletionTimestamp"] = FINISHED
     statuses = [{"name": "side-car", "state": {"running": {}}}]
     if state is not None:
-        statuses.append({"name": "step", "state": state, "imageID": "airloop@sha256:ab"})
+        statuses.append({"name": "step", "state": state, "lastState": last or {}, "imageID": "airloop@sha256:ab"})
     return {
         "metadata": metadata,
         "spec": {"nodeName": node} if node else {},
@@ -48,6 +49,10 @@ def pod(
 def ended(exit_code: int, reason: str = "Error", message: str = "") -> dict[str, Any]:
     about = {"exitCode": exit_code, "reason": reason, "message": message}
     return {"terminated": {**about, "startedAt": STARTED, "finishedAt": FINISHED}}
+
+
+# As a kubelet gives each container of a pod that goes, whether it was made or not.
+NOT_FOUND = ended(137, "ContainerStatusUnknown", "The container could not be located when the pod was terminated")
 
 
 def event(reason: str, message: str, at: str = STARTED) -> dict[str, Any]:
@@ -124,6 +129,20 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], type[AirloopError], str]]
         {},
         PodLost,
         "was lost with its node (could not be located)",
+    ),
+    (
+        "deleted before its container was made",
+        pod("Failed", NOT_FOUND, going=True),
+        {"gone": True},
+        PodLost,
+        "was deleted; somebody or something in the cluster deleted it",
+    ),
+    (
+        "preempted before its container was made",
+        pod("Failed", NOT_FOUND, conditions=(disrupted("PreemptionByScheduler"),), going=True),
+        {},
+        PodLost,
+        "was preempted: a pod of higher priority took its place",
     ),
     ("deleted", pod(), {"gone": True}, PodLost, "was deleted; somebody or something in the cluster deleted it"),
     ("deleted while it ran", pod("Running", ended(143), going=True), {}, PodLost, "was deleted"),
@@ -227,7 +246,17 @@ def test_a_success_without_a_container_is_no_more_than_exit_0() -> None:
 def test_what_was_lost_before_it_began_did_not_start() -> None:
     assert not ending.judge(pod("Pending", node=""), [], ABOUT, gone=True).started
     assert not ending.judge(pod("Failed", ended(128, "StartError")), [], ABOUT).started
+    assert not ending.judge(pod("Failed", NOT_FOUND), [], ABOUT).started
     assert ending.judge(pod("Running", {"running": {"startedAt": STARTED}}), [], ABOUT, gone=True).started
+
+
+def test_what_ran_and_was_lost_did_start() -> None:
+    seen = pod("Failed", NOT_FOUND)
+    seen["status"]["containerStatuses"][-1]["containerID"] = "containerd://0123"
+    assert ending.judge(seen, [], ABOUT, gone=True).started
+    verdict = ending.judge(pod("Failed", NOT_FOUND, last=NOT_FOUND, going=True), [], ABOUT, gone=True)
+    assert verdict.started
+    assert "was lost with its node" in str(verdict.ending.cause)
 
 
 NO_NODE = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available"}
@@ -248,6 +277,18 @@ GATED = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
             [event("FailedMount", "no volume")],
             "start",
             "ContainerCreating: no volume",
+        ),
+        (
+            pod("Pending", {"waiting": {"reason": "ContainerCreating"}}),
+            [event("Pulling", 'Pulling image "airloop:1"')],
+            "start",
+            'ContainerCreating: Pulling image "airloop:1"',
+        ),
+        (
+            pod("Pending", {"waiting": {"reason": "ContainerCreating"}}),
+            [event("Pulling", 'Pulling image "airloop:1"'), event("Pulled", "Successfully pulled image", FINISHED)],
+            "start",
+            "ContainerCreating",
         ),
         (
             pod("Pending", {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off"}}),
@@ -280,6 +321,12 @@ def test_a_name_that_is_no_images_is_hopeless() -> None:
     [
         ("node", "0/3 nodes are available", NotStarted, "got no node in 900 s: 0/3 nodes are available"),
         ("start", "ErrImagePull: not found", NotStarted, "image airloop:1 could not be pulled in 900 s: ErrImagePull"),
+        (
+            "start",
+            'ContainerCreating: Pulling image "airloop:1"',
+            NotStarted,
+            "image airloop:1 could not be pulled in 900 s: ContainerCreating: Pulling image",
+        ),
         ("start", 'CreateContainerConfigError: secret "x" not found', BadConfiguration, 'secret "x" not found'),
         ("start", "ContainerCreating: no volume", NotStarted, "was not started in 900 s: ContainerCreating: no volume"),
     ],

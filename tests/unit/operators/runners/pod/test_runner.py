@@ -268,7 +268,7 @@ def test_a_node_that_is_lost(start: Start, run: Run) -> None:
 
 def test_preempted_before_it_began_it_is_made_again(start: Start, run: Run) -> None:
     def preempted(pod: ScriptedPod) -> None:
-        pod.condition("PodScheduled", "False", "Unschedulable", "0/3 nodes are available")
+        pod.schedule()
         pod.condition("DisruptionTarget", "True", "PreemptionByScheduler", "preempting")
         pod.delete(grace_s=1)
 
@@ -277,6 +277,33 @@ def test_preempted_before_it_began_it_is_made_again(start: Start, run: Run) -> N
     assert outcome.error is None
     assert outcome.resources["pods"] == 2
     assert len(server.created) == 2
+
+
+@pytest.mark.parametrize("how", ["deleted", "evicted"])
+def test_lost_before_it_began_it_is_made_again(start: Start, run: Run, how: str) -> None:
+    def lost(pod: ScriptedPod) -> None:
+        pod.schedule()
+        if how == "deleted":
+            pod.delete(grace_s=1)
+        else:
+            pod.lose_sight(reason="Evicted", message="The node was low on resource: memory.")
+
+    server = start(lost, success)
+    outcome = run()
+    assert outcome.error is None
+    assert outcome.resources["pods"] == len(server.created) == 2
+
+
+def test_what_ran_and_was_lost_is_not_made_again(start: Start, run: Run) -> None:
+    def lost(pod: ScriptedPod) -> None:
+        pod.run()
+        pod.lose_sight()
+
+    server = start(lost, success)
+    error = run().error
+    assert type(error) is PodLost
+    assert "was lost with its node" in str(error)
+    assert len(server.created) == 1
 
 
 def test_an_image_that_cannot_be_pulled(start: Start, run: Run) -> None:
@@ -887,7 +914,7 @@ class TestWhatItTook:
 
     def test_of_one_that_was_lost_and_made_again(self, start: Start, run: Run, request_of: RunRequest) -> None:
         def preempted(pod: ScriptedPod) -> None:
-            pod.condition("PodScheduled", "True")
+            pod.schedule()
             time.sleep(1.1)
             pod.condition("DisruptionTarget", "True", "PreemptionByScheduler", "preempting")
             pod.delete(grace_s=1)
