@@ -3,8 +3,8 @@ A cluster in little: the API server of :mod:`tests.api_server`, with nodes that 
 
 The tests of ``tests/cluster`` run here where no cluster can be had, so that they are not run for the first time on one.
 A scheduler knows selectors, taints, extended resources, anti-affinity and priority; a node knows images by name,
-ConfigMaps, memory limits, grace periods and the log. What it does not do: users, file systems, networks and cgroups of
-their own; a container sees the files of this machine.
+ConfigMaps, memory limits, grace periods and the log, and ends all that a container has started. What it does not do:
+users, file systems, networks and cgroups of their own; a container sees the files of this machine.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -24,7 +25,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs
 
-from tests.api_server import ApiServer, Gone, ScriptedPod
+import psutil
+
+from tests.api_objects import merge
+from tests.api_server import ApiServer, Gone, ScriptedPod, expanded
 
 Object = dict[str, Any]
 LOOK_S = 0.05
@@ -34,6 +38,8 @@ _OTHERS = re.compile(
 )
 _MANY = re.compile(r"/api/v1/namespaces/[^/]+/(pods|secrets|configmaps|resourcequotas)")
 _EVICTION = re.compile(r"/api/v1/namespaces/[^/]+/pods/([^/]+)/eviction")
+_OWN = ("/airloop", "/tmp", "/dev/shm")
+"""Empty folders that are not put elsewhere: the first is already, TMPDIR names the second, the machine has a third."""
 _UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 
 
@@ -71,7 +77,7 @@ class SmallCluster(ApiServer):
     def __exit__(self, *_: object) -> None:
         super().__exit__()
         for process in list(self._processes.values()):
-            _kill(process, signal.SIGKILL)
+            _end(process, _inside(process))
 
     def admit(self, pod: Object) -> tuple[int, str, str] | None:
         with self.lock:
@@ -133,7 +139,7 @@ class SmallCluster(ApiServer):
         if name not in kept:
             return 404, {"kind": "Status", "reason": "NotFound", "message": f"{kind} {name} not found", "code": 404}
         if method == "PATCH":
-            _merge(kept[name], given)
+            merge(kept[name], given)
             if kind == "nodes":
                 self._evict_from(kept[name])
         if method == "DELETE":
@@ -158,11 +164,16 @@ class SmallCluster(ApiServer):
         container = pod.object["spec"]["containers"][0]
         if container["image"] not in self.images:
             self._without_image(pod, container)
+        given = self._from_config_maps(pod, container) | pod.environment()
         environment = {"PATH": os.environ["PATH"]}
-        for name, value in pod.environment().items():
+        for name, value in given.items():
             environment[name] = value if name == "AIRLOOP_CALL" else _translated(value, paths)
-        environment |= {"TMPDIR": str(root / "tmp"), "AIRLOOP_RECEIPT": str(root / "receipt")}
-        program, *words = container["command"]
+        environment["TMPDIR"] = str(root / "tmp")
+        if "AIRLOOP_RECEIPT" in given:
+            environment["AIRLOOP_RECEIPT"] = str(root / "receipt")
+        # The images have no entry point.
+        words = [*container.get("command", []), *container.get("args", [])]
+        program, *words = (expanded(word, given) for word in words)
         with self.lock:
             pod.object  # noqa: B018  it may have been deleted meanwhile
             process = self._processes[pod.uid] = subprocess.Popen(
@@ -173,7 +184,8 @@ class SmallCluster(ApiServer):
             pod.state("Running", {"running": {"startedAt": _now()}})
         talker = threading.Thread(target=self._listen, args=(pod, process), daemon=True)
         talker.start()
-        oom = self._watch(pod, process, _bytes(container["resources"]["limits"]["memory"]))
+        limits = (container.get("resources") or {}).get("limits") or {}
+        oom = self._watch(pod, process, _bytes(limits["memory"]) if "memory" in limits else math.inf)
         talker.join(10)
         code = process.returncode if process.returncode >= 0 else 128 - process.returncode
         receipt = root / "receipt"
@@ -253,19 +265,16 @@ class SmallCluster(ApiServer):
         paths = {"/airloop": root / "scratch"}
         volumes = {volume["name"]: volume for volume in spec.get("volumes") or []}
         for mount in spec["containers"][0].get("volumeMounts") or []:
-            wanted = (volumes[mount["name"]].get("configMap") or {}).get("name")
-            if wanted is None:
+            volume = volumes[mount["name"]]
+            folder = root / "files" / mount["mountPath"].lstrip("/")
+            if "emptyDir" in volume and mount["mountPath"] not in _OWN:
+                folder.mkdir(parents=True)
+                paths[mount["mountPath"]] = folder
+            if "configMap" not in volume:
                 continue
-            told = False
-            while (found := self.objects["configmaps"].get(wanted)) is None:
-                if not told:
-                    pod.event("FailedMount", f'MountVolume.SetUp failed: configmap "{wanted}" not found')
-                told = True
-                pod.object  # noqa: B018  it may be gone
-                time.sleep(LOOK_S)
+            found = self._config_map(pod, volume["configMap"]["name"])
             top = PurePosixPath(*PurePosixPath(mount["mountPath"]).parts[:3])
             paths[str(top)] = root / "files" / top.relative_to("/")
-            folder = root / "files" / mount["mountPath"].lstrip("/")
             folder.mkdir(parents=True)
             for name, text in (found.get("data") or {}).items():
                 (folder / name).write_text(text)
@@ -273,10 +282,28 @@ class SmallCluster(ApiServer):
                 (folder / name).write_bytes(base64.b64decode(content))
         return paths
 
+    def _config_map(self, pod: ScriptedPod, name: str) -> Object:
+        """A ConfigMap, which a node waits for."""
+        told = False
+        while (found := self.objects["configmaps"].get(name)) is None:
+            if not told:
+                pod.event("FailedMount", f'MountVolume.SetUp failed: configmap "{name}" not found')
+            told = True
+            pod.object  # noqa: B018  it may be gone
+            time.sleep(LOOK_S)
+        return found
+
+    def _from_config_maps(self, pod: ScriptedPod, container: Object) -> dict[str, str]:
+        """Variables that a container has from whole ConfigMaps."""
+        found: dict[str, str] = {}
+        for source in container.get("envFrom") or []:
+            found |= self._config_map(pod, source["configMapRef"]["name"]).get("data") or {}
+        return found
+
     @staticmethod
     def _without_image(pod: ScriptedPod, container: Object) -> None:
         """Until the pod is deleted."""
-        never = container["imagePullPolicy"] == "Never"
+        never = container.get("imagePullPolicy") == "Never"
         reasons = ["ErrImageNeverPull"] if never else ["ErrImagePull", "ImagePullBackOff"]
         for reason in reasons:
             told = f"Container image {container['image']!r} is not present" if never else "no such host"
@@ -293,8 +320,8 @@ class SmallCluster(ApiServer):
             for line in stream:
                 pod.say(line.decode(errors="replace").rstrip("\n"))
 
-    def _watch(self, pod: ScriptedPod, process: subprocess.Popen[bytes], limit: int) -> bool:
-        """Wait for a process's end; whether it was ended for its memory."""
+    def _watch(self, pod: ScriptedPod, process: subprocess.Popen[bytes], limit: float) -> bool:
+        """Wait for a process's end; whether it was ended for its memory. :param limit: bytes."""
         oom = False
         while process.poll() is None:
             with contextlib.suppress(OSError, StopIteration):
@@ -304,9 +331,9 @@ class SmallCluster(ApiServer):
             try:
                 pod.object  # noqa: B018
             except Gone:
-                _kill(process, signal.SIGKILL)
+                _end(process, _inside(process))
             if oom:
-                _kill(process, signal.SIGKILL)
+                _end(process, _inside(process))
             time.sleep(LOOK_S / 2)
         return oom
 
@@ -314,32 +341,38 @@ class SmallCluster(ApiServer):
         """What a node does with a pod that is deleted."""
         process = self._processes.get(pod.uid)
         if process is not None:
+            inside = _inside(process)
             _kill(process, signal.SIGTERM)
             given_s = pod.object["metadata"]["deletionGracePeriodSeconds"] or _grace_s(pod.object)
             until = time.monotonic() + given_s
             while process.poll() is None and time.monotonic() < until:
                 time.sleep(LOOK_S)
-            _kill(process, signal.SIGKILL)
+            _end(process, inside)
             # Its end is told before it is gone.
             while pod.object["status"]["phase"] == "Running":
                 time.sleep(LOOK_S)
         pod.remove()
 
 
+def _inside(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """What a container's first process has started, in groups and sessions of its own, too."""
+    if process.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(process.pid).children(recursive=True)
+    return []
+
+
+def _end(process: subprocess.Popen[bytes], inside: Iterable[psutil.Process]) -> None:
+    """SIGKILL, for all that is in a container."""
+    _kill(process, signal.SIGKILL)
+    for other in inside:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            other.kill()
+
+
 def _kill(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
-
-
-def _merge(kept: Object, given: Object) -> None:
-    """As a merge patch does it."""
-    for key, value in given.items():
-        if value is None:
-            kept.pop(key, None)
-        elif isinstance(value, dict):
-            _merge(kept.setdefault(key, {}), value)
-        else:
-            kept[key] = value
 
 
 def _untolerated(pod: Object, node: Object, *effects: str) -> Object | None:
