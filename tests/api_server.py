@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests import api_objects
 from tests.certificate import Certificate
 
 Script = Callable[["ScriptedPod"], None]
@@ -46,7 +47,10 @@ class ApiServer:
         self.handles: dict[str, ScriptedPod] = {}
         self.secrets: dict[str, dict[str, Any]] = {}
         self.events: list[dict[str, Any]] = []
-        self.history: list[tuple[int, str, dict[str, Any]]] = []
+        self.history: list[tuple[int, str, dict[str, Any], dict[str, Any] | None]] = []
+        """Version, what happened, the pod as it is since, and as it was."""
+        self._before: dict[str, dict[str, Any]] = {}
+        """Pods by their uid, as history has them last."""
         self.created: list[dict[str, Any]] = []
         """Pods as they were asked for."""
         self.secrets_created: list[dict[str, Any]] = []
@@ -144,13 +148,16 @@ class ApiServer:
 
     def _changed(self, kind: str, pod: dict[str, Any]) -> None:
         self._version += 1
-        pod["metadata"]["resourceVersion"] = str(self._version)
-        self.history.append((self._version, kind, copy.deepcopy(pod)))
+        about = pod["metadata"]
+        about["resourceVersion"] = str(self._version)
+        now, before = copy.deepcopy(pod), self._before.get(about["uid"])
+        self._before[about["uid"]] = now
+        self.history.append((self._version, kind, now, before))
         self.lock.notify_all()
 
 
-def _expanded(value: str, known: Mapping[str, str]) -> str:
-    """A plain variable as a node gives it to a container."""
+def expanded(value: str, known: Mapping[str, str]) -> str:
+    """A plain variable, or a word of a command, as a node gives it to a container."""
     return re.sub(
         r"\$(?:(\$)|\(([^)]*)\))",
         lambda m: "$" if m[1] else known.get(m[2], m[0]),
@@ -186,9 +193,9 @@ class ScriptedPod:
     def environment(self) -> dict[str, str]:
         """The container's environment, secrets filled in."""
         found = {}
-        for entry in self.object["spec"]["containers"][0]["env"]:
+        for entry in self.object["spec"]["containers"][0].get("env") or []:
             if "value" in entry:
-                found[entry["name"]] = _expanded(entry["value"], found)
+                found[entry["name"]] = expanded(entry["value"], found)
             else:
                 ref = entry["valueFrom"]["secretKeyRef"]
                 while ref["name"] not in self.server.secrets:
@@ -209,7 +216,11 @@ class ScriptedPod:
         self.change(conditions=[*found, new])
 
     def state(self, phase: str, state: dict[str, Any], last: dict[str, Any] | None = None, **status: Any) -> None:
-        container = {"name": "step", "state": state, "lastState": last or {}, "imageID": "", "restartCount": 0}
+        spec = self.object["spec"]["containers"][0]
+        container = {
+            "name": spec["name"], "image": spec["image"], "imageID": "", "restartCount": 0, "ready": "running" in state,
+            "state": state, "lastState": last or {},
+        }  # fmt: skip
         if "running" in state or state.get("terminated", {}).get("reason", UNKNOWN) != UNKNOWN:
             # Its node has made it, and has it.
             container |= {"containerID": f"containerd://{self.uid}", "imageID": "airloop@sha256:0123"}
@@ -355,6 +366,9 @@ class _Handler(BaseHTTPRequestHandler):
         if (answer := server.other(self.command, self.path, body)) is not None:
             self._json(*answer)
             return
+        if url.path in api_objects.DISCOVERY:
+            self._json(200, api_objects.DISCOVERY[url.path])
+            return
         found = _PATH.fullmatch(url.path)
         assert found, self.path
         _, kind, name, log = found.groups()
@@ -369,6 +383,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._get(kind, name, query)
         elif self.command == "POST":
             self._create(kind, json.loads(body))
+        elif self.command == "PATCH":
+            self._patch(kind, name, json.loads(body))
         else:
             self._delete(kind, name, json.loads(body or "{}"))
 
@@ -378,19 +394,14 @@ class _Handler(BaseHTTPRequestHandler):
             if name:
                 pod = server.pods.get(name)
                 return self._json(200, pod) if pod else self._status(404, "NotFound", f'pods "{name}" not found')
-            items: list[Any] = server.events
+            items: list[Any]
             if kind == "events":
                 uid = dict(part.split("=") for part in query["fieldSelector"].split(","))["involvedObject.uid"]
                 items = [event for event in server.events if event["_uid"] == uid]
-            elif "fieldSelector" in query:
-                only = query["fieldSelector"].partition("=")[2]
-                items = [pod for pod in server.pods.values() if pod["metadata"]["name"] == only]
             else:
-                key, _, value = query["labelSelector"].partition("=")
-                items = [pod for pod in server.pods.values() if pod["metadata"]["labels"].get(key) == value]
-            return self._json(
-                200, {"kind": "List", "metadata": {"resourceVersion": str(server._version)}, "items": items}
-            )
+                items = list(filter(api_objects.selects(query), server.pods.values()))
+            named = {"events": "Event", "pods": "Pod"}[kind]
+            return self._json(200, api_objects.listed(items, named, server._version, self.headers.get("Accept") or ""))
 
     def _create(self, kind: str, wanted: dict[str, Any]) -> None:
         server, name = self.server_of_pods, wanted["metadata"]["name"]
@@ -414,6 +425,17 @@ class _Handler(BaseHTTPRequestHandler):
             handle = server.add(wanted, server.next_script())
             return self._json(201, handle.object)
 
+    def _patch(self, kind: str, name: str, given: dict[str, Any]) -> None:
+        server = self.server_of_pods
+        assert kind == "pods", self.path
+        with server.lock:
+            pod = server.pods.get(name)
+            if pod is None:
+                return self._status(404, "NotFound", f'pods "{name}" not found')
+            api_objects.merge(pod, given)
+            server._changed("MODIFIED", pod)
+            return self._json(200, pod)
+
     def _delete(self, kind: str, name: str, options: dict[str, Any]) -> None:
         server = self.server_of_pods
         with server.lock:
@@ -435,27 +457,34 @@ class _Handler(BaseHTTPRequestHandler):
     def _watch(self, query: dict[str, str]) -> None:
         server = self.server_of_pods
         server.watches.append(str(self.headers.get("User-Agent")))
-        name = query["fieldSelector"].partition("=")[2]
+        wanted = api_objects.selects(query)
         seen = int(query.get("resourceVersion") or 0)
         until = time.monotonic() + int(query["timeoutSeconds"])
         self._begin()
-        if seen < server.forgotten:
+        if 0 < seen < server.forgotten:
             server.too_old.append(seen)
             gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
-            self._chunk(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
+            self._tell("ERROR", gone)
             self._chunk(b"")
             return
+        if not seen:
+            # From any version on: what there is comes first.
+            with server.lock:
+                seen, there = server._version, copy.deepcopy(list(filter(wanted, server.pods.values())))
+            for pod in there:
+                self._tell("ADDED", pod)
         while (left_s := until - time.monotonic()) > 0 and not server.closing:
             with server.lock:
-                new = [e for e in server.history if e[0] > seen and e[2]["metadata"]["name"] == name]
+                new = [entry for entry in server.history if entry[0] > seen]
                 if not new:
                     server.lock.wait(min(left_s, 0.2))
             if time.monotonic() < server.away_until:
                 self.close_connection = True
                 return
-            for version, kind, pod in new:
+            for version, kind, pod, before in new:
                 seen = version
-                self._chunk(json.dumps({"type": kind, "object": pod}).encode() + b"\n")
+                if (change := api_objects.told(kind, pod, before, wanted)) is not None:
+                    self._tell(change, pod)
         self._chunk(b"")
 
     def _log(self, name: str, query: dict[str, str]) -> None:
@@ -467,9 +496,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._status(400, "BadRequest", "container is waiting to start")
         since = time.time_ns() - int(query["sinceSeconds"]) * 1_000_000_000 if "sinceSeconds" in query else 0
         cut = server.log_cuts.pop(0) if server.log_cuts else None
-        follow = query.get("follow") in ("true", "True")
+        follow, stamped = (query.get(name) in ("true", "True") for name in ("follow", "timestamps"))
         self._begin()
-        sent = at = 0
+        sent = 0
+        at = max(0, len(handle.log) - int(query["tailLines"])) if "tailLines" in query else 0
         while True:
             with server.lock:
                 lines = handle.log[at:]
@@ -478,7 +508,8 @@ class _Handler(BaseHTTPRequestHandler):
                     lines = handle.log[at:]
                 finished = handle.log_ended or not follow or server.closing
             at += len(lines)
-            text = "".join(f"{_stamp(ns)} {line}\n" for ns, line in lines if ns >= since).encode()
+            told = (f"{_stamp(ns)} {line}" if stamped else line for ns, line in lines if ns >= since)
+            text = "".join(f"{line}\n" for line in told).encode()
             if cut is not None and sent + len(text) >= cut:
                 self._chunk(text[: cut - sent])
                 self.close_connection = True
@@ -489,6 +520,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self._chunk(text)
             elif finished:
                 return self._chunk(b"")
+
+    def _tell(self, kind: str, found: dict[str, Any]) -> None:
+        """One line of a watch."""
+        self._chunk(json.dumps({"type": kind, "object": found}).encode() + b"\n")
 
     def _begin(self) -> None:
         self.send_response(200)

@@ -3,8 +3,8 @@ A cluster in little: the API server of :mod:`tests.api_server` over TLS, with no
 
 The tests of ``tests/cluster`` run here where no cluster can be had, so that they are not run for the first time on one.
 A scheduler knows selectors, taints, extended resources, anti-affinity and priority; a node knows images by name,
-ConfigMaps, memory limits, grace periods and the log. What it does not do: users, file systems, networks and cgroups of
-their own; a container sees the files of this machine.
+ConfigMaps, memory limits, grace periods and the log, and ends all that a container has started. What it does not do:
+users, file systems, networks and cgroups of their own; a container sees the files of this machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs
 
-from tests.api_server import ApiServer, Gone, ScriptedPod
+import psutil
+
+from tests.api_objects import merge
+from tests.api_server import ApiServer, Gone, ScriptedPod, expanded
 from tests.certificate import Certificate
 
 Object = dict[str, Any]
@@ -41,6 +44,8 @@ _OTHERS = re.compile(
 _INSIDE = re.compile(r"/api/v1/namespaces/([^/]+)/")
 _MANY = re.compile(r"/api/v1/namespaces/[^/]+/(pods|secrets|configmaps|resourcequotas)")
 _EVICTION = re.compile(r"/api/v1/namespaces/[^/]+/pods/([^/]+)/eviction")
+_OWN = ("/airloop", "/tmp", "/dev/shm")
+"""Empty folders that are not put elsewhere: the first is already, TMPDIR names the second, the machine has a third."""
 _UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 
 
@@ -79,7 +84,7 @@ class SmallCluster(ApiServer):
     def __exit__(self, *_: object) -> None:
         super().__exit__()
         for process in list(self._processes.values()):
-            _kill(process, signal.SIGKILL)
+            _end(process, _inside(process))
 
     def admit(self, pod: Object) -> tuple[int, str, str] | None:
         with self.lock:
@@ -150,7 +155,7 @@ class SmallCluster(ApiServer):
         if name not in kept:
             return 404, {"kind": "Status", "reason": "NotFound", "message": f"{kind} {name} not found", "code": 404}
         if method == "PATCH":
-            _merge(kept[name], given)
+            merge(kept[name], given)
             if kind == "nodes":
                 self._evict_from(kept[name])
         if method == "DELETE" and kind == "namespaces":
@@ -195,11 +200,16 @@ class SmallCluster(ApiServer):
         container = spec["containers"][0]
         if container["image"] not in self.images:
             self._without_image(pod, container)
+        given = self._from_config_maps(pod, container) | pod.environment()
         environment = {"PATH": os.environ["PATH"]}
-        for name, value in pod.environment().items():
+        for name, value in given.items():
             environment[name] = value if name == "AIRLOOP_CALL" else _translated(value, paths)
-        environment |= {"TMPDIR": str(root / "tmp"), "AIRLOOP_RECEIPT": str(root / "receipt")}
-        program, *words = container["command"]
+        environment["TMPDIR"] = str(root / "tmp")
+        if "AIRLOOP_RECEIPT" in given:
+            environment["AIRLOOP_RECEIPT"] = str(root / "receipt")
+        # The images have no entry point.
+        words = [*container.get("command", []), *container.get("args", [])]
+        program, *words = (expanded(word, given) for word in words)
         with self.lock:
             pod.object  # noqa: B018  it may have been deleted meanwhile
             process = self._processes[pod.uid] = subprocess.Popen(
@@ -292,19 +302,16 @@ class SmallCluster(ApiServer):
         paths = {"/airloop": root / "scratch"}
         volumes = {volume["name"]: volume for volume in spec.get("volumes") or []}
         for mount in spec["containers"][0].get("volumeMounts") or []:
-            wanted = (volumes[mount["name"]].get("configMap") or {}).get("name")
-            if wanted is None:
+            volume = volumes[mount["name"]]
+            folder = root / "files" / mount["mountPath"].lstrip("/")
+            if "emptyDir" in volume and mount["mountPath"] not in _OWN:
+                folder.mkdir(parents=True)
+                paths[mount["mountPath"]] = folder
+            if "configMap" not in volume:
                 continue
-            told = False
-            while (found := self.objects["configmaps"].get(wanted)) is None:
-                if not told:
-                    pod.event("FailedMount", f'MountVolume.SetUp failed: configmap "{wanted}" not found')
-                told = True
-                pod.object  # noqa: B018  it may be gone
-                time.sleep(LOOK_S)
+            found = self._config_map(pod, volume["configMap"]["name"])
             top = PurePosixPath(*PurePosixPath(mount["mountPath"]).parts[:3])
             paths[str(top)] = root / "files" / top.relative_to("/")
-            folder = root / "files" / mount["mountPath"].lstrip("/")
             # As a kubelet does it, so that all files change at once: names that lead into a hidden folder.
             (folder / "..2013").mkdir(parents=True)
             (folder / "..data").symlink_to("..2013")
@@ -313,10 +320,28 @@ class SmallCluster(ApiServer):
                 (folder / name).symlink_to(f"..data/{name}")
         return paths
 
+    def _config_map(self, pod: ScriptedPod, name: str) -> Object:
+        """A ConfigMap, which a node waits for."""
+        told = False
+        while (found := self.objects["configmaps"].get(name)) is None:
+            if not told:
+                pod.event("FailedMount", f'MountVolume.SetUp failed: configmap "{name}" not found')
+            told = True
+            pod.object  # noqa: B018  it may be gone
+            time.sleep(LOOK_S)
+        return found
+
+    def _from_config_maps(self, pod: ScriptedPod, container: Object) -> dict[str, str]:
+        """Variables that a container has from whole ConfigMaps."""
+        found: dict[str, str] = {}
+        for source in container.get("envFrom") or []:
+            found |= self._config_map(pod, source["configMapRef"]["name"]).get("data") or {}
+        return found
+
     @staticmethod
     def _without_image(pod: ScriptedPod, container: Object) -> None:
         """Until the pod is deleted."""
-        never = container["imagePullPolicy"] == "Never"
+        never = container.get("imagePullPolicy") == "Never"
         reasons = ["ErrImageNeverPull"] if never else ["ErrImagePull", "ImagePullBackOff"]
         if not never:
             pod.event("Pulling", f'Pulling image "{container["image"]}"')
@@ -337,7 +362,8 @@ class SmallCluster(ApiServer):
 
     def _watch(self, pod: ScriptedPod, process: subprocess.Popen[bytes], spec: Object) -> str:
         """Wait for a process's end; why its node ended it, if it did: ``OOMKilled`` or ``DeadlineExceeded``."""
-        limit = _bytes(spec["containers"][0]["resources"]["limits"]["memory"])
+        limits = (spec["containers"][0].get("resources") or {}).get("limits") or {}
+        limit = _bytes(limits["memory"]) if "memory" in limits else math.inf
         deadline = time.monotonic() + spec.get("activeDeadlineSeconds", math.inf)
         grace_s = float(spec.get("terminationGracePeriodSeconds", 30))
         oom = late = False
@@ -349,12 +375,12 @@ class SmallCluster(ApiServer):
             try:
                 pod.object  # noqa: B018
             except Gone:
-                _kill(process, signal.SIGKILL)
+                _end(process, _inside(process))
             if not late and time.monotonic() >= deadline:
                 late = True
                 _kill(process, signal.SIGTERM)
             if oom or time.monotonic() >= deadline + grace_s:
-                _kill(process, signal.SIGKILL)
+                _end(process, _inside(process))
             time.sleep(LOOK_S / 2)
         return "OOMKilled" if oom else "DeadlineExceeded" if late else ""
 
@@ -365,12 +391,13 @@ class SmallCluster(ApiServer):
             if process is None:
                 pod.die()
                 return
+        inside = _inside(process)
         _kill(process, signal.SIGTERM)
         given_s = pod.object["metadata"]["deletionGracePeriodSeconds"] or _grace_s(pod.object)
         until = time.monotonic() + given_s
         while process.poll() is None and time.monotonic() < until:
             time.sleep(LOOK_S)
-        _kill(process, signal.SIGKILL)
+        _end(process, inside)
         # Its end is told before it is gone.
         while pod.object["status"]["phase"] == "Running":
             time.sleep(LOOK_S)
@@ -383,20 +410,25 @@ def _contents(config_map: Object) -> dict[str, bytes]:
     return found | {name: base64.b64decode(text) for name, text in (config_map.get("binaryData") or {}).items()}
 
 
+def _inside(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """What a container's first process has started, in groups and sessions of its own, too."""
+    if process.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(process.pid).children(recursive=True)
+    return []
+
+
+def _end(process: subprocess.Popen[bytes], inside: Iterable[psutil.Process]) -> None:
+    """SIGKILL, for all that is in a container."""
+    _kill(process, signal.SIGKILL)
+    for other in inside:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            other.kill()
+
+
 def _kill(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
-
-
-def _merge(kept: Object, given: Object) -> None:
-    """As a merge patch does it."""
-    for key, value in given.items():
-        if value is None:
-            kept.pop(key, None)
-        elif isinstance(value, dict):
-            _merge(kept.setdefault(key, {}), value)
-        else:
-            kept[key] = value
 
 
 def _untolerated(pod: Object, node: Object, *effects: str) -> Object | None:

@@ -26,6 +26,7 @@ S3: dict[str, Any] = {
     "mlflow": {"address": "http://mlflow.ml.svc:5000"},
     "networkPolicy": {"stores": {"s3": {"cidrs": ["52.216.0.0/15"]}}},
 }
+EXECUTORS = ["LocalExecutor", "KubernetesExecutor", "LocalExecutor,KubernetesExecutor"]
 PROFILES = ["", "values-kind.yaml", "values-k3s-edge.yaml", "values-gpu.yaml", "s3"]
 KUBERNETES = ["1.30", "1.36"]
 
@@ -97,7 +98,7 @@ def test_the_job_of_make_cluster_is_one_that_kubernetes_knows_and_uses_what_the_
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("executor", ["LocalExecutor", "KubernetesExecutor"])
+@pytest.mark.parametrize("executor", EXECUTORS)
 def test_rights_are_these_and_no_more(chart: Chart, options: Any, profile: str, executor: str) -> None:
     objects = chart.objects(*options(profile, {"airflow": {"executor": executor}}))
     given = {
@@ -113,7 +114,7 @@ def test_rights_are_these_and_no_more(chart: Chart, options: Any, profile: str, 
         | {("pods", "create"), ("events", "list"), ("secrets", "create"), ("secrets", "delete")},
         "airloop-triggerer": {("pods", "list"), ("pods", "watch"), ("pods", "delete")},
     }
-    if executor == "KubernetesExecutor":
+    if "KubernetesExecutor" in executor:
         expected["airloop-executor"] = follow | {("pods", "create"), ("pods", "patch")}
     assert given == expected
     assert not [o for o in objects if o["kind"] in ("ClusterRole", "ClusterRoleBinding")]
@@ -124,12 +125,12 @@ def test_rights_are_these_and_no_more(chart: Chart, options: Any, profile: str, 
         for o in objects
         if o["kind"] == "RoleBinding"
     }
-    runs_tasks = "scheduler" if executor == "LocalExecutor" else "worker"
+    run_tasks = {"LocalExecutor": "airloop-scheduler", "KubernetesExecutor": "airloop-worker"}
     expected_bound = {
-        "airloop-runner": [(f"airloop-{runs_tasks}", "loops")],
+        "airloop-runner": [(run_tasks[one], "loops") for one in executor.split(",")],
         "airloop-triggerer": [("airloop-triggerer", "loops")],
     }
-    if executor == "KubernetesExecutor":
+    if "KubernetesExecutor" in executor:
         expected_bound["airloop-executor"] = [("airloop-scheduler", "loops")]
     assert bound == expected_bound
 
@@ -175,6 +176,11 @@ def test_the_policy_of_secrets_is_for_those_who_make_them(chart: Chart, options:
     assert binding["validationActions"] == ["Deny"]
     assert binding["matchResources"]["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": "steps"}}
     assert not [o for o in chart.objects(*options("s3")) if o["kind"].startswith("Validating")]
+    both = {"rbac": {"secretPolicy": True}, "airflow": {"executor": EXECUTORS[-1]}}
+    policy = named(chart.objects(*options("s3", both)), "ValidatingAdmissionPolicy", "airloop-loops-secrets")["spec"]
+    accounts = [f"'system:serviceaccount:loops:airloop-{name}'" for name in ("scheduler", "worker")]
+    alternatives = [f"request.userInfo.username == {account}" for account in accounts]
+    assert policy["matchConditions"][0]["expression"] == " || ".join(alternatives)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -381,6 +387,15 @@ def test_settings_tell_airflow_where_state_is(chart: Chart, options: Any) -> Non
     }
 
 
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_no_warm_process_where_a_tasks_pod_ends_with_it(chart: Chart, options: Any, executor: str) -> None:
+    objects = chart.objects(*options("", {"airflow": {"executor": executor}}))
+    told = named(objects, "ConfigMap", "airloop-settings")["data"]
+    assert told.get("AIRFLOW__AIRLOOP__WARM") == ("False" if executor == "KubernetesExecutor" else None)
+    other = chart.objects(*options("", {"airflow": {"executor": executor}, "settings": {"warm": True}}))
+    assert named(other, "ConfigMap", "airloop-settings")["data"]["AIRFLOW__AIRLOOP__WARM"] == "true"
+
+
 def test_a_claim_is_made_kept_and_mounted(chart: Chart, options: Any) -> None:
     objects = chart.objects(*options(""))
     claim = named(objects, "PersistentVolumeClaim", "airloop-state")
@@ -490,17 +505,20 @@ def test_a_wrong_value_is_refused_with_its_name_and_what_would_be_right(
 
 AIRFLOW = yaml.safe_load((FOLDER / "airflow-values.yaml").read_text())
 CLAIM = yaml.safe_load((FOLDER / "airflow-values-claim.yaml").read_text())
+IN_PODS = yaml.safe_load((FOLDER / "airflow-values-kubernetes.yaml").read_text())
 # As its own values document them, and its release notes up to 1.22: what is used here, no more. `*`: anything below.
 DOCUMENTED = [
-    "airflowVersion", "allowPodLaunching", "config.core.*", "createUserJob.enabled",
+    "airflowVersion", "allowPodLaunching", "config.core.*", "config.kubernetes_executor.*", "createUserJob.enabled",
     "dagProcessor.logGroomerSidecar.enabled", "dagProcessor.serviceAccount.automountServiceAccountToken",
     "data.metadataSecretName", "defaultAirflowRepository", "defaultAirflowTag", "executor", "extraEnvFrom", "gid",
+    "logs.persistence.enabled",
     "postgresql.enabled", "scheduler.logGroomerSidecar.enabled", "scheduler.serviceAccount.create",
     "scheduler.serviceAccount.name", "secret", "securityContexts.containers.*", "securityContexts.pod.*",
     "statsd.enabled", "triggerer.logGroomerSidecar.enabled", "triggerer.persistence.enabled",
     "triggerer.serviceAccount.create", "triggerer.serviceAccount.name",
     "uid", "volumeMounts", "volumes",
-    "workers.kubernetes.serviceAccount.create", "workers.kubernetes.serviceAccount.name",
+    "workers.kubernetes.serviceAccount.create", "workers.kubernetes.serviceAccount.name", "workers.resources.*",
+    "workers.serviceAccount.create", "workers.serviceAccount.name",
 ]  # fmt: skip
 
 
@@ -511,7 +529,7 @@ def leaves(tree: Any, above: str = "") -> list[str]:
 
 
 def test_values_for_airflow_are_keys_that_its_chart_documents() -> None:
-    for leaf in [*leaves(AIRFLOW), *leaves(CLAIM)]:
+    for leaf in [*leaves(AIRFLOW), *leaves(CLAIM), *leaves(IN_PODS)]:
         assert any(leaf == key or (key.endswith("*") and leaf.startswith(key[:-1])) for key in DOCUMENTED), leaf
 
 
@@ -520,7 +538,8 @@ def test_values_for_airflow_name_what_the_chart_makes(chart: Chart, options: Any
     defaults = yaml.safe_load((FOLDER / "values.yaml").read_text())
     assert AIRFLOW["executor"] == defaults["airflow"]["executor"]
     assert f"{AIRFLOW['defaultAirflowRepository']}:{AIRFLOW['defaultAirflowTag']}" == defaults["images"]["control"]
-    for account in (AIRFLOW["scheduler"], AIRFLOW["triggerer"], AIRFLOW["workers"]["kubernetes"]):
+    workers = AIRFLOW["workers"]
+    for account in (AIRFLOW["scheduler"], AIRFLOW["triggerer"], workers, workers["kubernetes"]):
         named(objects, "ServiceAccount", account["serviceAccount"]["name"])
     (settings,) = yaml.safe_load(AIRFLOW["extraEnvFrom"])
     named(objects, "ConfigMap", settings["configMapRef"]["name"])
@@ -540,6 +559,39 @@ def test_values_for_airflow_on_a_volume_mount_it_where_pods_have_it(chart: Chart
     assert paths[state["name"]] == mounted["path"]
     assert pods_file(objects)["user"] == AIRFLOW["uid"]
     assert (CLAIM["secret"], pods_file(objects)["secrets"]) == ([], {})
+
+
+def test_pods_of_tasks_get_what_the_chart_makes(chart: Chart, options: Any) -> None:
+    """The template that people are given, beside the values for the official chart, which makes one of its own."""
+    import kubernetes_validate
+
+    from airloop_operators.runners.pod.case import MARGIN_S
+    from airloop_operators.runners.pod.sizes import parse_pods
+
+    executor = {"airflow": {"executor": IN_PODS["executor"]}}
+    objects = chart.objects(*options("s3", executor))
+    template = yaml.safe_load((FOLDER / "worker-pod.yaml").read_text())
+    for version in KUBERNETES:
+        kubernetes_validate.validate(template, version, strict=True)
+    spec = template["spec"]
+    (container,) = spec["containers"]
+    assert (container["name"], "command" in container, "args" in container) == ("base", False, False)
+    assert container["image"] == yaml.safe_load((FOLDER / "values.yaml").read_text())["images"]["control"]
+    (bound,) = named(objects, "RoleBinding", "airloop-runner")["subjects"]
+    assert spec["serviceAccountName"] == bound["name"] == AIRFLOW["workers"]["serviceAccount"]["name"]
+    assert container["envFrom"] == yaml.safe_load(AIRFLOW["extraEnvFrom"])
+    volumes = {v["name"]: v for v in spec["volumes"]}
+    mounts = {m["name"]: m for m in container["volumeMounts"]}
+    assert [volumes["airloop"], mounts["airloop"]] == [*AIRFLOW["volumes"], *AIRFLOW["volumeMounts"]]
+    refs = {e["name"]: e["valueFrom"]["secretKeyRef"] for e in container["env"] if "valueFrom" in e}
+    given = {s["envName"]: {"name": s["secretName"], "key": s["secretKey"]} for s in AIRFLOW["secret"]}
+    assert refs == given
+    plain = {e["name"]: e["value"] for e in container["env"] if "value" in e}
+    assert plain["AIRFLOW_HOME"] == mounts["airflow"]["mountPath"]
+    assert spec["securityContext"]["runAsUser"] == AIRFLOW["uid"]
+    assert container["securityContext"] == {**AIRFLOW["securityContexts"]["containers"], "readOnlyRootFilesystem": True}
+    grace_s = parse_pods(pods_file(objects), origin="sizes.yaml").patience.grace_s
+    assert spec["terminationGracePeriodSeconds"] > 2 * (grace_s + MARGIN_S)
 
 
 @pytest.fixture

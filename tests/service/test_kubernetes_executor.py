@@ -1,0 +1,269 @@
+"""
+Airflow's KubernetesExecutor, with PostgreSQL as Airflow's database: each task in a pod of its own, made of the template
+that people are given, on a cluster in little. Steps run in their task's pod and in pods of their own; the scheduler and
+pods of tasks are lost meanwhile.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import yaml
+
+from airloop.frame import history
+from airloop.warehouse.artifacts import ArtifactStore
+from airloop_operators.runners.pod import names
+from tests.cluster.world import IMAGE
+from tests.small_cluster import SmallCluster, node
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+from demo import Airflow  # noqa: E402
+from stack import Stack  # noqa: E402
+
+if not os.environ.get("CI"):
+    pytest.importorskip("airflow.providers.cncf.kubernetes", reason="install airloop[kubernetes]")
+
+TEMPLATE = REPOSITORY / "helm" / "airloop" / "worker-pod.yaml"
+STEPS = """
+import time
+from pathlib import Path
+from airloop.frame import StepContext, StepResult, step
+
+@step()
+def wait_for(ctx: StepContext, *, file: str, task: str) -> StepResult:
+    print("waiting", flush=True)
+    while not Path(file).exists():
+        time.sleep(0.05)
+    return StepResult(counts={"rows": 1})
+"""
+LOOP = """
+from datetime import timedelta
+from pathlib import Path
+from airflow.sdk import DAG
+from airloop_operators import StepOperator
+
+def wait(task, file=__file__, **more):
+    StepOperator(task_id=task, step="loop_steps:wait_for", arguments={"task": task, "file": str(file)}, **more)
+
+with DAG("pods", schedule=None, catchup=False):
+    wait("here", runner="local")
+    wait("there")
+    wait("beside", executor="LocalExecutor")
+    for task in ("lost", "asked"):
+        wait(task, Path(__file__).with_name("go"), retries=1, retry_delay=timedelta(seconds=1))
+"""
+SECRETS = {"airloop-s3": ("access_key_id", "secret_access_key"), "airloop-postgresql": ("password",)}
+"""Which the template names; here all state is in a folder."""
+RUN = "/api/v2/dags/pods/dagRuns/r"
+STRUCK = ("lost", "asked")
+
+
+class ExecutorStack(Stack):
+    def lose_scheduler(self) -> None:
+        """SIGKILL, for it and all that it has started."""
+        (service,) = (service for service in self.services if service.name == "scheduler")
+        os.killpg(service.pid, signal.SIGKILL)
+        until(lambda: not service.alive(), "the scheduler is gone")
+
+    def scheduler(self) -> None:
+        self._start("scheduler", [sys.executable, "-m", "airflow", "scheduler", "--skip-serve-logs"])
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[SmallCluster]:
+    """With what the chart makes and what it wants to be there."""
+    image = yaml.safe_load(TEMPLATE.read_text())["spec"]["containers"][0]["image"]
+    steps, home = tmp_path / "steps", tmp_path / "home"
+    steps.mkdir()
+    (steps / "loop_steps.py").write_text(STEPS)
+    sizes = {
+        "namespace": "loops",
+        "images": {"cpu": IMAGE},
+        "environment": {"PYTHONPATH": str(steps)},
+        "volumes": [{"claim": "state", "path": str(home)}],
+        "patience": {"grace_s": 5},
+    }
+    settings = {
+        "AIRFLOW__AIRLOOP__RUNNER": "pod",
+        "AIRFLOW__AIRLOOP__SIZES": "/etc/airloop/sizes.yaml",
+        "AIRFLOW__AIRLOOP__HOME": str(home),
+        "AIRFLOW__AIRLOOP__WARM": "False",
+        "PYTHONPATH": str(steps),
+    }
+    with SmallCluster(tmp_path / "pods", [node("node-1")], [IMAGE, image]) as found:
+        for name, data in {"airloop-sizes": {"sizes.yaml": json.dumps(sizes)}, "airloop-settings": settings}.items():
+            found.objects["configmaps"][name] = {"metadata": {"name": name}, "data": data}
+        of_no_use = base64.b64encode(b"of no use").decode()
+        for name, keys in SECRETS.items():
+            found.secrets[name] = {"metadata": {"name": name}, "data": dict.fromkeys(keys, of_no_use)}
+        yield found
+
+
+@pytest.fixture
+def stack(cluster: SmallCluster, tmp_path: Path, postgres_url: str) -> Iterator[ExecutorStack]:
+    dags, home = tmp_path / "dags", tmp_path / "home"
+    dags.mkdir()
+    (dags / "pods.py").write_text(LOOP)
+    (tmp_path / "sizes.yaml").write_text(cluster.objects["configmaps"]["airloop-sizes"]["data"]["sizes.yaml"])
+    kubeconfig = str(cluster.kubeconfig(tmp_path / "kubeconfig"))
+    connection = {"conn_type": "kubernetes", "extra": {"kube_config_path": kubeconfig}}
+    found = ExecutorStack(home, dags=dags)
+    # Where multiprocessing has its sockets, whose paths have to be short, and clients what they have found out.
+    with TemporaryDirectory(prefix="airloop-") as short:
+        found.settings = {
+            "TMPDIR": short,
+            "AIRFLOW__CORE__EXECUTOR": "KubernetesExecutor,LocalExecutor",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": postgres_url,
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC": postgres_url,
+            "AIRFLOW__KUBERNETES_EXECUTOR__IN_CLUSTER": "False",
+            "AIRFLOW__KUBERNETES_EXECUTOR__CONFIG_FILE": kubeconfig,
+            "AIRFLOW__KUBERNETES_EXECUTOR__NAMESPACE": "loops",
+            "AIRFLOW__KUBERNETES_EXECUTOR__POD_TEMPLATE_FILE": str(tmp_path / "worker-pod.yaml"),
+            "AIRFLOW__KUBERNETES_EXECUTOR__WORKER_PODS_CREATION_BATCH_SIZE": "8",
+            # Soon, so that another scheduler need not be waited for.
+            "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "8",
+            "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
+            "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "3",
+            "AIRFLOW__AIRLOOP__RUNNER": "pod",
+            "AIRFLOW__AIRLOOP__SIZES": str(tmp_path / "sizes.yaml"),
+            "AIRFLOW_CONN_KUBERNETES_DEFAULT": json.dumps(connection),
+        }
+        try:
+            found.up(everything=False)
+            (tmp_path / "worker-pod.yaml").write_text(template(found, connection))
+            yield found
+        finally:
+            # Asked to end, it waits for its watcher, which does not heed being asked.
+            if found.running("scheduler"):
+                found.lose_scheduler()
+            found.down()
+
+
+def template(stack: Stack, connection: dict[str, Any]) -> str:
+    """The template as it is given, but for where Airflow, its DAGs and the cluster are."""
+    pod = yaml.safe_load(TEMPLATE.read_text())
+    (container,) = pod["spec"]["containers"]
+    here = {
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{stack.airflow_url}/execution/",
+        "AIRFLOW__CORE__DAGS_FOLDER": str(stack.dags),
+        # A worker in a cluster uses its service account.
+        "AIRFLOW_CONN_KUBERNETES_DEFAULT": json.dumps(connection),
+    }
+    kept = [entry for entry in container["env"] if entry["name"] not in here]
+    container["env"] = [*kept, *({"name": name, "value": value} for name, value in here.items())]
+    return yaml.safe_dump(pod)
+
+
+def until(what: Callable[[], Any], expected: str, within_s: float = 120) -> Any:
+    deadline = time.monotonic() + within_s
+    while not (found := what()):
+        assert time.monotonic() < deadline, f"not within {within_s:.0f} s: {expected}"
+        time.sleep(0.2)
+    return found
+
+
+class Loop:
+    """The run, and what it did to the cluster."""
+
+    def __init__(self, stack: Stack, cluster: SmallCluster) -> None:
+        self._cluster = cluster
+        self.airflow = Airflow(stack)
+        self.airflow.wait_for_dag("pods")
+        self.airflow.call("PATCH", "/api/v2/dags/pods", {"is_paused": False})
+        self.airflow.call("POST", "/api/v2/dags/pods/dagRuns", {"dag_run_id": "r", "logical_date": None})
+
+    def tries(self, state: str) -> dict[str, int]:
+        """Tasks in a state, and which try that is."""
+        return {t["task_id"]: t["try_number"] for t in self.airflow.tasks("pods", "r") if t["state"] == state}
+
+    def pods(self, label: str, task: str) -> list[dict[str, Any]]:
+        """
+        A task's pods as they were made, the first one first.
+
+        :param label: by which pods of a kind name their task.
+        """
+        made = (pod for _, kind, pod, _ in list(self._cluster.history) if kind == "ADDED")
+        return [pod for pod in made if pod["metadata"]["labels"].get(label) == task]
+
+    def workers(self, task: str) -> list[dict[str, Any]]:
+        return self.pods("task_id", task)
+
+    def steps(self, task: str) -> list[dict[str, Any]]:
+        return self.pods(f"{names.PREFIX}task", task)
+
+    def waits(self, task: str, number: int) -> bool:
+        """Whether a task's step waits in so manieth a pod."""
+        pods = self.steps(task)
+        assert len(pods) <= number
+        if len(pods) < number:
+            return False
+        return any("waiting" in line for _, line in list(self._cluster.handles[pods[-1]["metadata"]["name"]].log))
+
+    def delete(self, pod: dict[str, Any], grace_s: float) -> None:
+        self._cluster.handles[pod["metadata"]["name"]].delete(grace_s)
+
+    def deleted_at(self, pod: dict[str, Any]) -> int:
+        """Version of the cluster's objects at which somebody asked for a pod's end."""
+        return next(
+            at
+            for at, _, now, _ in list(self._cluster.history)
+            if now["metadata"]["uid"] == pod["metadata"]["uid"] and "deletionTimestamp" in now["metadata"]
+        )
+
+
+def version(pod: dict[str, Any]) -> int:
+    return int(pod["metadata"]["resourceVersion"])
+
+
+@pytest.mark.timeout(600)
+def test_tasks_in_pods_of_their_own(cluster: SmallCluster, stack: ExecutorStack) -> None:
+    loop = Loop(stack, cluster)
+    until(lambda: loop.tries("success").keys() >= {"here", "there", "beside"}, "three tasks are done", 240)
+    until(lambda: all(loop.waits(task, 1) for task in STRUCK), "two tasks' steps wait")
+
+    def log() -> str:
+        return json.dumps(loop.airflow.call("GET", f"{RUN}/taskInstances/lost/logs/1"))
+
+    until(lambda: '"waiting"' in log(), "the log of a task that runs is read from its pod")
+
+    # Another scheduler takes the pods of tasks over.
+    first = {t: loop.workers(t)[0]["metadata"] for t in STRUCK}
+    stack.lose_scheduler()
+    stack.scheduler()
+
+    def owners() -> set[str]:
+        return {cluster.pods[about["name"]]["metadata"]["labels"]["airflow-worker"] for about in first.values()}
+
+    before = {about["labels"]["airflow-worker"] for about in first.values()}
+    until(lambda: not owners() & before, "the pods are another scheduler's")
+
+    # One task's pod goes without a word, as with its node; the other's is asked to end.
+    loop.delete(loop.workers("lost")[0], grace_s=0)
+    loop.delete(loop.workers("asked")[0], grace_s=30)
+    until(lambda: all(loop.waits(task, 2) for task in STRUCK), "both wait in their second tries")
+    (stack.dags / "go").touch()
+    until(lambda: loop.airflow.call("GET", RUN)["state"] not in ("queued", "running"), "the run ends")
+
+    assert loop.tries("success") == {"here": 1, "there": 1, "beside": 1, "lost": 2, "asked": 2}
+    done = history.run(ArtifactStore(stack.home / "artifacts"), "pods", "r").tasks
+    assert {name: task.record["run"]["try_number"] for name, task in done.items()} == loop.tries("success")
+    assert {task.status for task in done.values()} <= {"done", "reused"}
+    made = {task: (len(loop.workers(task)), len(loop.steps(task))) for task in done}
+    assert made == {"here": (1, 0), "there": (1, 1), "beside": (0, 1), "lost": (2, 2), "asked": (2, 2)}
+    # Whom nobody could ask, the next try has ended; who was asked has ended the step, too, before there was a next try.
+    earlier = {task: loop.deleted_at(loop.steps(task)[0]) for task in STRUCK}
+    assert version(loop.workers("lost")[1]) < earlier["lost"] < version(loop.steps("lost")[1])
+    assert earlier["asked"] < version(loop.workers("asked")[1])
+    until(lambda: not cluster.pods, "the executor has removed the pods of tasks")
+    assert not list(stack.airflow_home.glob("*.db")), "Airflow's database is PostgreSQL"
