@@ -542,6 +542,67 @@ def test_values_for_airflow_on_a_volume_mount_it_where_pods_have_it(chart: Chart
     assert (CLAIM["secret"], pods_file(objects)["secrets"]) == ([], {})
 
 
+def merged(below: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """As helm lays one file of values over another."""
+    both = {key: merged(below[key], value) if isinstance(value, dict) else value for key, value in over.items()}
+    return {**below, **both}
+
+
+@pytest.fixture
+def next_steps(chart: Chart, options: Any, tmp_path: Path) -> Any:
+    """What is said when a release of these values is installed; `helm template` leaves it out."""
+    folder = tmp_path / "notes"
+    shutil.copytree(FOLDER, folder)
+    (folder / "templates" / "told.yaml").write_text(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: told}\n"
+        'data: {text: {{ include (print $.Template.BasePath "/NOTES.txt") . | quote }}}\n'
+    )
+
+    def ask(profile: str, more: dict[str, Any] | None = None, release: str = "airloop") -> str:
+        objects = Chart(chart.helm, folder, release=release).objects(*options(profile, more))
+        text: str = named(objects, "ConfigMap", "told")["data"]["text"]
+        return text
+
+    return ask
+
+
+ON_A_CLAIM = "-f airflow-values.yaml -f airflow-values-claim.yaml"
+
+
+@pytest.mark.parametrize(
+    ("profile", "more", "files", "also"),
+    [
+        ("", {}, ON_A_CLAIM, []),
+        ("values-k3s-edge.yaml", {}, ON_A_CLAIM, []),
+        ("s3", {}, "-f airflow-values.yaml", []),
+        ("values-gpu.yaml", {}, "-f airflow-values.yaml --set executor=KubernetesExecutor", [
+            "looked up in airloop-steps",
+        ]),
+        ("", {"state": {"claim": {"existing": "disk"}}}, ON_A_CLAIM, ["claimName disk and mountPath /var/lib/airloop"]),
+        ("", {"state": {"claim": {"path": "/srv/a"}}}, ON_A_CLAIM, ["claimName airloop-state and mountPath /srv/a"]),
+        ("s3", {"state": {"s3": {"credentials": {"secret": ""}}}}, "-f airflow-values.yaml", [
+            "give\nsecret:\n  - {envName: PGPASSWORD, secretName: airloop-postgresql, secretKey: password}",
+        ]),
+        ("s3", {"state": {"s3": {"credentials": {"secret": ""}}}, "catalog": {"password": {"secret": ""}}},
+         "-f airflow-values.yaml", ["give\nsecret: []"]),
+    ],
+)  # fmt: skip
+def test_the_next_command_is_the_one_that_fits_the_values(
+    next_steps: Any, profile: str, more: dict[str, Any], files: str, also: list[str]
+) -> None:
+    text = next_steps(profile, more)
+    (command,) = [line.strip() for line in text.splitlines() if "apache-airflow/airflow" in line]
+    assert command == f"helm upgrade --install airflow apache-airflow/airflow --version 1.22.0 -n loops {files}"
+    assert [part for part in also if part not in text] == []
+    # Nothing is to be changed in files that fit.
+    assert ("in it, give" in text) == any("give" in part or "claimName" in part for part in also)
+    assert "change the names" not in text
+
+
+def test_another_name_is_told_to_those_who_write_it_out(next_steps: Any) -> None:
+    assert "here it is loops-airloop: change the names in them" in next_steps("", release="loops")
+
+
 @pytest.fixture
 def together(tmp_path: Path) -> Path:
     """The chart of both, with a stand-in for Airflow's that tells which values reached it."""
@@ -563,7 +624,11 @@ def test_both_charts_as_one_release(chart: Chart, together: Path) -> None:
     objects = both.objects()
     named(objects, "ConfigMap", "airloop-settings")
     told = json.loads(named(objects, "ConfigMap", "told")["data"]["values"])
-    assert {key: value for key, value in told.items() if key not in ("enabled", "global")} == AIRFLOW
+    assert {key: value for key, value in told.items() if key not in ("enabled", "global")} == merged(AIRFLOW, CLAIM)
+    # The two parts of its defaults fit each other: state is on a claim, and Airflow has that.
+    claim = named(objects, "PersistentVolumeClaim", "airloop-state")["metadata"]["name"]
+    assert [v["persistentVolumeClaim"]["claimName"] for v in told["volumes"] if "persistentVolumeClaim" in v] == [claim]
+    assert (told["secret"], pods_file(objects)["secrets"]) == ([], {})
     alone = both.objects("--set", "airflow.enabled=false")
     assert not [o for o in alone if o["metadata"]["name"] == "told"]
     named(alone, "ConfigMap", "airloop-settings")
