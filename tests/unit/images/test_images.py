@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -139,12 +141,14 @@ def health() -> Any:
 
 
 @pytest.fixture
-def page() -> Iterator[tuple[str, list[int]]]:
-    """Address of a page, and the codes that it answers with, one after another."""
+def page() -> Iterator[tuple[int, list[int], list[str]]]:
+    """Port of a server, the codes that it answers with, one after another, and the pages that it was asked for."""
     codes: list[int] = []
+    asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            asked.append(self.path)
             self.send_response(codes.pop(0))
             self.end_headers()
 
@@ -152,18 +156,45 @@ def page() -> Iterator[tuple[str, list[int]]]:
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/health", codes
+        yield server.server_port, codes, asked
         server.shutdown()
 
 
-def test_a_server_is_asked_for_its_page(health: Any, page: tuple[str, list[int]]) -> None:
-    address, codes = page
-    health.PAGES = {"api-server": address, "mlflow": "http://127.0.0.1:1/health"}
-    command = ["/opt/airloop/bin/python", "/opt/airloop/bin/airflow", "api-server"]
-    codes += [200, 503]
-    assert health.check(command) == 0
-    assert health.check(command) == 1
-    assert health.check(["/opt/airloop/bin/python", "/opt/airloop/bin/mlflow", "server"]) == 1
+def test_a_server_is_asked_for_its_page(health: Any, page: tuple[int, list[int], list[str]]) -> None:
+    port, codes, asked = page
+    codes += [200, 503, 200]
+    starting = ["/opt/airloop/bin/python", "/opt/airloop/bin/airflow", "api-server", "--port", str(port)]
+    assert health.check(starting) == 0
+    assert health.check(starting) == 1
+    mlflow = ["/opt/airloop/bin/python", "/opt/airloop/bin/mlflow", "server", "--host", "0.0.0.0"]
+    assert health.check([*mlflow, f"--port={port}"]) == 0
+    assert asked == ["/api/v2/monitor/health", "/api/v2/monitor/health", "/health"]
+    assert health.check([*mlflow, "--port", "1"]) == 1
+
+
+def test_the_api_server_is_known_by_the_name_that_it_gives_itself(
+    health: Any, page: tuple[int, list[int], list[str]]
+) -> None:
+    """Airflow's own words, and what becomes of a process' command line when it calls itself so."""
+    port, codes, asked = page
+    package = importlib.util.find_spec("airflow")
+    assert package is not None
+    folder, *_ = package.submodule_search_locations or []
+    source = Path(folder, "cli", "commands", "api_server_command.py").read_text()
+    (title,) = re.findall(r'setproctitle\(f"(.*)"\)', source)
+    title = title.replace("{args.host}", "0.0.0.0").replace("{args.port}", str(port))
+    program = "import setproctitle, sys; setproctitle.setproctitle(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, title], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline()
+        command = Path(f"/proc/{server.pid}/cmdline").read_text().split("\0")
+        server.communicate()
+    assert "api-server" not in command
+    codes += [200, 500]
+    assert (health.check(command), health.check(command)) == (0, 1)
+    assert asked == ["/api/v2/monitor/health"] * 2
 
 
 def test_a_service_without_a_page_is_asked_for_its_job(
