@@ -4,7 +4,7 @@
 variable "REPOSITORY" { default = "airloop" } # registry.example.com/team/airloop
 variable "TAG" { default = "dev" }
 variable "REVISION" { default = "unknown" } # of the source, for the label: `git rev-parse HEAD`
-variable "BASE" { default = "python:3.12-slim-bookworm" }
+variable "BASE" { default = "python:3.11-slim-bookworm" }
 variable "BASE_CUDA" { default = "nvidia/cuda:12.9.1-runtime-ubuntu24.04" }
 variable "BASE_ROCM" { default = "rocm/dev-ubuntu-24.04:6.4.1" }
 variable "BASE_ASCEND" { default = "ascendai/cann:8.1.rc1-910b-ubuntu22.04-py3.11" }
@@ -18,7 +18,7 @@ target "common" {
   args = {
     BASE     = BASE
     REVISION = REVISION
-    PYTHON   = "python3.12"
+    PYTHON   = "python3.11"
   }
   # A list of all that is in the image, and how it was made, are pushed with it.
   attest = ["type=sbom", "type=provenance,mode=max"]
@@ -41,22 +41,22 @@ target "payload" {
 }
 
 # No step asks for an accelerator yet. Until one does, the variants differ from the CPU's by their base alone: its
-# driver libraries are what a step of your own needs.
+# driver libraries are what a step of your own needs. Ubuntu 24.04 has Python 3.12 and no other, on which nothing was run.
 target "payload-cuda" {
   inherits = ["payload"]
-  args     = { BASE = BASE_CUDA, VARIANT = "cuda" }
+  args     = { BASE = BASE_CUDA, PYTHON = "python3.12", VARIANT = "cuda" }
   tags     = ["${REPOSITORY}/payload:${TAG}-cuda"]
 }
 
 target "payload-rocm" {
   inherits = ["payload"]
-  args     = { BASE = BASE_ROCM, VARIANT = "rocm" }
+  args     = { BASE = BASE_ROCM, PYTHON = "python3.12", VARIANT = "rocm" }
   tags     = ["${REPOSITORY}/payload:${TAG}-rocm"]
 }
 
 target "payload-ascend" {
   inherits = ["payload"]
-  args     = { BASE = BASE_ASCEND, PYTHON = "python3.11", VARIANT = "ascend" }
+  args     = { BASE = BASE_ASCEND, VARIANT = "ascend" }
   tags     = ["${REPOSITORY}/payload:${TAG}-ascend"]
 }
 

@@ -1,9 +1,9 @@
 # The control plane: Airflow with our operators, for the scheduler, the DAG processor, the API server, the triggerer and
 # the workers of the official chart, and for MLflow's server.
-ARG BASE=python:3.12-slim-bookworm
+ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS base
-ARG PYTHON=python3.12
+ARG PYTHON=python3.11
 RUN if ! command -v "$PYTHON" >/dev/null || ! "$PYTHON" -c "import ensurepip"; then \
       apt-get update \
       && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ca-certificates "$PYTHON" "$PYTHON-venv" \
@@ -16,7 +16,7 @@ RUN printf 'airflow:x:50000:0:airflow:/tmp:/usr/sbin/nologin\n' >> /etc/passwd \
     && chmod -R 0775 /opt/airflow /var/lib/airloop
 
 FROM base AS build
-ARG PYTHON=python3.12
+ARG PYTHON=python3.11
 WORKDIR /src
 COPY requirements/uv.txt requirements/build.txt requirements/
 RUN "$PYTHON" -m venv /opt/build \

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -86,7 +87,7 @@ def test_every_installed_requirement_is_pinned_by_its_hash(dockerfile: Path) -> 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda d: d.stem)
 def test_an_image_is_not_root_has_labels_and_says_how_it_is_well(dockerfile: Path) -> None:
-    assert instructions(dockerfile)[0] == ("ARG", "BASE=python:3.12-slim-bookworm")
+    assert instructions(dockerfile)[0] == ("ARG", "BASE=python:3.11-slim-bookworm")
     found = stages(dockerfile)
     (final,) = [name for word, name in found["last"] if word == "FROM"]
     lines = dict(found[final])
@@ -98,6 +99,18 @@ def test_an_image_is_not_root_has_labels_and_says_how_it_is_well(dockerfile: Pat
     assert labels == {"title", "description", "licenses", "version", "revision", "base.name"}
     # What is built with stays behind.
     assert not any("/opt/build" in rest for word, rest in found[final])
+
+
+def test_the_python_of_images_is_the_oldest_that_is_supported_where_everything_runs() -> None:
+    """Tests run on it; another default would be an image that nobody has seen work."""
+    supported = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["requires-python"]
+    version = supported.removeprefix(">=").partition(",")[0]
+    for dockerfile in DOCKERFILES:
+        arguments = {rest for word, rest in instructions(dockerfile) if word == "ARG" and rest.startswith("PYTHON=")}
+        assert arguments == {f"PYTHON=python{version}"}
+    assert f'variable "BASE" {{ default = "python:{version}-slim-bookworm" }}' in BAKE
+    (common,) = re.findall(r'^target "common" \{\n(.*?)^\}', BAKE, re.M | re.S)
+    assert f'PYTHON   = "python{version}"' in common
 
 
 def test_the_payload_has_no_airflow_in_its_requirements_and_a_check_at_the_end() -> None:
