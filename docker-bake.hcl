@@ -2,8 +2,10 @@
 # What a target is pinned to: a hashed requirement file, and BASE, which takes a digest too (BASE=python@sha256:…).
 
 variable "REPOSITORY" { default = "airloop" } # registry.example.com/team/airloop
-variable "TAG" { default = "dev" }
+variable "TAG" { default = "0.1.0" } # what the chart's values ask for; the label's version too
 variable "REVISION" { default = "unknown" } # of the source, for the label: `git rev-parse HEAD`
+# A list of all that is in the image, and how it was made, are pushed with it. Docker's own builder and store keep neither.
+variable "ATTEST" { default = false }
 variable "BASE" { default = "python:3.11-slim-bookworm" }
 variable "BASE_CUDA" { default = "nvidia/cuda:12.9.1-runtime-ubuntu24.04" }
 variable "BASE_ROCM" { default = "rocm/dev-ubuntu-24.04:6.4.1" }
@@ -17,11 +19,11 @@ target "common" {
   context = "."
   args = {
     BASE     = BASE
+    VERSION  = TAG
     REVISION = REVISION
     PYTHON   = "python3.11"
   }
-  # A list of all that is in the image, and how it was made, are pushed with it.
-  attest = ["type=sbom", "type=provenance,mode=max"]
+  attest = ATTEST ? ["type=sbom", "type=provenance,mode=max"] : ["type=sbom,disabled=true", "type=provenance,disabled=true"]
 }
 
 target "control" {
@@ -60,7 +62,7 @@ target "payload-ascend" {
   tags     = ["${REPOSITORY}/payload:${TAG}-ascend"]
 }
 
-# Into Docker's own store, which keeps no attestations.
+# Into Docker's own store, whichever builder is in use.
 target "local" {
   attest = ["type=sbom,disabled=true", "type=provenance,disabled=true"]
   output = ["type=docker"]

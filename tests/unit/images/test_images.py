@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 IMAGES = REPOSITORY / "images"
@@ -138,9 +139,28 @@ def test_targets_of_the_bake_file_are_stages_with_arguments_that_are_known() -> 
         assert file is not None
         assert setting(name, "target") in stages(REPOSITORY / file)
         declared = set(re.findall(r"^ARG (\w+)", (REPOSITORY / file).read_text(), re.M))
-        for arguments in re.findall(r"args\s+= \{(.*?)\}", targets[name], re.S):
+        for arguments in re.findall(r"args\s+= \{(.*?)\}", targets["common"] + targets[name], re.S):
             assert set(re.findall(r"(\w+)\s*=", arguments)) <= declared, name
-    assert 'attest = ["type=sbom", "type=provenance,mode=max"]' in targets["common"]
+
+
+def test_images_are_called_and_labelled_as_the_chart_asks_for_them() -> None:
+    variables = dict(re.findall(r'^variable "(\w+)" \{ default = "?(.*?)"? \}', BAKE, re.M))
+    chart = REPOSITORY / "helm" / "airloop"
+    assert yaml.safe_load((chart / "Chart.yaml").read_text())["appVersion"] == variables["TAG"]
+    images = yaml.safe_load((chart / "values.yaml").read_text())["images"]
+    for name, image in (("control", images["control"]), ("payload", images["payload"]["cpu"])):
+        assert f'tags       = ["${{REPOSITORY}}/{name}:${{TAG}}"]' in BAKE
+        assert image == f"{variables['REPOSITORY']}/{name}:{variables['TAG']}"
+    assert re.search(r"VERSION\s+= TAG\n", BAKE)
+
+
+def test_what_only_some_builders_can_is_asked_for_by_name() -> None:
+    """Docker's default builder refuses attestations."""
+    assert 'variable "ATTEST" { default = false }' in BAKE
+    assert (
+        'attest = ATTEST ? ["type=sbom", "type=provenance,mode=max"] '
+        ': ["type=sbom,disabled=true", "type=provenance,disabled=true"]'
+    ) in BAKE
 
 
 @pytest.fixture
