@@ -24,10 +24,11 @@ RUN "$PYTHON" -m venv /opt/build \
       -r requirements/uv.txt -r requirements/build.txt
 ARG REQUIREMENTS=requirements/payload.txt
 COPY ${REQUIREMENTS} requirements/pinned.txt
+# One of them may be a source distribution, and what builds it is pinned too.
 RUN --mount=type=cache,target=/root/.cache/uv \
     "$PYTHON" -m venv --without-pip /opt/airloop \
     && /opt/build/bin/uv pip install --python /opt/airloop/bin/python --link-mode copy --compile-bytecode \
-      --require-hashes -r requirements/pinned.txt
+      --require-hashes -r requirements/pinned.txt --build-constraints requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY airloop airloop
 COPY operators operators
