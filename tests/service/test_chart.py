@@ -15,7 +15,9 @@ import pytest
 import yaml
 
 from airloop_operators.provider_info import OPTIONS
+from airloop_operators.runners.pod.profiles import PROFILES as PROFILES_OF_ACCELERATORS
 from tests.helm import Chart, named, program
+from tests.unit.operators.runners.pod.test_sizes import REFUSED
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "helm" / "airloop"
@@ -314,9 +316,12 @@ def test_the_pod_runner_reads_its_file(chart: Chart, options: Any, profile: str)
     assert set(schema) | made == {f.name for f in dataclasses.fields(sizes.Pods)}
     profiles = pytest.importorskip("airloop_operators.runners.pod.profiles").PROFILES
     assert schema["pools"]["additionalProperties"]["properties"]["accelerator"]["enum"] == list(profiles)
-    text = (FOLDER / "templates" / "_check.tpl").read_text()
-    for name, accelerator in profiles.items():
-        assert not accelerator.accelerated or f'"{name}" "{accelerator.variant}"' in text
+    known = {
+        name: {"variant": its.variant, "resource": its.resource, "most": its.most, "backends": list(its.backends)}
+        for name, its in profiles.items()
+    }
+    told = {name: {k: v for k, v in its.items() if v} for name, its in known.items()}
+    assert yaml.safe_load((FOLDER / "accelerators.yaml").read_text()) == told
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -470,6 +475,17 @@ WRONG: list[tuple[str, dict[str, Any], list[str]]] = [
     ("", {"priorityClasses": [{"name": "X", "value": 1}]}, ['priorityClasses[0].name is "X"', "airloop-batch"]),
     ("s3", {"steps": {"namespace": "my_steps"}}, ['steps.namespace is "my_steps"', "loops-steps"]),
     ("", {"pods": {"volumes": [{"claim": "c", "path": "data"}]}}, ['pods.volumes[0].path is "data"', "/srv/data"]),
+    ("", {"settings": {"runer": "pod"}}, ["settings", "runer", '"runner", "home", "warehouse"']),
+    ("", {"state": {"claim": {"size": "20 Gigs"}}}, ['state.claim.size is "20 Gigs"', "4Gi"]),
+    ("", {"pods": {"sizes": {"small": {"memory": "2GB"}}}}, ['pods.sizes.small.memory is "2GB"', "4Gi"]),
+    ("", {"quota": {"hard": {"pods": "many"}}}, ['quota.hard.pods is "many"', "500m"]),
+    ("", {"quota": {"hard": {"pods": ["1"]}}}, ["quota.hard.pods", "array"]),
+    ("", {"mlflow": {"resources": {"limits": {"memory": "2 Gi"}}}}, ['mlflow.resources.limits.memory is "2 Gi"']),
+    ("", {"networkPolicy": {"stores": {"s3": {"cidrs": ["999.1.1.1/77"]}}}}, ["s3.cidrs[0]", "10.0.0.0/24"]),
+    ("", {"networkPolicy": {"egress": [{"too": 1}]}}, ["networkPolicy.egress.0", "too", "not allowed"]),
+    ("", {"pods": {"pools": {"g": {"tolerations": [{"taint": "x"}]}}}}, ["tolerations.0", "taint", "not allowed"]),
+    ("", {"pods": {"pools": {"g": {"tolerations": [{"effect": "No"}]}}}}, ["tolerations.0.effect", '"NoSchedule"']),
+    ("", {"pods": {"pools": {"g": {"affinity": {"node": {}}}}}}, ["affinity", "node", "not allowed"]),
 ]
 
 
@@ -484,6 +500,63 @@ def test_a_wrong_value_is_refused_with_its_name_and_what_would_be_right(
         assert part in message or part in normal
     assert "hunter2" not in message
     assert "hf_1" not in message
+
+
+# Helm lays values over the defaults, so a size that is not given is there all the same.
+REFUSED_PODS = [document for document, _ in REFUSED if document != {"sizes": {"big": {}}}]
+
+
+@pytest.mark.parametrize("document", REFUSED_PODS, ids=json.dumps)
+def test_what_the_pod_runner_refuses_the_chart_refuses_too(
+    chart: Chart, options: Any, document: dict[str, Any]
+) -> None:
+    images = {profile.variant: f"airloop:{profile.variant}" for profile in PROFILES_OF_ACCELERATORS.values()}
+    message = chart.refused(*options("", {"images": {"payload": images}, "pods": document}))
+    assert "pods" in message
+    assert any(name in message for name in [*document, "default"]), message
+
+
+def test_amounts_and_ranges_are_taken_however_they_are_written(chart: Chart, options: Any) -> None:
+    from airloop_operators.runners.pod.sizes import parse_pods, quantity
+
+    small = {"cpu": 2, "memory": 4294967296, "requests": {"cpu": ".5", "memory": "512Mi"}, "shared_memory": "1.5Gi"}
+    more = {
+        "pods": {"sizes": {"small": {**small, "scratch": "10G"}}},
+        "quota": {"hard": {"pods": 0, "limits.memory": "1Ti"}},
+        "networkPolicy": {"stores": {"s3": {"cidrs": ["10.0.0.0/8", "255.255.255.255/32", "::1/128", "fd00::/8"]}}},
+    }
+    size = parse_pods(pods_file(chart.objects(*options("s3", more))), origin="sizes.yaml").sizes["small"]
+    assert [quantity(size.cpu), quantity(size.memory)] == [2, 4 << 30]
+
+
+def open_places(schema: dict[str, Any], at: str = "") -> set[str]:
+    """Where a schema takes anything."""
+    kinds = schema.get("type", [])
+    if "properties" in schema or "additionalProperties" in schema or kinds == "object":
+        inside = {**schema.get("properties", {}), "*": schema.get("additionalProperties", {})}
+        below = [open_places(its, f"{at}.{name}".lstrip(".")) for name, its in inside.items() if its is not False]
+        return set[str]().union(*below)
+    if kinds == "array":
+        return open_places(schema.get("items", {}), f"{at}.*")
+    return set() if kinds or {"enum", "anyOf"} & set(schema) else {at}
+
+
+def test_no_value_is_taken_whatever_it_is() -> None:
+    """But what Kubernetes' own objects have inside, and what helm gives to all charts."""
+    schema = json.loads((FOLDER / "values.schema.json").read_text())
+    kubernetes = {
+        f"{at}.*"
+        for at in (
+            "pods.pools.*.affinity.nodeAffinity",
+            "pods.pools.*.affinity.podAffinity",
+            "pods.pools.*.affinity.podAntiAffinity",
+            "networkPolicy.egress.*.to.*.ipBlock",
+            "networkPolicy.egress.*.to.*.namespaceSelector",
+            "networkPolicy.egress.*.to.*.podSelector",
+        )
+    }
+    assert open_places(schema) == kubernetes | {"global.*"}
+    assert schema["properties"]["settings"]["propertyNames"]["enum"] == list(OPTIONS)
 
 
 # --- the official Airflow chart ------------------------------------------------------------------------------------
