@@ -266,6 +266,18 @@ def test_steps_on_a_volume_reach_names_only(chart: Chart, options: Any) -> None:
     assert not [o for o in objects if o["kind"] == "NetworkPolicy"]
 
 
+def test_names_are_asked_of_a_cache_on_the_node_where_there_is_one(chart: Chart, options: Any) -> None:
+    more = {"networkPolicy": {"dns": {"cidrs": ["169.254.20.10/32"]}}}
+    objects = chart.objects(*options("values-gpu.yaml", more))
+    for name in ("airloop-steps", "airloop-mlflow"):
+        rule = named(objects, "NetworkPolicy", name)["spec"]["egress"][0]
+        assert rule["to"] == [
+            {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}},
+            {"ipBlock": {"cidr": "169.254.20.10/32"}},
+        ]
+        assert [p["port"] for p in rule["ports"]] == [53, 53]
+
+
 def test_mlflow_is_reached_by_steps_and_airflow_under_its_own_name(chart: Chart, options: Any) -> None:
     objects = chart.objects(*options("values-gpu.yaml"))
     policy = named(objects, "NetworkPolicy", "airloop-mlflow")["spec"]
@@ -482,6 +494,7 @@ WRONG: list[tuple[str, dict[str, Any], list[str]]] = [
     ("", {"quota": {"hard": {"pods": ["1"]}}}, ["quota.hard.pods", "array"]),
     ("", {"mlflow": {"resources": {"limits": {"memory": "2 Gi"}}}}, ['mlflow.resources.limits.memory is "2 Gi"']),
     ("", {"networkPolicy": {"stores": {"s3": {"cidrs": ["999.1.1.1/77"]}}}}, ["s3.cidrs[0]", "10.0.0.0/24"]),
+    ("", {"networkPolicy": {"dns": {"cidrs": ["169.254.20.10"]}}}, ["networkPolicy.dns.cidrs[0]", "10.0.0.0/24"]),
     ("", {"networkPolicy": {"egress": [{"too": 1}]}}, ["networkPolicy.egress.0", "too", "not allowed"]),
     ("", {"pods": {"pools": {"g": {"tolerations": [{"taint": "x"}]}}}}, ["tolerations.0", "taint", "not allowed"]),
     ("", {"pods": {"pools": {"g": {"tolerations": [{"effect": "No"}]}}}}, ["tolerations.0.effect", '"NoSchedule"']),

@@ -63,6 +63,9 @@ What no schema can say clearly: what was found, what is expected, what to do. Ty
 {{- include "airloop.checkRange" (dict "name" (printf "networkPolicy.stores.%s.cidrs[%d]" $store $number) "value" $cidr) -}}
 {{- end -}}
 {{- end -}}
+{{- range $number, $cidr := .Values.networkPolicy.dns.cidrs -}}
+{{- include "airloop.checkRange" (dict "name" (printf "networkPolicy.dns.cidrs[%d]" $number) "value" $cidr) -}}
+{{- end -}}
 {{- range $name, $value := dict "mlflow.resources.requests" .Values.mlflow.resources.requests "mlflow.resources.limits" .Values.mlflow.resources.limits "quota.hard" .Values.quota.hard "state.claim.size" .Values.state.claim.size -}}
 {{- include "airloop.checkAmount" (dict "name" $name "value" $value) -}}
 {{- end -}}
