@@ -163,6 +163,33 @@ def test_steps_have_no_token_and_no_rights(chart: Chart, options: Any) -> None:
         assert (file["service_account"], file["service_account_token"]) == ("airloop-step", False)
 
 
+def test_workload_identity_reaches_all_who_read_stores(chart: Chart, options: Any) -> None:
+    def given(role: str) -> dict[str, str]:
+        return {"eks.amazonaws.com/role-arn": f"arn:aws:iam::1:role/{role}"}
+
+    exchange = {"to": [{"ipBlock": {"cidr": "192.0.2.7/32"}}], "ports": [{"protocol": "TCP", "port": 443}]}
+    more = {
+        "state": {"s3": {"credentials": {"secret": ""}}},
+        "steps": {"serviceAccount": {"annotations": given("steps"), "token": True}},
+        "airflow": {"serviceAccount": {"annotations": given("airflow")}},
+        "mlflow": {"serviceAccount": {"annotations": given("mlflow"), "token": True}},
+        "networkPolicy": {"egress": [exchange]},
+    }
+    objects = chart.objects(*options("values-gpu.yaml", more))
+    roles = {"step": "steps", "scheduler": "airflow", "worker": "airflow", "triggerer": "airflow", "mlflow": "mlflow"}
+    for name, role in roles.items():
+        account = named(objects, "ServiceAccount", f"airloop-{name}")
+        assert account["metadata"]["annotations"] == given(role)
+        assert account["automountServiceAccountToken"] is True
+    for name in ("steps", "mlflow"):
+        assert named(objects, "NetworkPolicy", f"airloop-{name}")["spec"]["egress"][-1] == exchange
+    server = named(objects, "Deployment", "airloop-mlflow")["spec"]["template"]["spec"]
+    assert server["automountServiceAccountToken"] is True
+    assert not re.search("AWS_(SECRET_)?ACCESS_KEY", yaml.safe_dump_all(objects))
+    plain = chart.objects(*options("values-gpu.yaml"))
+    assert not [o for o in plain if o["kind"] == "ServiceAccount" and "annotations" in o["metadata"]]
+
+
 def test_the_policy_of_secrets_is_for_those_who_make_them(chart: Chart, options: Any) -> None:
     objects = chart.objects(*options("s3", {"rbac": {"secretPolicy": True}, "steps": {"namespace": "steps"}}))
     policy = named(objects, "ValidatingAdmissionPolicy", "airloop-loops-secrets")["spec"]
