@@ -28,6 +28,12 @@ S3: dict[str, Any] = {
     "mlflow": {"address": "http://mlflow.ml.svc:5000"},
     "networkPolicy": {"stores": {"s3": {"cidrs": ["52.216.0.0/15"]}}},
 }
+REST: dict[str, Any] = {
+    "catalog": {"address": "rest+https://catalog.ice.svc/v1?warehouse=lake"},
+    "feastRegistry": {"address": "postgresql+psycopg://airloop@db.data.svc:5432/feast"},
+    "settings": {"locks": "postgresql+psycopg://airloop@db.data.svc:5433/airloop"},
+    "pods": {"secrets": {"PYICEBERG_CATALOG__AIRLOOP__CREDENTIAL": {"secret": "ice", "key": "credential"}}},
+}
 PROFILES = ["", "values-kind.yaml", "values-k3s-edge.yaml", "values-gpu.yaml", "s3"]
 KUBERNETES = ["1.30", "1.36"]
 
@@ -42,7 +48,7 @@ def options(tmp_path: Path) -> Any:
     """Helm's options for a profile, with more values over it."""
 
     def make(profile: str, more: dict[str, Any] | None = None) -> list[str]:
-        trees = [S3 if profile == "s3" else {}, more or {}]
+        trees = [S3 if profile in ("s3", "rest") else {}, REST if profile == "rest" else {}, more or {}]
         chosen = ["--values", str(FOLDER / profile)] if profile.endswith(".yaml") else []
         for number, tree in enumerate(trees):
             file = tmp_path / f"values-{number}.json"
@@ -283,6 +289,25 @@ def test_nothing_reaches_a_step_and_it_reaches_what_is_configured(chart: Chart, 
     ]
 
 
+def test_a_rest_catalog_is_told_and_reached_beside_the_postgresql_of_locks(chart: Chart, options: Any) -> None:
+    objects = chart.objects(*options("rest"))
+    told = named(objects, "ConfigMap", "airloop-settings")["data"]
+    assert told["AIRFLOW__AIRLOOP__CATALOG"] == REST["catalog"]["address"]
+    assert told["AIRFLOW__AIRLOOP__LOCKS"] == REST["settings"]["locks"]
+    assert told["AIRLOOP_FEAST_REGISTRY"] == REST["feastRegistry"]["address"]
+    assert pods_file(objects)["secrets"].items() > REST["pods"]["secrets"].items()
+
+    def reached(more: dict[str, Any]) -> list[tuple[dict[str, Any], int]]:
+        policy = named(chart.objects(*options("rest", more)), "NetworkPolicy", "airloop-steps")
+        # After names and S3, before Redis and MLflow.
+        return [(rule["to"][0], rule["ports"][0]["port"]) for rule in policy["spec"]["egress"][2:-2]]
+
+    ice, data = ({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": n}}} for n in ("ice", "data"))
+    assert reached({}) == [(ice, 443), (data, 5432), (data, 5433)]
+    elsewhere = {"networkPolicy": {"stores": {"catalog": {"cidrs": ["192.0.2.0/24"], "port": 8181}}}}
+    assert reached(elsewhere)[0] == ({"ipBlock": {"cidr": "192.0.2.0/24"}}, 8181)
+
+
 def test_steps_on_a_volume_reach_names_only(chart: Chart, options: Any) -> None:
     spec = named(chart.objects(*options("")), "NetworkPolicy", "airloop-steps")["spec"]
     assert [[p["port"] for p in rule["ports"]] for rule in spec["egress"]] == [[53, 53]]
@@ -363,7 +388,7 @@ def test_the_pod_runner_reads_its_file(chart: Chart, options: Any, profile: str)
     assert yaml.safe_load((FOLDER / "accelerators.yaml").read_text()) == told
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", [*PROFILES, "rest"])
 def test_a_pod_of_the_runner_is_whole_with_what_the_chart_tells(chart: Chart, options: Any, profile: str) -> None:
     spec = pytest.importorskip("airloop_operators.runners.pod.spec", reason="there is no pod runner yet")
     import kubernetes_validate
@@ -484,6 +509,12 @@ WRONG: list[tuple[str, dict[str, Any], list[str]]] = [
         {"catalog": {"address": "postgresql+psycopg://airloop@db.data.svc:5432"}},
         ["catalog.address", ":5432/airloop"],
     ),
+    ("rest", {"settings": {"locks": ""}}, ["settings.locks is empty", "postgresql+psycopg://"]),
+    ("rest", {"settings": {"locks": "local"}}, ['settings.locks is "local"', "postgresql+psycopg://"]),
+    ("rest", {"feastRegistry": {"address": ""}}, ["feastRegistry.address is empty", "postgresql+psycopg://"]),
+    ("rest", {"catalog": {"address": "rest+ftp://catalog.ice.svc"}}, ["catalog.address", "rest+https://"]),
+    ("rest", {"catalog": {"address": "rest+https://a:hunter2@catalog.ice.svc"}}, ["catalog.address holds a password"]),
+    ("s3", {"settings": {"locks": "postgresql+psycopg://a:hunter2@db/x"}}, ["settings.locks holds a password"]),
     ("s3", {"onlineStore": {"address": "redis://:hunter2@r.data.svc:6379"}}, ["onlineStore.address holds a password"]),
     ("s3", {"onlineStore": {"address": "memcached://x"}}, ["onlineStore.address", "redis://redis.data.svc:6379/0"]),
     ("s3", {"onlineStore": {"address": ""}}, ["there is no online store", "onlineStore.from.secret"]),

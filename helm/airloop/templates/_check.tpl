@@ -88,7 +88,18 @@ What no schema can say clearly: what was found, what is expected, what to do. Ty
 {{- include "airloop.checkText" (dict "name" (printf "state.s3.%s" $name) "value" (get $.Values.state.s3 $name) "pattern" $s3 "expected" (printf "s3://bucket/prefix, like s3://airloop/%s" $name)) -}}
 {{- end -}}
 {{- include "airloop.checkAddress" (dict "name" "state.s3.endpoint" "value" .Values.state.s3.endpoint "optional" true "kinds" (list "https?") "example" "http://minio.data.svc:9000") -}}
-{{- include "airloop.checkAddress" (dict "name" "catalog.address" "value" .Values.catalog.address "kinds" (list "postgresql\\+psycopg") "more" "/[^\\s/?]+" "example" "postgresql+psycopg://airloop@postgresql.data.svc:5432/airloop") -}}
+{{- if hasPrefix "rest+" .Values.catalog.address -}}
+{{- include "airloop.checkAddress" (dict "name" "catalog.address" "value" .Values.catalog.address "kinds" (list "rest\\+https?") "example" "rest+https://catalog.data.svc:8181/iceberg?warehouse=lake") -}}
+{{- if not .Values.settings.locks -}}
+{{- include "airloop.refuse" "settings.locks is empty: a REST catalog has no locks, and pods need some; give the address of a PostgreSQL, like postgresql+psycopg://airloop@postgresql.data.svc:5432/airloop" -}}
+{{- end -}}
+{{- if not .Values.feastRegistry.address -}}
+{{- include "airloop.refuse" "feastRegistry.address is empty, and a REST catalog has no place for the registry; give the address of a PostgreSQL, like postgresql+psycopg://airloop@postgresql.data.svc:5432/feast" -}}
+{{- end -}}
+{{- else -}}
+{{- include "airloop.checkAddress" (dict "name" "catalog.address" "value" .Values.catalog.address "kinds" (list "postgresql\\+psycopg") "more" "/[^\\s/?]+" "example" "postgresql+psycopg://airloop@postgresql.data.svc:5432/airloop, or of a REST catalog, like rest+https://catalog.data.svc:8181?warehouse=lake") -}}
+{{- end -}}
+{{- include "airloop.checkAddress" (dict "name" "settings.locks" "value" .Values.settings.locks "optional" true "kinds" (list "postgresql\\+psycopg") "more" "/[^\\s/?]+" "example" "postgresql+psycopg://airloop@postgresql.data.svc:5432/airloop") -}}
 {{- include "airloop.checkAddress" (dict "name" "feastRegistry.address" "value" .Values.feastRegistry.address "optional" true "kinds" (list "postgresql\\+psycopg") "more" "/[^\\s/?]+" "example" "postgresql+psycopg://airloop@postgresql.data.svc:5432/feast") -}}
 {{- if and .Values.mlflow.address .Values.mlflow.deploy -}}
 {{- include "airloop.refuse" "mlflow.address and mlflow.deploy are both set; give the address of a server that is there, or let one be deployed" -}}
