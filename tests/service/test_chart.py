@@ -214,7 +214,9 @@ def test_the_policy_of_secrets_is_for_those_who_make_them(chart: Chart, options:
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_containers_are_not_root_and_write_only_to_volumes(chart: Chart, options: Any, profile: str) -> None:
-    specs = [o["spec"]["template"]["spec"] for o in chart.objects(*options(profile)) if o["kind"] == "Deployment"]
+    more = {"mlflow": {"database": {"upgrade": True}}}
+    objects = chart.objects(*options(profile, more))
+    specs = [o["spec"]["template"]["spec"] for o in objects if o["kind"] in ("Deployment", "Job")]
     (job,) = yaml.safe_load_all((REPOSITORY / "scripts" / "cluster_loop.yaml").read_text())
     specs.append(job["spec"]["template"]["spec"])
     for spec in specs:
@@ -358,6 +360,27 @@ print([is_allowed_host_header({hosts.split(",")}, host) for host in {[*right, "e
 """
     asked = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
     assert asked.stdout.split("\n")[-2] == "[True, True, True, False]"
+
+
+def test_the_tables_of_mlflow_are_made_before_its_servers_start_if_asked(chart: Chart, options: Any) -> None:
+    import kubernetes_validate
+
+    assert not [o for o in chart.objects(*options("values-gpu.yaml")) if o["kind"] == "Job"]
+    objects = chart.objects(*options("values-gpu.yaml", {"mlflow": {"database": {"upgrade": True}}}))
+    job = named(objects, "Job", "airloop-mlflow-upgrade")
+    for version in KUBERNETES:
+        kubernetes_validate.validate(job, version, strict=True)
+    assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
+    pod = job["spec"]["template"]
+    # It is no server: the service must not lead to it.
+    service = named(objects, "Service", "airloop-mlflow")["spec"]["selector"]
+    assert not service.items() <= pod["metadata"]["labels"].items()
+    (upgrade,) = pod["spec"]["containers"]
+    (server,) = named(objects, "Deployment", "airloop-mlflow")["spec"]["template"]["spec"]["containers"]
+    assert upgrade["image"] == server["image"]
+    assert upgrade["args"] == ["mlflow", "db", "upgrade", "$(MLFLOW_BACKEND_STORE_URI)"]
+    assert {v["name"] for v in upgrade["env"]} >= {"MLFLOW_BACKEND_STORE_URI", "PGPASSWORD"}
+    assert [v for v in upgrade["env"] if v not in server["env"]] == []
 
 
 @pytest.mark.parametrize("profile", PROFILES)
