@@ -147,6 +147,25 @@ def test_targets_of_the_bake_file_are_stages_with_arguments_that_are_known() -> 
             assert set(re.findall(r"(\w+)\s*=", arguments)) <= declared, name
 
 
+def test_the_variants_are_told_as_they_are_built() -> None:
+    """Base, Python and requirements of each, in the table of docs/kubernetes.md."""
+    bases = dict(re.findall(r'^variable "(BASE\w*)" \{ default = "(.*?)" \}', BAKE, re.M))
+    targets = dict(re.findall(r'^target "([a-z-]+)" \{\n(.*?)^\}', BAKE, re.M | re.S))
+    default = {"BASE": "BASE", **dict(re.findall(r'(\w+)\s*= "?([^",}\s]+)', targets["common"]))}
+    documented = (REPOSITORY / "docs" / "kubernetes.md").read_text()
+    for name in ("payload", "payload-cuda", "payload-rocm", "payload-ascend"):
+        (line,) = re.findall(r"args\s+= \{ (.*?) \}", targets[name])
+        own = {**default, **dict(re.findall(r'(\w+) = "?([^",}\s]+)', line))}
+        requirements = own.get("REQUIREMENTS", "requirements/payload.txt").removeprefix("requirements/")
+        row = [
+            f"`{own['VARIANT']}`",
+            f"`{bases[own['BASE']]}`",
+            own["PYTHON"].removeprefix("python"),
+            f"`{requirements}`",
+        ]
+        assert f"| {' | '.join(row)} |" in documented
+
+
 def test_images_are_called_and_labelled_as_the_chart_asks_for_them() -> None:
     variables = dict(re.findall(r'^variable "(\w+)" \{ default = "?(.*?)"? \}', BAKE, re.M))
     chart = REPOSITORY / "helm" / "airloop"
