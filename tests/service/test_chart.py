@@ -28,14 +28,15 @@ S3: dict[str, Any] = {
     "mlflow": {"address": "http://mlflow.ml.svc:5000"},
     "networkPolicy": {"stores": {"s3": {"cidrs": ["52.216.0.0/15"]}}},
 }
+PROFILES = ["", "values-kind.yaml", "values-k3s-edge.yaml", "values-gpu.yaml", "s3"]
+KUBERNETES = ["1.30", "1.36"]
+# Over S3's values.
 REST: dict[str, Any] = {
     "catalog": {"address": "rest+https://catalog.ice.svc/v1?warehouse=lake"},
     "feastRegistry": {"address": "postgresql+psycopg://airloop@db.data.svc:5432/feast"},
     "settings": {"locks": "postgresql+psycopg://airloop@db.data.svc:5433/airloop"},
     "pods": {"secrets": {"PYICEBERG_CATALOG__AIRLOOP__CREDENTIAL": {"secret": "ice", "key": "credential"}}},
 }
-PROFILES = ["", "values-kind.yaml", "values-k3s-edge.yaml", "values-gpu.yaml", "s3"]
-KUBERNETES = ["1.30", "1.36"]
 
 
 @pytest.fixture(scope="session")
@@ -677,6 +678,12 @@ def leaves(tree: Any, above: str = "") -> list[str]:
     return [leaf for key, value in tree.items() for leaf in leaves(value, f"{above}.{key}".lstrip("."))]
 
 
+def merged(below: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """As helm lays one file of values over another."""
+    both = {key: merged(below[key], value) if isinstance(value, dict) else value for key, value in over.items()}
+    return {**below, **both}
+
+
 def test_values_for_airflow_are_keys_that_its_chart_documents() -> None:
     for leaf in [*leaves(AIRFLOW), *leaves(CLAIM)]:
         assert any(leaf == key or (key.endswith("*") and leaf.startswith(key[:-1])) for key in DOCUMENTED), leaf
@@ -709,10 +716,35 @@ def test_values_for_airflow_on_a_volume_mount_it_where_pods_have_it(chart: Chart
     assert (CLAIM["secret"], pods_file(objects)["secrets"]) == ([], {})
 
 
-def merged(below: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """As helm lays one file of values over another."""
-    both = {key: merged(below[key], value) if isinstance(value, dict) else value for key, value in over.items()}
-    return {**below, **both}
+@pytest.fixture
+def together(tmp_path: Path) -> Path:
+    """The chart of both, with a stand-in for Airflow's that tells which values reached it."""
+    folder = tmp_path / "airloop-with-airflow"
+    shutil.copytree(REPOSITORY / "helm" / "airloop-with-airflow", folder)
+    shutil.copytree(FOLDER, folder / "charts" / "airloop")
+    stand_in = folder / "charts" / "airflow"
+    (stand_in / "templates").mkdir(parents=True)
+    (stand_in / "Chart.yaml").write_text("{apiVersion: v2, name: airflow, version: 1.22.0}")
+    (stand_in / "templates" / "told.yaml").write_text(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: told}\ndata: {values: {{ .Values | toJson | quote }}}\n"
+    )
+    return folder
+
+
+def test_both_charts_as_one_release(chart: Chart, together: Path) -> None:
+    both = Chart(chart.helm, together, release="loops")
+    assert both.lint().returncode == 0, both.lint().stdout
+    objects = both.objects()
+    named(objects, "ConfigMap", "airloop-settings")
+    told = json.loads(named(objects, "ConfigMap", "told")["data"]["values"])
+    assert {key: value for key, value in told.items() if key not in ("enabled", "global")} == merged(AIRFLOW, CLAIM)
+    # The two parts of its defaults fit each other: state is on a claim, and Airflow has that.
+    claim = named(objects, "PersistentVolumeClaim", "airloop-state")["metadata"]["name"]
+    assert [v["persistentVolumeClaim"]["claimName"] for v in told["volumes"] if "persistentVolumeClaim" in v] == [claim]
+    assert (told["secret"], pods_file(objects)["secrets"]) == ([], {})
+    alone = both.objects("--set", "airflow.enabled=false")
+    assert not [o for o in alone if o["metadata"]["name"] == "told"]
+    named(alone, "ConfigMap", "airloop-settings")
 
 
 @pytest.fixture
@@ -768,34 +800,3 @@ def test_the_next_command_is_the_one_that_fits_the_values(
 
 def test_another_name_is_told_to_those_who_write_it_out(next_steps: Any) -> None:
     assert "here it is loops-airloop: change the names in them" in next_steps("", release="loops")
-
-
-@pytest.fixture
-def together(tmp_path: Path) -> Path:
-    """The chart of both, with a stand-in for Airflow's that tells which values reached it."""
-    folder = tmp_path / "airloop-with-airflow"
-    shutil.copytree(REPOSITORY / "helm" / "airloop-with-airflow", folder)
-    shutil.copytree(FOLDER, folder / "charts" / "airloop")
-    stand_in = folder / "charts" / "airflow"
-    (stand_in / "templates").mkdir(parents=True)
-    (stand_in / "Chart.yaml").write_text("{apiVersion: v2, name: airflow, version: 1.22.0}")
-    (stand_in / "templates" / "told.yaml").write_text(
-        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: told}\ndata: {values: {{ .Values | toJson | quote }}}\n"
-    )
-    return folder
-
-
-def test_both_charts_as_one_release(chart: Chart, together: Path) -> None:
-    both = Chart(chart.helm, together, release="loops")
-    assert both.lint().returncode == 0, both.lint().stdout
-    objects = both.objects()
-    named(objects, "ConfigMap", "airloop-settings")
-    told = json.loads(named(objects, "ConfigMap", "told")["data"]["values"])
-    assert {key: value for key, value in told.items() if key not in ("enabled", "global")} == merged(AIRFLOW, CLAIM)
-    # The two parts of its defaults fit each other: state is on a claim, and Airflow has that.
-    claim = named(objects, "PersistentVolumeClaim", "airloop-state")["metadata"]["name"]
-    assert [v["persistentVolumeClaim"]["claimName"] for v in told["volumes"] if "persistentVolumeClaim" in v] == [claim]
-    assert (told["secret"], pods_file(objects)["secrets"]) == ([], {})
-    alone = both.objects("--set", "airflow.enabled=false")
-    assert not [o for o in alone if o["metadata"]["name"] == "told"]
-    named(alone, "ConfigMap", "airloop-settings")
