@@ -1,9 +1,9 @@
 # The control plane: Airflow with our operators, for the scheduler, the DAG processor, the API server, the triggerer and
 # the workers of the official chart, and for MLflow's server.
-ARG BASE=python:3.12-slim-bookworm
+ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS base
-ARG PYTHON=python3.12
+ARG PYTHON=python3.11
 RUN if ! command -v "$PYTHON" >/dev/null || ! "$PYTHON" -c "import ensurepip"; then \
       apt-get update \
       && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ca-certificates "$PYTHON" "$PYTHON-venv" \
@@ -16,7 +16,7 @@ RUN printf 'airflow:x:50000:0:airflow:/tmp:/usr/sbin/nologin\n' >> /etc/passwd \
     && chmod -R 0775 /opt/airflow /var/lib/airloop
 
 FROM base AS build
-ARG PYTHON=python3.12
+ARG PYTHON=python3.11
 WORKDIR /src
 COPY requirements/uv.txt requirements/build.txt requirements/
 RUN "$PYTHON" -m venv /opt/build \
@@ -24,10 +24,11 @@ RUN "$PYTHON" -m venv /opt/build \
       -r requirements/uv.txt -r requirements/build.txt
 ARG REQUIREMENTS=requirements/control.txt
 COPY ${REQUIREMENTS} requirements/pinned.txt
+# One of them may be a source distribution, and what builds it is pinned too.
 RUN --mount=type=cache,target=/root/.cache/uv \
     "$PYTHON" -m venv --without-pip /opt/airloop \
     && /opt/build/bin/uv pip install --python /opt/airloop/bin/python --link-mode copy --compile-bytecode \
-      --require-hashes -r requirements/pinned.txt
+      --require-hashes -r requirements/pinned.txt --build-constraints requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY airloop airloop
 COPY operators operators

@@ -7,13 +7,15 @@ In a cluster the charts' own probes ask; this is for `docker run`.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
 
 WITHIN_S = 15
-PAGES = {"api-server": "http://127.0.0.1:8080/api/v2/monitor/health", "mlflow": "http://127.0.0.1:5000/health"}
+PAGES = {"api-server": (8080, "/api/v2/monitor/health"), "mlflow": (5000, "/health")}
+"""By program: its default port, and the page that says how it is."""
 JOBS = {"scheduler": "SchedulerJob", "triggerer": "TriggererJob", "dag-processor": "DagProcessorJob"}
 
 
@@ -22,11 +24,14 @@ def check(command: list[str]) -> int:
     :param command: program and arguments of process 1.
     :returns: 0 if it is well, else 1.
     """
-    # ["/opt/…/python", "/opt/…/bin/airflow", "scheduler"], or what gunicorn and uvicorn make of it.
-    words = {Path(word).name for word in " ".join(command).split()}
-    for name, address in PAGES.items():
+    # ["/opt/…/python", "/opt/…/bin/airflow", "scheduler"], or what a program calls itself when it has started:
+    # "airflow api_server -- host:0.0.0.0 port:8080".
+    line = " ".join(command)
+    words = {Path(word).name.replace("_", "-") for word in line.split()}
+    for name, (port, page) in PAGES.items():
         if name in words:
-            return _answers(address)
+            told = re.search(r"\bport[:= ](\d+)", line)
+            return _answers(f"http://127.0.0.1:{told[1] if told else port}{page}")
     for name, job in JOBS.items():
         if name in words:
             asked = subprocess.run(["airflow", "jobs", "check", "--job-type", job, "--local"], check=False)

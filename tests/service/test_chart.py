@@ -15,7 +15,9 @@ import pytest
 import yaml
 
 from airloop_operators.provider_info import OPTIONS
+from airloop_operators.runners.pod.profiles import PROFILES as PROFILES_OF_ACCELERATORS
 from tests.helm import Chart, named, program
+from tests.unit.operators.runners.pod.test_sizes import REFUSED
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "helm" / "airloop"
@@ -29,6 +31,13 @@ S3: dict[str, Any] = {
 EXECUTORS = ["LocalExecutor", "KubernetesExecutor", "LocalExecutor,KubernetesExecutor"]
 PROFILES = ["", "values-kind.yaml", "values-k3s-edge.yaml", "values-gpu.yaml", "s3"]
 KUBERNETES = ["1.30", "1.36"]
+# Over S3's values.
+REST: dict[str, Any] = {
+    "catalog": {"address": "rest+https://catalog.ice.svc/v1?warehouse=lake"},
+    "feastRegistry": {"address": "postgresql+psycopg://airloop@db.data.svc:5432/feast"},
+    "settings": {"locks": "postgresql+psycopg://airloop@db.data.svc:5433/airloop"},
+    "pods": {"secrets": {"PYICEBERG_CATALOG__AIRLOOP__CREDENTIAL": {"secret": "ice", "key": "credential"}}},
+}
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +50,7 @@ def options(tmp_path: Path) -> Any:
     """Helm's options for a profile, with more values over it."""
 
     def make(profile: str, more: dict[str, Any] | None = None) -> list[str]:
-        trees = [S3 if profile == "s3" else {}, more or {}]
+        trees = [S3 if profile in ("s3", "rest") else {}, REST if profile == "rest" else {}, more or {}]
         chosen = ["--values", str(FOLDER / profile)] if profile.endswith(".yaml") else []
         for number, tree in enumerate(trees):
             file = tmp_path / f"values-{number}.json"
@@ -162,6 +171,33 @@ def test_steps_have_no_token_and_no_rights(chart: Chart, options: Any) -> None:
         assert (file["service_account"], file["service_account_token"]) == ("airloop-step", False)
 
 
+def test_workload_identity_reaches_all_who_read_stores(chart: Chart, options: Any) -> None:
+    def given(role: str) -> dict[str, str]:
+        return {"eks.amazonaws.com/role-arn": f"arn:aws:iam::1:role/{role}"}
+
+    exchange = {"to": [{"ipBlock": {"cidr": "192.0.2.7/32"}}], "ports": [{"protocol": "TCP", "port": 443}]}
+    more = {
+        "state": {"s3": {"credentials": {"secret": ""}}},
+        "steps": {"serviceAccount": {"annotations": given("steps"), "token": True}},
+        "airflow": {"serviceAccount": {"annotations": given("airflow")}},
+        "mlflow": {"serviceAccount": {"annotations": given("mlflow"), "token": True}},
+        "networkPolicy": {"egress": [exchange]},
+    }
+    objects = chart.objects(*options("values-gpu.yaml", more))
+    roles = {"step": "steps", "scheduler": "airflow", "worker": "airflow", "triggerer": "airflow", "mlflow": "mlflow"}
+    for name, role in roles.items():
+        account = named(objects, "ServiceAccount", f"airloop-{name}")
+        assert account["metadata"]["annotations"] == given(role)
+        assert account["automountServiceAccountToken"] is True
+    for name in ("steps", "mlflow"):
+        assert named(objects, "NetworkPolicy", f"airloop-{name}")["spec"]["egress"][-1] == exchange
+    server = named(objects, "Deployment", "airloop-mlflow")["spec"]["template"]["spec"]
+    assert server["automountServiceAccountToken"] is True
+    assert not re.search("AWS_(SECRET_)?ACCESS_KEY", yaml.safe_dump_all(objects))
+    plain = chart.objects(*options("values-gpu.yaml"))
+    assert not [o for o in plain if o["kind"] == "ServiceAccount" and "annotations" in o["metadata"]]
+
+
 def test_the_policy_of_secrets_is_for_those_who_make_them(chart: Chart, options: Any) -> None:
     objects = chart.objects(*options("s3", {"rbac": {"secretPolicy": True}, "steps": {"namespace": "steps"}}))
     policy = named(objects, "ValidatingAdmissionPolicy", "airloop-loops-secrets")["spec"]
@@ -185,7 +221,9 @@ def test_the_policy_of_secrets_is_for_those_who_make_them(chart: Chart, options:
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_containers_are_not_root_and_write_only_to_volumes(chart: Chart, options: Any, profile: str) -> None:
-    specs = [o["spec"]["template"]["spec"] for o in chart.objects(*options(profile)) if o["kind"] == "Deployment"]
+    more = {"mlflow": {"database": {"upgrade": True}}}
+    objects = chart.objects(*options(profile, more))
+    specs = [o["spec"]["template"]["spec"] for o in objects if o["kind"] in ("Deployment", "Job")]
     (job,) = yaml.safe_load_all((REPOSITORY / "scripts" / "cluster_loop.yaml").read_text())
     specs.append(job["spec"]["template"]["spec"])
     for spec in specs:
@@ -260,6 +298,25 @@ def test_nothing_reaches_a_step_and_it_reaches_what_is_configured(chart: Chart, 
     ]
 
 
+def test_a_rest_catalog_is_told_and_reached_beside_the_postgresql_of_locks(chart: Chart, options: Any) -> None:
+    objects = chart.objects(*options("rest"))
+    told = named(objects, "ConfigMap", "airloop-settings")["data"]
+    assert told["AIRFLOW__AIRLOOP__CATALOG"] == REST["catalog"]["address"]
+    assert told["AIRFLOW__AIRLOOP__LOCKS"] == REST["settings"]["locks"]
+    assert told["AIRLOOP_FEAST_REGISTRY"] == REST["feastRegistry"]["address"]
+    assert pods_file(objects)["secrets"].items() > REST["pods"]["secrets"].items()
+
+    def reached(more: dict[str, Any]) -> list[tuple[dict[str, Any], int]]:
+        policy = named(chart.objects(*options("rest", more)), "NetworkPolicy", "airloop-steps")
+        # After names and S3, before Redis and MLflow.
+        return [(rule["to"][0], rule["ports"][0]["port"]) for rule in policy["spec"]["egress"][2:-2]]
+
+    ice, data = ({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": n}}} for n in ("ice", "data"))
+    assert reached({}) == [(ice, 443), (data, 5432), (data, 5433)]
+    elsewhere = {"networkPolicy": {"stores": {"catalog": {"cidrs": ["192.0.2.0/24"], "port": 8181}}}}
+    assert reached(elsewhere)[0] == ({"ipBlock": {"cidr": "192.0.2.0/24"}}, 8181)
+
+
 def test_steps_on_a_volume_reach_names_only(chart: Chart, options: Any) -> None:
     spec = named(chart.objects(*options("")), "NetworkPolicy", "airloop-steps")["spec"]
     assert [[p["port"] for p in rule["ports"]] for rule in spec["egress"]] == [[53, 53]]
@@ -268,6 +325,18 @@ def test_steps_on_a_volume_reach_names_only(chart: Chart, options: Any) -> None:
     assert wider["egress"] == [*spec["egress"], *more["egress"]]
     objects = chart.objects(*options("", {"networkPolicy": {"enabled": False}}))
     assert not [o for o in objects if o["kind"] == "NetworkPolicy"]
+
+
+def test_names_are_asked_of_a_cache_on_the_node_where_there_is_one(chart: Chart, options: Any) -> None:
+    more = {"networkPolicy": {"dns": {"cidrs": ["169.254.20.10/32"]}}}
+    objects = chart.objects(*options("values-gpu.yaml", more))
+    for name in ("airloop-steps", "airloop-mlflow"):
+        rule = named(objects, "NetworkPolicy", name)["spec"]["egress"][0]
+        assert rule["to"] == [
+            {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}},
+            {"ipBlock": {"cidr": "169.254.20.10/32"}},
+        ]
+        assert [p["port"] for p in rule["ports"]] == [53, 53]
 
 
 def test_mlflow_is_reached_by_steps_and_airflow_under_its_own_name(chart: Chart, options: Any) -> None:
@@ -300,6 +369,27 @@ print([is_allowed_host_header({hosts.split(",")}, host) for host in {[*right, "e
     assert asked.stdout.split("\n")[-2] == "[True, True, True, False]"
 
 
+def test_the_tables_of_mlflow_are_made_before_its_servers_start_if_asked(chart: Chart, options: Any) -> None:
+    import kubernetes_validate
+
+    assert not [o for o in chart.objects(*options("values-gpu.yaml")) if o["kind"] == "Job"]
+    objects = chart.objects(*options("values-gpu.yaml", {"mlflow": {"database": {"upgrade": True}}}))
+    job = named(objects, "Job", "airloop-mlflow-upgrade")
+    for version in KUBERNETES:
+        kubernetes_validate.validate(job, version, strict=True)
+    assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
+    pod = job["spec"]["template"]
+    # It is no server: the service must not lead to it.
+    service = named(objects, "Service", "airloop-mlflow")["spec"]["selector"]
+    assert not service.items() <= pod["metadata"]["labels"].items()
+    (upgrade,) = pod["spec"]["containers"]
+    (server,) = named(objects, "Deployment", "airloop-mlflow")["spec"]["template"]["spec"]["containers"]
+    assert upgrade["image"] == server["image"]
+    assert upgrade["args"] == ["mlflow", "db", "upgrade", "$(MLFLOW_BACKEND_STORE_URI)"]
+    assert {v["name"] for v in upgrade["env"]} >= {"MLFLOW_BACKEND_STORE_URI", "PGPASSWORD"}
+    assert [v for v in upgrade["env"] if v not in server["env"]] == []
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_pod_runner_reads_its_file(chart: Chart, options: Any, profile: str) -> None:
     sizes = pytest.importorskip("airloop_operators.runners.pod.sizes", reason="there is no pod runner yet")
@@ -320,12 +410,15 @@ def test_the_pod_runner_reads_its_file(chart: Chart, options: Any, profile: str)
     assert set(schema) | made == {f.name for f in dataclasses.fields(sizes.Pods)}
     profiles = pytest.importorskip("airloop_operators.runners.pod.profiles").PROFILES
     assert schema["pools"]["additionalProperties"]["properties"]["accelerator"]["enum"] == list(profiles)
-    text = (FOLDER / "templates" / "_check.tpl").read_text()
-    for name, accelerator in profiles.items():
-        assert not accelerator.accelerated or f'"{name}" "{accelerator.variant}"' in text
+    known = {
+        name: {"variant": its.variant, "resource": its.resource, "most": its.most, "backends": list(its.backends)}
+        for name, its in profiles.items()
+    }
+    told = {name: {k: v for k, v in its.items() if v} for name, its in known.items()}
+    assert yaml.safe_load((FOLDER / "accelerators.yaml").read_text()) == told
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", [*PROFILES, "rest"])
 def test_a_pod_of_the_runner_is_whole_with_what_the_chart_tells(chart: Chart, options: Any, profile: str) -> None:
     spec = pytest.importorskip("airloop_operators.runners.pod.spec", reason="there is no pod runner yet")
     import kubernetes_validate
@@ -455,6 +548,12 @@ WRONG: list[tuple[str, dict[str, Any], list[str]]] = [
         {"catalog": {"address": "postgresql+psycopg://airloop@db.data.svc:5432"}},
         ["catalog.address", ":5432/airloop"],
     ),
+    ("rest", {"settings": {"locks": ""}}, ["settings.locks is empty", "postgresql+psycopg://"]),
+    ("rest", {"settings": {"locks": "local"}}, ['settings.locks is "local"', "postgresql+psycopg://"]),
+    ("rest", {"feastRegistry": {"address": ""}}, ["feastRegistry.address is empty", "postgresql+psycopg://"]),
+    ("rest", {"catalog": {"address": "rest+ftp://catalog.ice.svc"}}, ["catalog.address", "rest+https://"]),
+    ("rest", {"catalog": {"address": "rest+https://a:hunter2@catalog.ice.svc"}}, ["catalog.address holds a password"]),
+    ("s3", {"settings": {"locks": "postgresql+psycopg://a:hunter2@db/x"}}, ["settings.locks holds a password"]),
     ("s3", {"onlineStore": {"address": "redis://:hunter2@r.data.svc:6379"}}, ["onlineStore.address holds a password"]),
     ("s3", {"onlineStore": {"address": "memcached://x"}}, ["onlineStore.address", "redis://redis.data.svc:6379/0"]),
     ("s3", {"onlineStore": {"address": ""}}, ["there is no online store", "onlineStore.from.secret"]),
@@ -485,6 +584,18 @@ WRONG: list[tuple[str, dict[str, Any], list[str]]] = [
     ("", {"priorityClasses": [{"name": "X", "value": 1}]}, ['priorityClasses[0].name is "X"', "airloop-batch"]),
     ("s3", {"steps": {"namespace": "my_steps"}}, ['steps.namespace is "my_steps"', "loops-steps"]),
     ("", {"pods": {"volumes": [{"claim": "c", "path": "data"}]}}, ['pods.volumes[0].path is "data"', "/srv/data"]),
+    ("", {"settings": {"runer": "pod"}}, ["settings", "runer", '"runner", "home", "warehouse"']),
+    ("", {"state": {"claim": {"size": "20 Gigs"}}}, ['state.claim.size is "20 Gigs"', "4Gi"]),
+    ("", {"pods": {"sizes": {"small": {"memory": "2GB"}}}}, ['pods.sizes.small.memory is "2GB"', "4Gi"]),
+    ("", {"quota": {"hard": {"pods": "many"}}}, ['quota.hard.pods is "many"', "500m"]),
+    ("", {"quota": {"hard": {"pods": ["1"]}}}, ["quota.hard.pods", "array"]),
+    ("", {"mlflow": {"resources": {"limits": {"memory": "2 Gi"}}}}, ['mlflow.resources.limits.memory is "2 Gi"']),
+    ("", {"networkPolicy": {"stores": {"s3": {"cidrs": ["999.1.1.1/77"]}}}}, ["s3.cidrs[0]", "10.0.0.0/24"]),
+    ("", {"networkPolicy": {"dns": {"cidrs": ["169.254.20.10"]}}}, ["networkPolicy.dns.cidrs[0]", "10.0.0.0/24"]),
+    ("", {"networkPolicy": {"egress": [{"too": 1}]}}, ["networkPolicy.egress.0", "too", "not allowed"]),
+    ("", {"pods": {"pools": {"g": {"tolerations": [{"taint": "x"}]}}}}, ["tolerations.0", "taint", "not allowed"]),
+    ("", {"pods": {"pools": {"g": {"tolerations": [{"effect": "No"}]}}}}, ["tolerations.0.effect", '"NoSchedule"']),
+    ("", {"pods": {"pools": {"g": {"affinity": {"node": {}}}}}}, ["affinity", "node", "not allowed"]),
 ]
 
 
@@ -499,6 +610,63 @@ def test_a_wrong_value_is_refused_with_its_name_and_what_would_be_right(
         assert part in message or part in normal
     assert "hunter2" not in message
     assert "hf_1" not in message
+
+
+# Helm lays values over the defaults, so a size that is not given is there all the same.
+REFUSED_PODS = [document for document, _ in REFUSED if document != {"sizes": {"big": {}}}]
+
+
+@pytest.mark.parametrize("document", REFUSED_PODS, ids=json.dumps)
+def test_what_the_pod_runner_refuses_the_chart_refuses_too(
+    chart: Chart, options: Any, document: dict[str, Any]
+) -> None:
+    images = {profile.variant: f"airloop:{profile.variant}" for profile in PROFILES_OF_ACCELERATORS.values()}
+    message = chart.refused(*options("", {"images": {"payload": images}, "pods": document}))
+    assert "pods" in message
+    assert any(name in message for name in [*document, "default"]), message
+
+
+def test_amounts_and_ranges_are_taken_however_they_are_written(chart: Chart, options: Any) -> None:
+    from airloop_operators.runners.pod.sizes import parse_pods, quantity
+
+    small = {"cpu": 2, "memory": 4294967296, "requests": {"cpu": ".5", "memory": "512Mi"}, "shared_memory": "1.5Gi"}
+    more = {
+        "pods": {"sizes": {"small": {**small, "scratch": "10G"}}},
+        "quota": {"hard": {"pods": 0, "limits.memory": "1Ti"}},
+        "networkPolicy": {"stores": {"s3": {"cidrs": ["10.0.0.0/8", "255.255.255.255/32", "::1/128", "fd00::/8"]}}},
+    }
+    size = parse_pods(pods_file(chart.objects(*options("s3", more))), origin="sizes.yaml").sizes["small"]
+    assert [quantity(size.cpu), quantity(size.memory)] == [2, 4 << 30]
+
+
+def open_places(schema: dict[str, Any], at: str = "") -> set[str]:
+    """Where a schema takes anything."""
+    kinds = schema.get("type", [])
+    if "properties" in schema or "additionalProperties" in schema or kinds == "object":
+        inside = {**schema.get("properties", {}), "*": schema.get("additionalProperties", {})}
+        below = [open_places(its, f"{at}.{name}".lstrip(".")) for name, its in inside.items() if its is not False]
+        return set[str]().union(*below)
+    if kinds == "array":
+        return open_places(schema.get("items", {}), f"{at}.*")
+    return set() if kinds or {"enum", "anyOf"} & set(schema) else {at}
+
+
+def test_no_value_is_taken_whatever_it_is() -> None:
+    """But what Kubernetes' own objects have inside, and what helm gives to all charts."""
+    schema = json.loads((FOLDER / "values.schema.json").read_text())
+    kubernetes = {
+        f"{at}.*"
+        for at in (
+            "pods.pools.*.affinity.nodeAffinity",
+            "pods.pools.*.affinity.podAffinity",
+            "pods.pools.*.affinity.podAntiAffinity",
+            "networkPolicy.egress.*.to.*.ipBlock",
+            "networkPolicy.egress.*.to.*.namespaceSelector",
+            "networkPolicy.egress.*.to.*.podSelector",
+        )
+    }
+    assert open_places(schema) == kubernetes | {"global.*"}
+    assert schema["properties"]["settings"]["propertyNames"]["enum"] == list(OPTIONS)
 
 
 # --- the official Airflow chart ------------------------------------------------------------------------------------
@@ -526,6 +694,12 @@ def leaves(tree: Any, above: str = "") -> list[str]:
     if not isinstance(tree, dict):
         return [above]
     return [leaf for key, value in tree.items() for leaf in leaves(value, f"{above}.{key}".lstrip("."))]
+
+
+def merged(below: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """As helm lays one file of values over another."""
+    both = {key: merged(below[key], value) if isinstance(value, dict) else value for key, value in over.items()}
+    return {**below, **both}
 
 
 def test_values_for_airflow_are_keys_that_its_chart_documents() -> None:
@@ -615,7 +789,66 @@ def test_both_charts_as_one_release(chart: Chart, together: Path) -> None:
     objects = both.objects()
     named(objects, "ConfigMap", "airloop-settings")
     told = json.loads(named(objects, "ConfigMap", "told")["data"]["values"])
-    assert {key: value for key, value in told.items() if key not in ("enabled", "global")} == AIRFLOW
+    assert {key: value for key, value in told.items() if key not in ("enabled", "global")} == merged(AIRFLOW, CLAIM)
+    # The two parts of its defaults fit each other: state is on a claim, and Airflow has that.
+    claim = named(objects, "PersistentVolumeClaim", "airloop-state")["metadata"]["name"]
+    assert [v["persistentVolumeClaim"]["claimName"] for v in told["volumes"] if "persistentVolumeClaim" in v] == [claim]
+    assert (told["secret"], pods_file(objects)["secrets"]) == ([], {})
     alone = both.objects("--set", "airflow.enabled=false")
     assert not [o for o in alone if o["metadata"]["name"] == "told"]
     named(alone, "ConfigMap", "airloop-settings")
+
+
+@pytest.fixture
+def next_steps(chart: Chart, options: Any, tmp_path: Path) -> Any:
+    """What is said when a release of these values is installed; `helm template` leaves it out."""
+    folder = tmp_path / "notes"
+    shutil.copytree(FOLDER, folder)
+    (folder / "templates" / "told.yaml").write_text(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: told}\n"
+        'data: {text: {{ include (print $.Template.BasePath "/NOTES.txt") . | quote }}}\n'
+    )
+
+    def ask(profile: str, more: dict[str, Any] | None = None, release: str = "airloop") -> str:
+        objects = Chart(chart.helm, folder, release=release).objects(*options(profile, more))
+        text: str = named(objects, "ConfigMap", "told")["data"]["text"]
+        return text
+
+    return ask
+
+
+ON_A_CLAIM = "-f airflow-values.yaml -f airflow-values-claim.yaml"
+
+
+@pytest.mark.parametrize(
+    ("profile", "more", "files", "also"),
+    [
+        ("", {}, ON_A_CLAIM, []),
+        ("values-k3s-edge.yaml", {}, ON_A_CLAIM, []),
+        ("s3", {}, "-f airflow-values.yaml", []),
+        ("values-gpu.yaml", {}, "-f airflow-values.yaml --set executor=KubernetesExecutor", [
+            "looked up in airloop-steps",
+        ]),
+        ("", {"state": {"claim": {"existing": "disk"}}}, ON_A_CLAIM, ["claimName disk and mountPath /var/lib/airloop"]),
+        ("", {"state": {"claim": {"path": "/srv/a"}}}, ON_A_CLAIM, ["claimName airloop-state and mountPath /srv/a"]),
+        ("s3", {"state": {"s3": {"credentials": {"secret": ""}}}}, "-f airflow-values.yaml", [
+            "give\nsecret:\n  - {envName: PGPASSWORD, secretName: airloop-postgresql, secretKey: password}",
+        ]),
+        ("s3", {"state": {"s3": {"credentials": {"secret": ""}}}, "catalog": {"password": {"secret": ""}}},
+         "-f airflow-values.yaml", ["give\nsecret: []"]),
+    ],
+)  # fmt: skip
+def test_the_next_command_is_the_one_that_fits_the_values(
+    next_steps: Any, profile: str, more: dict[str, Any], files: str, also: list[str]
+) -> None:
+    text = next_steps(profile, more)
+    (command,) = [line.strip() for line in text.splitlines() if "apache-airflow/airflow" in line]
+    assert command == f"helm upgrade --install airflow apache-airflow/airflow --version 1.22.0 -n loops {files}"
+    assert [part for part in also if part not in text] == []
+    # Nothing is to be changed in files that fit.
+    assert ("in it, give" in text) == any("give" in part or "claimName" in part for part in also)
+    assert "change the names" not in text
+
+
+def test_another_name_is_told_to_those_who_write_it_out(next_steps: Any) -> None:
+    assert "here it is loops-airloop: change the names in them" in next_steps("", release="loops")

@@ -24,6 +24,25 @@ What no schema can say clearly: what was found, what is expected, what to do. Ty
 {{- include "airloop.checkText" (dict "name" .name "value" .value "optional" .optional "pattern" (printf "^(%s)://[^\\s/]+%s" (join "|" .kinds) (.more | default "")) "expected" (printf "an address like %s" .example)) -}}
 {{- end -}}
 
+{{- /* name, value, or a table of values */ -}}
+{{- define "airloop.checkAmount" -}}
+{{- if kindIs "map" .value -}}
+{{- range $key, $amount := .value -}}
+{{- include "airloop.checkAmount" (dict "name" (printf "%s.%s" $.name $key) "value" $amount) -}}
+{{- end -}}
+{{- else if kindIs "string" .value -}}
+{{- include "airloop.checkText" (dict "name" .name "value" .value "optional" true "pattern" "^([0-9]+(\\.[0-9]*)?|\\.[0-9]+)(m|[kMGTP]|[KMGTP]i)?$" "expected" "an amount as Kubernetes writes it, like 500m, 2 or 4Gi") -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* name, value */ -}}
+{{- define "airloop.checkRange" -}}
+{{- $byte := "(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])" -}}
+{{- $four := printf "%s(\\.%s){3}/(3[0-2]|[12]?[0-9])" $byte $byte -}}
+{{- $six := "[0-9a-fA-F]*:[0-9a-fA-F:]*/(12[0-8]|1[01][0-9]|[1-9]?[0-9])" -}}
+{{- include "airloop.checkText" (dict "name" .name "value" .value "pattern" (printf "^(%s|%s)$" $four $six) "expected" "a range of addresses, like 10.0.0.0/24") -}}
+{{- end -}}
+
 {{- define "airloop.check" -}}
 {{- $image := "^[a-z0-9][a-zA-Z0-9._/-]*(:[0-9]+/[a-zA-Z0-9._/-]+)?(:[\\w][\\w.-]{0,127})?(@sha256:[0-9a-f]{64})?$" -}}
 {{- include "airloop.checkText" (dict "name" "images.control" "value" .Values.images.control "pattern" $image "expected" "an image like registry.example.com/airloop/control:0.1.0 or …@sha256:…") -}}
@@ -41,8 +60,14 @@ What no schema can say clearly: what was found, what is expected, what to do. Ty
 {{- end -}}
 {{- range $store, $given := .Values.networkPolicy.stores -}}
 {{- range $number, $cidr := $given.cidrs -}}
-{{- include "airloop.checkText" (dict "name" (printf "networkPolicy.stores.%s.cidrs[%d]" $store $number) "value" $cidr "pattern" "^([0-9]{1,3}(\\.[0-9]{1,3}){3}/[0-9]{1,2}|[0-9a-fA-F:]+/[0-9]{1,3})$" "expected" "a range of addresses, like 10.0.0.0/24") -}}
+{{- include "airloop.checkRange" (dict "name" (printf "networkPolicy.stores.%s.cidrs[%d]" $store $number) "value" $cidr) -}}
 {{- end -}}
+{{- end -}}
+{{- range $number, $cidr := .Values.networkPolicy.dns.cidrs -}}
+{{- include "airloop.checkRange" (dict "name" (printf "networkPolicy.dns.cidrs[%d]" $number) "value" $cidr) -}}
+{{- end -}}
+{{- range $name, $value := dict "mlflow.resources.requests" .Values.mlflow.resources.requests "mlflow.resources.limits" .Values.mlflow.resources.limits "quota.hard" .Values.quota.hard "state.claim.size" .Values.state.claim.size -}}
+{{- include "airloop.checkAmount" (dict "name" $name "value" $value) -}}
 {{- end -}}
 {{- range $name, $value := .Values.settings -}}
 {{- if has $name (list "sizes" "home" "warehouse" "artifacts" "catalog" "mlflow") -}}
@@ -63,7 +88,18 @@ What no schema can say clearly: what was found, what is expected, what to do. Ty
 {{- include "airloop.checkText" (dict "name" (printf "state.s3.%s" $name) "value" (get $.Values.state.s3 $name) "pattern" $s3 "expected" (printf "s3://bucket/prefix, like s3://airloop/%s" $name)) -}}
 {{- end -}}
 {{- include "airloop.checkAddress" (dict "name" "state.s3.endpoint" "value" .Values.state.s3.endpoint "optional" true "kinds" (list "https?") "example" "http://minio.data.svc:9000") -}}
-{{- include "airloop.checkAddress" (dict "name" "catalog.address" "value" .Values.catalog.address "kinds" (list "postgresql\\+psycopg") "more" "/[^\\s/?]+" "example" "postgresql+psycopg://airloop@postgresql.data.svc:5432/airloop") -}}
+{{- if hasPrefix "rest+" .Values.catalog.address -}}
+{{- include "airloop.checkAddress" (dict "name" "catalog.address" "value" .Values.catalog.address "kinds" (list "rest\\+https?") "example" "rest+https://catalog.data.svc:8181/iceberg?warehouse=lake") -}}
+{{- if not .Values.settings.locks -}}
+{{- include "airloop.refuse" "settings.locks is empty: a REST catalog has no locks, and pods need some; give the address of a PostgreSQL, like postgresql+psycopg://airloop@postgresql.data.svc:5432/airloop" -}}
+{{- end -}}
+{{- if not .Values.feastRegistry.address -}}
+{{- include "airloop.refuse" "feastRegistry.address is empty, and a REST catalog has no place for the registry; give the address of a PostgreSQL, like postgresql+psycopg://airloop@postgresql.data.svc:5432/feast" -}}
+{{- end -}}
+{{- else -}}
+{{- include "airloop.checkAddress" (dict "name" "catalog.address" "value" .Values.catalog.address "kinds" (list "postgresql\\+psycopg") "more" "/[^\\s/?]+" "example" "postgresql+psycopg://airloop@postgresql.data.svc:5432/airloop, or of a REST catalog, like rest+https://catalog.data.svc:8181?warehouse=lake") -}}
+{{- end -}}
+{{- include "airloop.checkAddress" (dict "name" "settings.locks" "value" .Values.settings.locks "optional" true "kinds" (list "postgresql\\+psycopg") "more" "/[^\\s/?]+" "example" "postgresql+psycopg://airloop@postgresql.data.svc:5432/airloop") -}}
 {{- include "airloop.checkAddress" (dict "name" "feastRegistry.address" "value" .Values.feastRegistry.address "optional" true "kinds" (list "postgresql\\+psycopg") "more" "/[^\\s/?]+" "example" "postgresql+psycopg://airloop@postgresql.data.svc:5432/feast") -}}
 {{- if and .Values.mlflow.address .Values.mlflow.deploy -}}
 {{- include "airloop.refuse" "mlflow.address and mlflow.deploy are both set; give the address of a server that is there, or let one be deployed" -}}
@@ -84,21 +120,7 @@ What no schema can say clearly: what was found, what is expected, what to do. Ty
 {{- if and .Values.onlineStore.address .Values.onlineStore.from.secret -}}
 {{- include "airloop.refuse" "onlineStore.address and onlineStore.from.secret are both set; keep the one that is right" -}}
 {{- end -}}
-{{- if not (hasKey .Values.pods.sizes .Values.pods.default) -}}
-{{- include "airloop.refuse" (printf "pods.default is %q, which is no size; pods.sizes has: %s" .Values.pods.default (keys .Values.pods.sizes | sortAlpha | join ", ")) -}}
-{{- end -}}
-{{- range $name, $size := .Values.pods.sizes -}}
-{{- if and $size.pool (not (hasKey $.Values.pods.pools $size.pool)) -}}
-{{- include "airloop.refuse" (printf "pods.sizes.%s.pool is %q, which is not there; pods.pools has: %s" $name $size.pool (keys $.Values.pods.pools | sortAlpha | join ", " | default "none")) -}}
-{{- end -}}
-{{- end -}}
-{{- $known := dict "nvidia" "cuda" "nvidia-mig" "cuda" "nvidia-timeslice" "cuda" "amd" "rocm" "intel" "xpu" "ascend" "ascend" "hygon" "dcu" "mthreads" "musa" "tpu" "tpu" -}}
-{{- range $name, $pool := .Values.pods.pools -}}
-{{- $variant := get $known ($pool.accelerator | default "cpu") | default "cpu" -}}
-{{- if not (or $pool.image (hasKey $.Values.images.payload $variant)) -}}
-{{- include "airloop.refuse" (printf "pods.pools.%s has accelerator %q, whose image is images.payload.%s, and there is none; images.payload has: %s" $name $pool.accelerator $variant (keys $.Values.images.payload | sortAlpha | join ", ")) -}}
-{{- end -}}
-{{- end -}}
+{{- include "airloop.checkPods" . -}}
 {{- $made := list "AIRLOOP_HOME" "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" "PGPASSWORD" -}}
 {{- range $name, $value := .Values.pods.environment -}}
 {{- if regexMatch "(?i)(password|secret|token|_key$|access_key)" $name -}}

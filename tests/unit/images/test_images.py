@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 IMAGES = REPOSITORY / "images"
@@ -73,6 +77,10 @@ def test_every_installed_requirement_is_pinned_by_its_hash(dockerfile: Path) -> 
         for command in rest.split("&&"):
             if re.search(r"(pip|uv pip) (install|wheel)", command):
                 assert "--require-hashes" in command or "--no-deps" in command, command
+                # What a source distribution is built with: nothing that is fetched at that moment, unpinned.
+                tools = "--build-constraints requirements/build.txt"
+                wheels = ("--only-binary :all:", "--no-build-isolation", "/wheels/")
+                assert tools in command or any(option in command for option in wheels), command
     files = set(re.findall(r"requirements/(?!pinned|flights)\w+\.txt", dockerfile.read_text() + BAKE))
     assert files
     for file in files:
@@ -84,7 +92,7 @@ def test_every_installed_requirement_is_pinned_by_its_hash(dockerfile: Path) -> 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda d: d.stem)
 def test_an_image_is_not_root_has_labels_and_says_how_it_is_well(dockerfile: Path) -> None:
-    assert instructions(dockerfile)[0] == ("ARG", "BASE=python:3.12-slim-bookworm")
+    assert instructions(dockerfile)[0] == ("ARG", "BASE=python:3.11-slim-bookworm")
     found = stages(dockerfile)
     (final,) = [name for word, name in found["last"] if word == "FROM"]
     lines = dict(found[final])
@@ -96,6 +104,18 @@ def test_an_image_is_not_root_has_labels_and_says_how_it_is_well(dockerfile: Pat
     assert labels == {"title", "description", "licenses", "version", "revision", "base.name"}
     # What is built with stays behind.
     assert not any("/opt/build" in rest for word, rest in found[final])
+
+
+def test_the_python_of_images_is_the_oldest_that_is_supported_where_everything_runs() -> None:
+    """Tests run on it; another default would be an image that nobody has seen work."""
+    supported = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["requires-python"]
+    version = supported.removeprefix(">=").partition(",")[0]
+    for dockerfile in DOCKERFILES:
+        arguments = {rest for word, rest in instructions(dockerfile) if word == "ARG" and rest.startswith("PYTHON=")}
+        assert arguments == {f"PYTHON=python{version}"}
+    assert f'variable "BASE" {{ default = "python:{version}-slim-bookworm" }}' in BAKE
+    (common,) = re.findall(r'^target "common" \{\n(.*?)^\}', BAKE, re.M | re.S)
+    assert f'PYTHON   = "python{version}"' in common
 
 
 def test_the_payload_has_no_airflow_in_its_requirements_and_a_check_at_the_end() -> None:
@@ -123,9 +143,47 @@ def test_targets_of_the_bake_file_are_stages_with_arguments_that_are_known() -> 
         assert file is not None
         assert setting(name, "target") in stages(REPOSITORY / file)
         declared = set(re.findall(r"^ARG (\w+)", (REPOSITORY / file).read_text(), re.M))
-        for arguments in re.findall(r"args\s+= \{(.*?)\}", targets[name], re.S):
+        for arguments in re.findall(r"args\s+= \{(.*?)\}", targets["common"] + targets[name], re.S):
             assert set(re.findall(r"(\w+)\s*=", arguments)) <= declared, name
-    assert 'attest = ["type=sbom", "type=provenance,mode=max"]' in targets["common"]
+
+
+def test_the_variants_are_told_as_they_are_built() -> None:
+    """Base, Python and requirements of each, in the table of docs/kubernetes.md."""
+    bases = dict(re.findall(r'^variable "(BASE\w*)" \{ default = "(.*?)" \}', BAKE, re.M))
+    targets = dict(re.findall(r'^target "([a-z-]+)" \{\n(.*?)^\}', BAKE, re.M | re.S))
+    default = {"BASE": "BASE", **dict(re.findall(r'(\w+)\s*= "?([^",}\s]+)', targets["common"]))}
+    documented = (REPOSITORY / "docs" / "kubernetes.md").read_text()
+    for name in ("payload", "payload-cuda", "payload-rocm", "payload-ascend"):
+        (line,) = re.findall(r"args\s+= \{ (.*?) \}", targets[name])
+        own = {**default, **dict(re.findall(r'(\w+) = "?([^",}\s]+)', line))}
+        requirements = own.get("REQUIREMENTS", "requirements/payload.txt").removeprefix("requirements/")
+        row = [
+            f"`{own['VARIANT']}`",
+            f"`{bases[own['BASE']]}`",
+            own["PYTHON"].removeprefix("python"),
+            f"`{requirements}`",
+        ]
+        assert f"| {' | '.join(row)} |" in documented
+
+
+def test_images_are_called_and_labelled_as_the_chart_asks_for_them() -> None:
+    variables = dict(re.findall(r'^variable "(\w+)" \{ default = "?(.*?)"? \}', BAKE, re.M))
+    chart = REPOSITORY / "helm" / "airloop"
+    assert yaml.safe_load((chart / "Chart.yaml").read_text())["appVersion"] == variables["TAG"]
+    images = yaml.safe_load((chart / "values.yaml").read_text())["images"]
+    for name, image in (("control", images["control"]), ("payload", images["payload"]["cpu"])):
+        assert f'tags       = ["${{REPOSITORY}}/{name}:${{TAG}}"]' in BAKE
+        assert image == f"{variables['REPOSITORY']}/{name}:{variables['TAG']}"
+    assert re.search(r"VERSION\s+= TAG\n", BAKE)
+
+
+def test_what_only_some_builders_can_is_asked_for_by_name() -> None:
+    """Docker's default builder refuses attestations."""
+    assert 'variable "ATTEST" { default = false }' in BAKE
+    assert (
+        'attest = ATTEST ? ["type=sbom", "type=provenance,mode=max"] '
+        ': ["type=sbom,disabled=true", "type=provenance,disabled=true"]'
+    ) in BAKE
 
 
 @pytest.fixture
@@ -139,12 +197,14 @@ def health() -> Any:
 
 
 @pytest.fixture
-def page() -> Iterator[tuple[str, list[int]]]:
-    """Address of a page, and the codes that it answers with, one after another."""
+def page() -> Iterator[tuple[int, list[int], list[str]]]:
+    """Port of a server, the codes that it answers with, one after another, and the pages that it was asked for."""
     codes: list[int] = []
+    asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            asked.append(self.path)
             self.send_response(codes.pop(0))
             self.end_headers()
 
@@ -152,18 +212,45 @@ def page() -> Iterator[tuple[str, list[int]]]:
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/health", codes
+        yield server.server_port, codes, asked
         server.shutdown()
 
 
-def test_a_server_is_asked_for_its_page(health: Any, page: tuple[str, list[int]]) -> None:
-    address, codes = page
-    health.PAGES = {"api-server": address, "mlflow": "http://127.0.0.1:1/health"}
-    command = ["/opt/airloop/bin/python", "/opt/airloop/bin/airflow", "api-server"]
-    codes += [200, 503]
-    assert health.check(command) == 0
-    assert health.check(command) == 1
-    assert health.check(["/opt/airloop/bin/python", "/opt/airloop/bin/mlflow", "server"]) == 1
+def test_a_server_is_asked_for_its_page(health: Any, page: tuple[int, list[int], list[str]]) -> None:
+    port, codes, asked = page
+    codes += [200, 503, 200]
+    starting = ["/opt/airloop/bin/python", "/opt/airloop/bin/airflow", "api-server", "--port", str(port)]
+    assert health.check(starting) == 0
+    assert health.check(starting) == 1
+    mlflow = ["/opt/airloop/bin/python", "/opt/airloop/bin/mlflow", "server", "--host", "0.0.0.0"]
+    assert health.check([*mlflow, f"--port={port}"]) == 0
+    assert asked == ["/api/v2/monitor/health", "/api/v2/monitor/health", "/health"]
+    assert health.check([*mlflow, "--port", "1"]) == 1
+
+
+def test_the_api_server_is_known_by_the_name_that_it_gives_itself(
+    health: Any, page: tuple[int, list[int], list[str]]
+) -> None:
+    """Airflow's own words, and what becomes of a process' command line when it calls itself so."""
+    port, codes, asked = page
+    package = importlib.util.find_spec("airflow")
+    assert package is not None
+    folder, *_ = package.submodule_search_locations or []
+    source = Path(folder, "cli", "commands", "api_server_command.py").read_text()
+    (title,) = re.findall(r'setproctitle\(f"(.*)"\)', source)
+    title = title.replace("{args.host}", "0.0.0.0").replace("{args.port}", str(port))
+    program = "import setproctitle, sys; setproctitle.setproctitle(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, title], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline()
+        command = Path(f"/proc/{server.pid}/cmdline").read_text().split("\0")
+        server.communicate()
+    assert "api-server" not in command
+    codes += [200, 500]
+    assert (health.check(command), health.check(command)) == (0, 1)
+    assert asked == ["/api/v2/monitor/health"] * 2
 
 
 def test_a_service_without_a_page_is_asked_for_its_job(

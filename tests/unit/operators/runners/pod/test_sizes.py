@@ -92,66 +92,87 @@ def test_each_accelerator_has_a_place(profile: Any) -> None:
 GPU = {"gpu": {"accelerator": "nvidia"}}
 
 
-@pytest.mark.parametrize(
-    ("document", "says"),
-    [
-        ({"sizes": {"small": {"pool": "gpu"}}}, "pool 'gpu', which is not there; pools in sizes.yaml: none"),
-        ({"pools": {"p": {"accelerator": "abacus"}}, "sizes": {"small": {"pool": "p"}}}, "accelerators: cpu, edge, nv"),
-        ({"pools": GPU, "sizes": {"small": {"pool": "gpu"}}}, "has no accelerators, its pool 'gpu' is of nvidia"),
-        ({"pools": GPU, "sizes": {"small": {"accelerators": 1}}}, "give it a pool that has: gpu"),
-        (
-            {
-                "pools": {"mig": {"accelerator": "nvidia-mig", "resource": "nvidia.com/mig-1g.10gb"}},
-                "sizes": {"small": {"pool": "mig", "accelerators": 2}},
-            },
-            "a pod can use 1 of nvidia-mig",
-        ),
-        (
-            {"pools": {"p": {"accelerator": "nvidia-mig"}}, "sizes": {"small": {"pool": "p", "accelerators": 1}}},
-            "give it: the instance's own",
-        ),
-        (
-            {
-                "pools": {"p": {"accelerator": "amd", "resource": "nvidia.com/gpu"}},
-                "sizes": {"small": {"pool": "p", "accelerators": 1}},
-            },
-            "write accelerator: nvidia",
-        ),
-        (
-            {
-                "pools": {"p": {"accelerator": "ascend", "backend": "nccl"}},
-                "sizes": {"small": {"pool": "p", "accelerators": 1}},
-            },
-            "possible: hccl, gloo",
-        ),
-        ({"pools": {"p": {"resource": "nvidia.com/gpu"}}, "sizes": {"small": {"pool": "p"}}}, "'cpu' has no resource"),
-        ({"sizes": {"small": {"memory": "lots"}}}, "sizes.small.memory 'lots' is no quantity"),
-        ({"sizes": {"small": {"memory": "1Gi", "shared_memory": "1Gi"}}}, "it is part of the limit"),
-        ({"sizes": {"small": {"cpu": 1, "requests": {"cpu": 2}}}}, "requests.cpu 2 is above 1"),
-        ({"sizes": {"small": {"requests": {"nvidia.com/gpu": 1}}}}, "requests are of cpu and memory"),
-        ({"sizes": {"small": {"accelerators": 0.5}}}, "accelerators is 0.5; give a whole number"),
-        ({"sizes": {"small": {"accelerators": True}}}, "give a whole number"),
-        ({"sizes": {"small": {"ram": "1Gi"}}}, "there is no 'ram'; possible: cpu, memory"),
-        ({"sizes": {"big": {}}}, "default is 'small', which is no size; sizes: big"),
-        ({"size": {}}, "there is no 'size'; possible: namespace"),
-        ({"user": 0}, "payloads do not run as root"),
-        ({"volumes": [{"claim": "c", "path": "srv"}]}, "give the path of a folder"),
-        ({"volumes": [{"claim": "c"}]}, "path is missing"),
-        ({"volumes": [{"path": "/srv"}]}, "/srv has neither a claim nor a config_map; give one of them"),
-        (
-            {"volumes": [{"path": "/srv", "claim": "c", "config_map": "m"}]},
-            "/srv has a claim and a config_map; give one of them",
-        ),
-        ({"pools": {"p": {"gang": "slurm"}}}, "pools.p: gang is 'slurm'; possible: kueue, volcano"),
-        ({"pools": {"p": {"queue": "team"}}}, "queue 'team' is nobody's; say whose: gang: kueue or volcano"),
-        ({"pools": {"p": {"gang": "kueue"}}}, "there is no queue; give queue: NAME"),
-        ({"pools": {"p": {"gang": "volcano", "scheduler": "other"}}}, "the scheduler is 'other'; leave out scheduler"),
-        ({"secrets": {"X": "abc"}}, "secrets.X is a str; write name: value pairs"),
-        ({"patience": {"schedule_s": 0}}, "give a number above 0"),
-        ({"environment": {"X": ["a"]}}, "give name: text pairs"),
-        ({"images": {}}, "there is no image for cpu"),
-    ],
-)
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"sizes": {"small": {"pool": "gpu"}}}, "pool 'gpu', which is not there; pools in sizes.yaml: none"),
+    ({"pools": {"p": {"accelerator": "abacus"}}, "sizes": {"small": {"pool": "p"}}}, "accelerators: cpu, edge, nv"),
+    ({"pools": GPU, "sizes": {"small": {"pool": "gpu"}}}, "has no accelerators, its pool 'gpu' is of nvidia"),
+    ({"pools": GPU, "sizes": {"small": {"accelerators": 1}}}, "give it a pool that has: gpu"),
+    (
+        {
+            "pools": {"mig": {"accelerator": "nvidia-mig", "resource": "nvidia.com/mig-1g.10gb"}},
+            "sizes": {"small": {"pool": "mig", "accelerators": 2}},
+        },
+        "a pod can use 1 of nvidia-mig",
+    ),
+    (
+        {"pools": {"p": {"accelerator": "nvidia-mig"}}, "sizes": {"small": {"pool": "p", "accelerators": 1}}},
+        "give it: the instance's own",
+    ),
+    (
+        {
+            "pools": {"p": {"accelerator": "amd", "resource": "nvidia.com/gpu"}},
+            "sizes": {"small": {"pool": "p", "accelerators": 1}},
+        },
+        "write accelerator: nvidia",
+    ),
+    (
+        {
+            "pools": {"p": {"accelerator": "ascend", "backend": "nccl"}},
+            "sizes": {"small": {"pool": "p", "accelerators": 1}},
+        },
+        "possible: hccl, gloo",
+    ),
+    ({"pools": {"p": {"resource": "nvidia.com/gpu"}}, "sizes": {"small": {"pool": "p"}}}, "'cpu' has no resource"),
+    ({"sizes": {"small": {"memory": "lots"}}}, "sizes.small.memory 'lots' is no quantity"),
+    ({"sizes": {"small": {"memory": "1Gi", "shared_memory": "1Gi"}}}, "it is part of the limit"),
+    ({"sizes": {"small": {"cpu": 1, "requests": {"cpu": 2}}}}, "requests.cpu 2 is above 1"),
+    ({"sizes": {"small": {"requests": {"nvidia.com/gpu": 1}}}}, "requests are of cpu and memory"),
+    ({"sizes": {"small": {"accelerators": 0.5}}}, "accelerators is 0.5; give a whole number"),
+    ({"sizes": {"small": {"accelerators": True}}}, "give a whole number"),
+    ({"sizes": {"small": {"ram": "1Gi"}}}, "there is no 'ram'; possible: cpu, memory"),
+    ({"sizes": {"big": {}}}, "default is 'small', which is no size; sizes: big"),
+    ({"size": {}}, "there is no 'size'; possible: namespace"),
+    ({"user": 0}, "payloads do not run as root"),
+    ({"volumes": [{"claim": "c", "path": "srv"}]}, "give the path of a folder"),
+    ({"volumes": [{"claim": "c"}]}, "path is missing"),
+    ({"volumes": [{"path": "/srv"}]}, "/srv has neither a claim nor a config_map; give one of them"),
+    (
+        {"volumes": [{"path": "/srv", "claim": "c", "config_map": "m"}]},
+        "/srv has a claim and a config_map; give one of them",
+    ),
+    ({"pools": {"p": {"gang": "slurm"}}}, "pools.p: gang is 'slurm'; possible: kueue, volcano"),
+    ({"pools": {"p": {"queue": "team"}}}, "queue 'team' is nobody's; say whose: gang: kueue or volcano"),
+    ({"pools": {"p": {"gang": "kueue"}}}, "there is no queue; give queue: NAME"),
+    ({"pools": {"p": {"gang": "volcano", "scheduler": "other"}}}, "the scheduler is 'other'; leave out scheduler"),
+    ({"secrets": {"X": "abc"}}, "secrets.X is a str; write name: value pairs"),
+    ({"patience": {"schedule_s": 0}}, "give a number above 0"),
+    ({"environment": {"X": ["a"]}}, "give name: text pairs"),
+    ({"images": {}}, "there is no image for cpu"),
+    ({"pools": {"p": {"accelerator": "nvidia", "budget": "b"}}}, "pools.p.budget is 'b', which is not there"),
+    ({"budgets": {"b": 1}, "pools": {"p": {"budget": "b"}}}, "'cpu' has no accelerators"),
+    ({"budgets": {"b": 0}}, "give a whole number of accelerators, 1 or more"),
+    (
+        {
+            "budgets": {"b": 1},
+            "pools": {"p": {"accelerator": "nvidia", "budget": "b"}},
+            "sizes": {"small": {}, "two": {"pool": "p", "accelerators": 2}},
+        },
+        "its budget 'b' is 1: its tasks would wait for ever",
+    ),
+    (
+        {
+            "budgets": {"b": 1},
+            "pools": {"p": {"accelerator": "nvidia", "budget": "b"}},
+            "sizes": {"small": {"pool": "p", "accelerators": 1}},
+        },
+        "default is 'small', whose accelerators are counted",
+    ),
+    ({"sizes": {"small": {"cpu": "0"}}}, "sizes.small.cpu '0' is no quantity"),
+]
+"""Also of the chart, under `pods`."""
+
+
+@pytest.mark.parametrize(("document", "says"), REFUSED)
 def test_what_cannot_be_right_is_refused_with_what_is_possible(document: dict[str, Any], says: str) -> None:
     with pytest.raises(BadConfiguration) as refused:
         parsed(**document)
