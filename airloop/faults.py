@@ -310,9 +310,10 @@ def _instrument_postgres() -> None:
 
     def committed(connection: Any) -> None:
         if connection.info.transaction_status != TransactionStatus.INTRANS:
-            return commit(connection)
+            commit(connection)
+            return
         with _durable("sql:postgresql", "postgres"):
-            return commit(connection)
+            commit(connection)
 
     _replace(Connection, "commit", committed)
 
