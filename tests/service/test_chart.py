@@ -826,9 +826,11 @@ ON_A_CLAIM = "-f airflow-values.yaml -f airflow-values-claim.yaml"
         ("", {}, ON_A_CLAIM, []),
         ("values-k3s-edge.yaml", {}, ON_A_CLAIM, []),
         ("s3", {}, "-f airflow-values.yaml", []),
-        ("values-gpu.yaml", {}, "-f airflow-values.yaml --set executor=KubernetesExecutor", [
+        ("values-gpu.yaml", {}, "-f airflow-values.yaml -f airflow-values-kubernetes.yaml", [
             "looked up in airloop-steps",
         ]),
+        ("", {"airflow": {"executor": EXECUTORS[-1]}},
+         ON_A_CLAIM + r" -f airflow-values-kubernetes.yaml --set 'executor=LocalExecutor\,KubernetesExecutor'", []),
         ("", {"state": {"claim": {"existing": "disk"}}}, ON_A_CLAIM, ["claimName disk and mountPath /var/lib/airloop"]),
         ("", {"state": {"claim": {"path": "/srv/a"}}}, ON_A_CLAIM, ["claimName airloop-state and mountPath /srv/a"]),
         ("s3", {"state": {"s3": {"credentials": {"secret": ""}}}}, "-f airflow-values.yaml", [

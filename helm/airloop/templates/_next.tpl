@@ -5,7 +5,8 @@ Airflow comes from its own chart, with values that are beside this one. It needs
 (postgresql://…) is in Secret airloop-airflow-database, key connection:
   helm upgrade --install airflow apache-airflow/airflow --version 1.22.0 -n {{ .Release.Namespace }} -f airflow-values.yaml
 {{- if $claim }} -f airflow-values-claim.yaml{{ end }}
-{{- if ne .Values.airflow.executor "LocalExecutor" }} --set executor={{ .Values.airflow.executor }}{{ end }}
+{{- if contains "KubernetesExecutor" .Values.airflow.executor }} -f airflow-values-kubernetes.yaml{{ end }}
+{{- if contains "," .Values.airflow.executor }} --set 'executor={{ replace "," "\\," .Values.airflow.executor }}'{{ end }}
 {{- if ne (include "airloop.fullname" .) "airloop" }}
 They are written for the name airloop; here it is {{ include "airloop.fullname" . }}: change the names in them.
 {{- end }}
