@@ -101,7 +101,8 @@ def known_tasks(tasks: Iterable[Task]) -> dict[Task, Known]:
             }
     except SQLAlchemyError as cause:
         raise BadConfiguration(
-            f"Airflow's database cannot be read: {cause}", "run it where Airflow's database is configured"
+            f"Airflow's database cannot be read: {str(cause).splitlines()[0]}",
+            "run it where Airflow's database is configured",
         ) from cause
 
 

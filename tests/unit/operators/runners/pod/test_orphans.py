@@ -29,6 +29,7 @@ if not os.environ.get("CI"):
     pytest.importorskip("airflow.providers.cncf.kubernetes", reason="install airloop[kubernetes]")
 
 DAY_S = 24 * 3600.0
+known_tasks = sweep.known_tasks
 ENDED_AT = datetime(2013, 1, 1, 0, 1, tzinfo=UTC).timestamp()
 ATTEMPT = "0123456789abcdef"
 TASK = ("delays", "manual__2013", "train", -1)
@@ -184,6 +185,22 @@ class TestTheCommand:
 
         monkeypatch.setattr(sweep, "known_tasks", meanwhile)
         assert sweep.main(["--apply"]) == 0
+        self.gone(failed.name)
+
+    def test_removes_nothing_where_airflows_database_cannot_be_read(
+        self, left: Callable[..., ScriptedPod], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from sqlalchemy.exc import OperationalError
+
+        def unread() -> Any:
+            raise OperationalError("SELECT", {}, Exception("no such table: task_instance"))
+
+        failed = left("failed", "failed")
+        monkeypatch.setattr(sweep, "known_tasks", known_tasks)
+        monkeypatch.setattr("airflow.utils.session.create_session", unread)
+        assert sweep.main(["--apply", "--unknown"]) == 1
+        told = capsys.readouterr().out
+        assert "no such table: task_instance; run it where Airflow's database is configured\n" in told
         self.gone(failed.name)
 
     def test_says_what_is_wrong(self, left: Callable[..., ScriptedPod], capsys: pytest.CaptureFixture[str]) -> None:
