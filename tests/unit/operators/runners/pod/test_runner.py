@@ -263,7 +263,7 @@ def test_a_node_that_is_lost(start: Start, run: Run) -> None:
     error = run().error
     assert type(error) is PodLost
     assert "has a taint that it does not tolerate" in str(error)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 120
 
 
 def test_preempted_before_it_began_it_is_made_again(start: Start, run: Run) -> None:
@@ -643,7 +643,7 @@ class TestStopped:
         assert isinstance(outcome.error, ProcessLost)
         assert "because its task was stopped" in str(outcome.error)
         assert left == [{}]
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < 120
         assert record(request_of)["status"] == "try_again"
 
     def test_while_it_waits_for_a_node(self, start: Start, pods: Pods, request_of: RunRequest) -> None:
@@ -666,7 +666,7 @@ class TestStopped:
         began = time.monotonic()
         outcome, _ = self.killed(PodRunner(pods), server, request_of, lambda: _phase(server) == "Running")
         assert isinstance(outcome.error, ProcessLost)
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < 120
 
     def test_before_it_starts(self, start: Start, pods: Pods, request_of: RunRequest) -> None:
         server = start(success)
