@@ -306,7 +306,7 @@ def _instrument_postgres() -> None:
     from psycopg import Connection
     from psycopg.pq import TransactionStatus
 
-    commit: Any = Connection.commit
+    commit: Callable[[Any], None] = Connection.commit
 
     def committed(connection: Any) -> None:
         if connection.info.transaction_status != TransactionStatus.INTRANS:
