@@ -57,6 +57,8 @@ def main() -> int:
     parser.add_argument("--without", type=int, default=200, metavar="RUNS", help="runs of the loop without upkeep")
     arguments = settled(parser.parse_args(), quick=(40,))
     without = min(arguments.without, *arguments.sizes)
+    if without < 20:
+        parser.error(f"{without} runs are too few: tenths are compared, give at least 20")
     alone = _tell("without upkeep", own_process("benchmarks.thousand:loop", runs=without, every=0), without)
     rows, details = [], {f"without_upkeep_{without}": alone.more}
     for runs in arguments.sizes:
