@@ -77,6 +77,17 @@ def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None
 
 
 @pytest.fixture(autouse=True)
+def logging_of_ours() -> None:
+    """Libraries set up logging for a whole process: what one test made silent, the next one hears again."""
+    logging.disable(logging.NOTSET)
+    logging.root.setLevel(min(logging.root.level, logging.WARNING))
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.partition(".")[0] in ("airloop", "airloop_operators") and isinstance(logger, logging.Logger):
+            logger.disabled, logger.propagate = False, True
+            logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees a developer's own settings."""
     for name in list(os.environ):
