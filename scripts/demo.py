@@ -21,13 +21,12 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from stack import Stack, StackError, default_home
-
 from airloop.config import Config
 from airloop.contract import Interval
 from airloop.errors import BadConfiguration
 from airloop.frame import history
 from airloop.warehouse.artifacts import ArtifactStore
+from stack import Stack, StackError, default_home
 
 DAG_ID = "flights_offline"
 NEW_YORK = ZoneInfo("America/New_York")

@@ -147,6 +147,7 @@ def test_more_accelerators_than_there_are(world: World) -> None:
 def test_a_pool_without_its_toleration(world: World) -> None:
     with _accelerators(world) as found:
         if not found.tolerations:
+            # Then the pool takes any pod, and there is nothing to see.
             pytest.skip(f"nodes {', '.join(found.nodes)} have no taint")
         pods = replace(_pods(world, found.pool(tolerations=[]), 1), patience=_impatient(world))
         outcome = world.run(replace(world.request("count"), size="gpu"), pods)

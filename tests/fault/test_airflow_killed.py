@@ -11,8 +11,6 @@ import contextlib
 import json
 import os
 import random
-import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -25,10 +23,10 @@ import pytest
 
 from airloop.config import Config
 from airloop.warehouse.catalog import Warehouse
+from stack import Stack
+from tests.fault.watching import all_the_while
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(TESTS.parent / "scripts"))
-from stack import Stack  # noqa: E402
 
 DAG = """
 from datetime import timedelta
@@ -137,28 +135,15 @@ class Airflow:
     def read_all_the_while(self, *names: str) -> Iterator[dict[str, list[tuple[int, int] | None]]]:
         """While the block runs, somebody reads tables again and again: what each was seen to be, one after another."""
         seen: dict[str, list[tuple[int, int] | None]] = {name: [] for name in names}
-        errors: list[Exception] = []
-        over = threading.Event()
 
         def look() -> None:
-            try:
-                while not over.wait(LOOK_S):
-                    for name, states in seen.items():
-                        state = self.table(name)
-                        if states[-1:] != [state]:
-                            states.append(state)
-            except Exception as error:
-                errors.append(error)
+            for name, states in seen.items():
+                state = self.table(name)
+                if states[-1:] != [state]:
+                    states.append(state)
 
-        reader = threading.Thread(target=look)
-        reader.start()
-        try:
+        with all_the_while(look, every_s=LOOK_S):
             yield seen
-        finally:
-            over.set()
-            reader.join()
-        if errors:
-            raise errors[0]
 
     def manifests(self, name: str) -> int:
         """How many manifests say that they wrote a table."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 
 from tests.fault.flights_loop import SECOND, Home
 from tests.fault.harness import Task, World
+from tests.fault.watching import all_the_while
 
 SEED = int(os.environ.get("AIRLOOP_TEST_FAULT_SEED") or random.SystemRandom().randrange(10**6))
 SAMPLE = int(os.environ.get("AIRLOOP_TEST_REDIS_SAMPLE") or 6)
@@ -80,8 +80,6 @@ class Redis:
         :returns: by view, the states that were seen, one after the other, each once in a row.
         """
         seen: dict[bytes, list[Hashes]] = {view: [] for view in places}
-        errors: list[Exception] = []
-        ready, over = threading.Event(), threading.Event()
 
         def look() -> None:
             with self.client.pipeline(transaction=True) as pipe:
@@ -94,27 +92,8 @@ class Redis:
                 if seen[view][-1:] != [there]:
                     seen[view].append(there)
 
-        def look_again_and_again() -> None:
-            try:
-                while not over.is_set():
-                    look()
-                    ready.set()
-                    over.wait(LOOK_S)
-                look()
-            except Exception as error:
-                errors.append(error)
-                ready.set()
-
-        reader = threading.Thread(target=look_again_and_again)
-        reader.start()
-        ready.wait()
-        try:
+        with all_the_while(look, every_s=LOOK_S):
             yield seen
-        finally:
-            over.set()
-            reader.join()
-        if errors:
-            raise errors[0]
 
     def keep(self) -> dict[bytes, bytes]:
         return {key: self.client.dump(key) for key in self.client.scan_iter()}

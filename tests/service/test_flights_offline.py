@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,8 @@ from airloop.training import tracking
 from airloop.warehouse.artifacts import ArtifactStore
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.refs import TableRef
+from demo import DAG_ID, Airflow
+from stack import Stack
 from tests import profiles
 from tests.fault.home_state import LEFT_OUT
 from tests.places import data_files
@@ -36,9 +37,6 @@ from tests.postgres_server import PostgresServer
 from tests.s3_server import S3Server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "scripts"))
-from demo import DAG_ID, Airflow  # noqa: E402
-from stack import Stack  # noqa: E402
 
 pytestmark = pytest.mark.timeout(900)
 JANUARY = "2013-02-02T00:00:00-05:00"

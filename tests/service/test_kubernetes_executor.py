@@ -24,13 +24,12 @@ import yaml
 from airloop.frame import history
 from airloop.warehouse.artifacts import ArtifactStore
 from airloop_operators.runners.pod import names
+from demo import Airflow
+from stack import Stack
 from tests.cluster.world import IMAGE
 from tests.small_cluster import SmallCluster, node
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "scripts"))
-from demo import Airflow  # noqa: E402
-from stack import Stack  # noqa: E402
 
 if not os.environ.get("CI"):
     pytest.importorskip("airflow.providers.cncf.kubernetes", reason="install airloop[kubernetes]")

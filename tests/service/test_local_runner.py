@@ -12,7 +12,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,24 @@ from tests.payload_runs import alive, wait_until
 Run = Callable[..., RunOutcome]
 Make = Callable[..., RunRequest]
 MakeRunner = Callable[..., LocalRunner]
+
+
+@contextmanager
+def at_a_signal(handler: Callable[..., None], *, when_all_of: Path) -> Iterator[None]:
+    """While the block runs: a handler that this process's signal calls, once a step's four processes are there."""
+
+    def send() -> None:
+        wait_until(lambda: when_all_of.exists() and len(when_all_of.read_text().split()) == 4)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_step_is_done_and_tells_what_it_used(run: Run) -> None:
@@ -289,18 +308,8 @@ def test_on_kill_in_a_signal_handler_ends_everything(
         runner.on_kill()
         gone.append(not any(alive(int(pid)) for pid in pids.read_text().split()))
 
-    def when_started() -> None:
-        wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 4)
-        os.kill(os.getpid(), signal.SIGUSR1)
-
-    before = signal.signal(signal.SIGUSR1, handler)
-    thread = threading.Thread(target=when_started)
-    thread.start()
-    try:
+    with at_a_signal(handler, when_all_of=pids):
         outcome = runner.run(make_request("family", path=str(pids)))
-    finally:
-        thread.join()
-        signal.signal(signal.SIGUSR1, before)
     assert gone == [True]
     assert isinstance(outcome.error, ProcessLost)
     assert "its task was stopped" in str(outcome.error)
@@ -316,19 +325,8 @@ def test_an_exception_in_the_task_ends_everything(make_runner: MakeRunner, make_
     runner = make_runner()
     pids = tmp_path / "pids"
 
-    def when_started() -> None:
-        wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 4)
-        os.kill(os.getpid(), signal.SIGUSR1)
-
-    before = signal.signal(signal.SIGUSR1, handler)
-    thread = threading.Thread(target=when_started)
-    thread.start()
-    try:
-        with pytest.raises(TaskTimeout):
-            runner.run(make_request("family", path=str(pids)))
-    finally:
-        thread.join()
-        signal.signal(signal.SIGUSR1, before)
+    with at_a_signal(handler, when_all_of=pids), pytest.raises(TaskTimeout):
+        runner.run(make_request("family", path=str(pids)))
     assert not any(alive(int(pid)) for pid in pids.read_text().split())
     # What came before it is called, too.
     runner.on_kill()

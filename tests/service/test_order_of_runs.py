@@ -20,12 +20,11 @@ import pytest
 
 from airloop.frame import history
 from airloop.warehouse.artifacts import ArtifactStore
+from demo import Airflow
+from stack import Stack
 from tests.year_world import DAG_ID, MONTHS, Year, month, write_world
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "scripts"))
-from demo import Airflow  # noqa: E402
-from stack import Stack  # noqa: E402
 
 AT_ONCE = 4
 

@@ -13,12 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
+from demo import Airflow
+from stack import Stack
 from tests.api_server import ApiServer, ScriptedPod
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "scripts"))
-from demo import Airflow  # noqa: E402
-from stack import Stack  # noqa: E402
 
 LOOP = """
 from airflow.sdk import DAG

@@ -133,10 +133,7 @@ class TestAPodThatIsLost:
 
         server = start(deleted, slow)
         task = Task({"infrastructure_retries": 1})
-        found = task.start()
-        while len(server.created) < 2:
-            found = task.resume(wake(found))
-        running(server)
+        found = task.start_again(server)
         task.arguments["infrastructure_retries"] = 0
         go(server.handles[next(iter(server.pods))]).set()
         assert task.resume(wake(found))["status"] == "done"

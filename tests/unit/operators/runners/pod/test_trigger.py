@@ -134,10 +134,7 @@ class TestATriggerThatFails:
 
         server = start(evicted, slow)
         task = Task({"infrastructure_retries": 1})
-        found = task.start()
-        while len(server.created) < 2:
-            found = task.resume(wake(found))
-        running(server)
+        task.start_again(server)
         threading.Timer(1.0, go(server.handles[next(iter(server.pods))]).set).start()
         told = {"error": TriggerFailureReason.TRIGGER_FAILURE.value, "traceback": ["ImportError: no\n"]}
         result = task.resume(told, method="__fail__")
