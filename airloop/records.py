@@ -1,9 +1,11 @@
 """
 Records of attempts: where they lie, and who may write them. Standard library only: runners and payloads import it.
 
-``runs/DAG/RUN/TASK.json`` is the record of a task's newest attempt. ``attempts/AT/ATTEMPT.json``, written after it, is
-found without knowing the run: once it is there, the attempt has ended and everything that tells of it is there too.
-A payload records its own end; an attempt that was ended from outside is recorded by whoever started it.
+``runs/DAG/RUN/TASK.json`` is the record of a task's newest attempt. ``intervals/DAG/INTERVAL/TASK.json`` names the run
+that last told an end of the task for a data interval, and the one before it: so what an attempt is to be compared with
+is found in a few reads, however many runs there are. ``attempts/AT/ATTEMPT.json``, written after them, is found without
+knowing the run: once it is there, the attempt has ended and everything that tells of it is there too. A payload records
+its own end; an attempt that was ended from outside is recorded by whoever started it.
 """
 
 from __future__ import annotations
@@ -13,14 +15,20 @@ import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from airloop.contract import Call, Exit, Receipt, RunInfo, attempt_record_path
-from airloop.errors import AirloopError, StepSkipped
+from airloop.errors import AirloopError, ContractBroken, StepSkipped
 from airloop.objects import Objects
 
 RECORD_FORMAT = 1
 """Of manifests and records."""
+REDO = "remove the file to have the step done again"
+"""What to do about a manifest that nobody can read."""
+FORGET = "remove the file: how its attempt ended, and what it relied on, is not known then"
+"""What to do about a record that nobody can read."""
+INTERVALS = "intervals"
+"""Folder of what names the newest runs of each data interval."""
 NAME_LIMIT = 255
 """Bytes of a file's name, as file systems have it."""
 SHORTENED = "%~"
@@ -57,6 +65,7 @@ def publish(objects: Objects, document: Mapping[str, Any], content: bytes) -> st
     run = RunInfo(**document["run"])
     if run.dag_id:
         objects.change(run_record_path(run), lambda there: None if _is_overtaken(_parsed(there), document) else content)
+        _name_run(objects, run, document)
     # It comes last: a runner that finds it asks for nothing more.
     name = attempt_record_path(document["attempt"])
     objects.publish(name, content)
@@ -93,22 +102,65 @@ def read(objects: Objects, call: Call) -> bytes | None:
     if own is not None:
         return own
     newest = objects.read(run_record_path(call.run)) if call.run.dag_id else None
-    if newest is None or (_parsed(newest) or {}).get("attempt") != call.attempt:
+    record = _parsed(newest)
+    if newest is None or record is None or record.get("attempt") != call.attempt:
         return None
-    # Its process was killed between the two: what is left to do is done here.
+    # Its process was killed before it had written all: what is left to do is done here.
+    _name_run(objects, call.run, record)
     objects.publish(name, newest, only_if_absent=True)
     return newest
 
 
+def _name_run(objects: Objects, run: RunInfo, record: Mapping[str, Any]) -> None:
+    """Let the record's data interval name its run, unless it does. An attempt without a key has nothing to compare."""
+    interval = record.get("interval")
+    if not interval or not record.get("key"):
+        return
+
+    def named(there: bytes | None) -> bytes | None:
+        newest = (_parsed(there) or {}).get("run_id")
+        if newest == run.run_id:
+            return None
+        names = {"format": RECORD_FORMAT, "run_id": run.run_id, "before": newest}
+        return json.dumps(names).encode() + b"\n"
+
+    objects.change(interval_record_path(run, interval), named)
+
+
+def runs_of_interval(objects: Objects, run: RunInfo, interval: Mapping[str, Any]) -> list[str]:
+    """Ids of the runs, the newest first and two at most, that told an end of a task for a data interval."""
+    names = _parsed(objects.read(interval_record_path(run, interval))) or {}
+    return [str(names[part]) for part in ("run_id", "before") if names.get(part)]
+
+
+def intervals_of(objects: Objects, dag_id: str) -> list[dict[str, str]]:
+    """Data intervals, ``start`` and ``end``, for which tasks of a loop told an end, the earliest first."""
+    folders = objects.folders(f"{INTERVALS}/{_file_name(dag_id)}")
+    return [dict(zip(("start", "end"), unquote(name).split(","), strict=True)) for name in folders]
+
+
 def run_record_path(run: RunInfo) -> str:
     """Path of the newest attempt's record of a task in a run, below the artifact store's root."""
-    index = f".{run.map_index}" if run.map_index >= 0 else ""
-    return f"{run_folder(run.dag_id, run.run_id)}/{_file_name(run.task_id, f'{index}.json')}"
+    return f"{run_folder(run.dag_id, run.run_id)}/{_task_file(run)}"
+
+
+def interval_record_path(run: RunInfo, interval: Mapping[str, Any]) -> str:
+    """
+    Path of the file that names the newest runs of a data interval.
+
+    :param interval: ``start`` and ``end``, ISO 8601.
+    """
+    between = _file_name(f"{interval['start']},{interval['end']}")
+    return f"{INTERVALS}/{_file_name(run.dag_id)}/{between}/{_task_file(run)}"
 
 
 def run_folder(dag_id: str, run_id: str = "") -> str:
     """Folder of the records of a loop, or of one run of it."""
     return f"runs/{_file_name(dag_id)}/{_file_name(run_id)}" if run_id else f"runs/{_file_name(dag_id)}"
+
+
+def _task_file(run: RunInfo) -> str:
+    return _file_name(run.task_id, f".{run.map_index}.json" if run.map_index >= 0 else ".json")
 
 
 def _file_name(text: str, suffix: str = "") -> str:
@@ -163,3 +215,40 @@ def _is_newer(there: Mapping[str, Any], document: Mapping[str, Any]) -> bool:
         return datetime.fromisoformat(there["started_at"]) > datetime.fromisoformat(document["started_at"])
     except (KeyError, TypeError, ValueError):
         return False
+
+
+def parse(content: bytes, address: str, way_out: str = FORGET) -> dict[str, Any]:
+    """
+    A manifest or a record of the format that this airloop knows.
+
+    :param address: where it lies, for the error.
+    :param way_out: what to do about one that nobody can read: :data:`REDO` or :data:`FORGET`.
+    :raises ContractBroken: it is no JSON object, or of another format.
+    """
+    try:
+        found = json.loads(content)
+    except ValueError as cause:
+        raise ContractBroken(f"{address} cannot be read: {cause}", way_out) from cause
+    if not isinstance(found, dict):
+        raise ContractBroken(f"{address} cannot be read: it is a {type(found).__name__}", way_out)
+    refuse_unknown(found, address, way_out)
+    return found
+
+
+def refuse_unknown(document: Mapping[str, Any], address: str, way_out: str = FORGET) -> None:
+    """
+    Refuse a manifest or a record of another format: read by the rules of this one, it would say what it does not mean.
+
+    :param address: where it lies, for the error.
+    :param way_out: see :func:`parse`.
+    :raises ContractBroken: it is of another format, or says none.
+    """
+    found = document.get("format")
+    if found == RECORD_FORMAT:
+        return
+    if not isinstance(found, int):
+        raise ContractBroken(f"{address} cannot be read: it says no format", way_out)
+    raise ContractBroken(
+        f"{address} is of format {found}, this airloop knows format {RECORD_FORMAT}",
+        "update airloop here: a newer one wrote it" if found > RECORD_FORMAT else way_out,
+    )

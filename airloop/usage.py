@@ -13,7 +13,7 @@ that the payload itself measured.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -23,9 +23,11 @@ from typing import Any
 from airloop.contract import RunInfo
 from airloop.errors import ContractBroken
 from airloop.objects import Objects
-from airloop.records import RECORD_FORMAT, run_folder, run_record_path
+from airloop.records import RECORD_FORMAT, parse, run_folder, run_record_path
 
 FOLDER = "usage"
+WAY_OUT = "remove the file: its attempt's use is not known then"
+"""What to do about a record of use that nobody can read."""
 OPEN = "open"
 """Status of an attempt whose end its runner has not told."""
 GOOD = frozenset({"done", "reused", "skipped"})
@@ -142,10 +144,51 @@ def publish(objects: Objects, wanted: Mapping[str, Any], *, last: bool = False) 
         before = _sequence(there)
         if before >= wanted["sequence"] and not last:
             return None
-        found = {**wanted, "sequence": max(before + 1, wanted["sequence"])}
-        return json.dumps(found, indent=1, allow_nan=False).encode() + b"\n"
+        return _content({**wanted, "sequence": max(before + 1, wanted["sequence"])})
 
     objects.change(usage_path(run, wanted["attempt"]), newer)
+
+
+def end(
+    objects: Objects,
+    run: RunInfo,
+    attempt: str,
+    told: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    *,
+    again: int | None = None,
+) -> dict[str, Any] | None:
+    """
+    Write how an attempt ended, for a runner that did not live to tell. An end that is there stays, whoever told it.
+
+    :param told: given the record as it is, the parts of it that are new.
+    :param again: version (``sequence``) of a record that tells of an end and may be replaced: of one's own, when more
+        is known.
+    :returns: the record as it is written; None: there is none, or it tells of an end.
+    :raises ContractBroken: it cannot be read, or what is to be told of it.
+    """
+    name = usage_path(run, attempt)
+    # A task of which nothing was told is to have no folder.
+    if not run.dag_id or objects.read(name) is None:
+        return None
+    written: dict[str, Any] | None = None
+
+    def ended(there: bytes | None) -> bytes | None:
+        nonlocal written
+        found = None if there is None else parse(there, objects.uri(name), WAY_OUT)
+        # The store may show what was just written to it.
+        if found is None or found == written:
+            return None
+        written = None
+        try:
+            if found["status"] != OPEN and found["sequence"] != again:
+                return None
+            written = {**found, **told(found), "sequence": found["sequence"] + 1}
+        except (KeyError, TypeError, ValueError) as cause:
+            raise ContractBroken(f"what attempt {attempt} took cannot be told: {cause!r}") from cause
+        return _content(written)
+
+    objects.change(name, ended)
+    return written
 
 
 def read(objects: Objects, run: RunInfo, attempt: str) -> dict[str, Any] | None:
@@ -154,7 +197,7 @@ def read(objects: Objects, run: RunInfo, attempt: str) -> dict[str, Any] | None:
         return None
     name = usage_path(run, attempt)
     content = objects.read(name)
-    return None if content is None else _parsed(name, content)
+    return None if content is None else parse(content, objects.uri(name), WAY_OUT)
 
 
 def of_task(objects: Objects, run: RunInfo) -> list[dict[str, Any]]:
@@ -261,20 +304,12 @@ def _below(objects: Objects, folder: str) -> list[dict[str, Any]]:
     with ThreadPoolExecutor(AT_ONCE) as threads:
         contents = list(threads.map(objects.read, names))
     # One that was removed since it was listed is none.
-    found = [_parsed(name, c) for name, c in zip(names, contents, strict=True) if c is not None]
+    found = [parse(c, objects.uri(n), WAY_OUT) for n, c in zip(names, contents, strict=True) if c is not None]
     return sorted(found, key=lambda usage: (str(usage.get("started_at", "")), str(usage.get("attempt", ""))))
 
 
-def _parsed(name: str, content: bytes) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(content)
-        if found["format"] != RECORD_FORMAT:
-            raise ValueError(f"format {found['format']}")
-    except (ValueError, KeyError, TypeError) as cause:
-        raise ContractBroken(
-            f"{name} cannot be read: {cause}", "remove the file: its attempt's use is not known then"
-        ) from cause
-    return found
+def _content(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=1, allow_nan=False).encode() + b"\n"
 
 
 def _sequence(content: bytes | None) -> int:

@@ -260,7 +260,7 @@ def _redis(name: str, address: RedisAddress) -> Finding:
         from redis.retry import Retry
     except ImportError:
         return Finding(name, "bad", "a Redis, and its client is not installed", "pip install 'airloop[redis]'")
-    from airloop.features.online_redis import OnlineRedis, understood
+    from airloop.features.online_redis import OnlineRedis, refuse_cluster, understood
 
     try:
         client = redis.Redis.from_url(address.url, retry=Retry(NoBackoff(), 0))
@@ -272,6 +272,7 @@ def _redis(name: str, address: RedisAddress) -> Finding:
         where = OnlineRedis(client).where
         with understood(where):
             said: Any = client.info("server")
+        refuse_cluster(client, where)
     found = str(said.get("valkey_version") or said["redis_version"])
     shown = f"{'Valkey' if 'valkey_version' in said else 'Redis'} {found} at {where}"
     if int(str(said["redis_version"]).partition(".")[0]) < OLDEST_REDIS:

@@ -1,5 +1,5 @@
 """
-The hindsight gate: a feature is the same if nothing later had happened.
+The look-ahead gate, against hindsight: a feature is the same if nothing later had happened.
 
 A window that reaches past the time of its value, a mean over the whole table, a rate that counts the very row it is
 joined to: all of them use what was known only later, and say an earlier arrival time. So the SQL runs once more for

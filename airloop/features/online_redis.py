@@ -35,7 +35,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from airloop.errors import BadConfiguration, StoreBusy, StoreFull, StoreReadOnly, Unreachable
+from airloop.errors import BadConfiguration, StoreBusy, StoreFull, StoreReadOnly, TryAgain, Unreachable
 from airloop.faults import point
 from airloop.features import redis_scripts
 from airloop.features.encode import encode_instants, key_prefix, with_heads
@@ -94,9 +94,24 @@ def understood(where: str) -> Iterator[None]:
         ) from cause
     except exceptions.OutOfMemoryError as cause:
         raise _full(where, str(cause)) from cause
-    except exceptions.ReadOnlyError as cause:
+    except (exceptions.ReadOnlyError, exceptions.MasterDownError) as cause:
         raise StoreReadOnly(f"Redis at {where} is a replica: {cause}", "name the primary") from cause
+    except (
+        exceptions.AskError,  # and MOVED
+        exceptions.ClusterCrossSlotError,
+        exceptions.ClusterDownError,
+        exceptions.TryAgainError,
+    ) as cause:
+        raise _cluster(where, f"{type(cause).__name__}: {cause}") from cause
+    except exceptions.NoScriptError as cause:
+        raise TryAgain(
+            f"Redis at {where} has forgotten a script that it had just been given: it was restarted, or another one "
+            "took its place",
+            "run the task again: old values are still served, and the watermark has not moved",
+        ) from cause
     except exceptions.ResponseError as cause:
+        if "cluster mode" in str(cause):
+            raise _cluster(where, str(cause)) from cause
         if str(cause).startswith("LEASE"):
             raise StoreBusy(
                 f"another process took over the materialisation: {cause}", "run the task again later"
@@ -106,6 +121,22 @@ def understood(where: str) -> Iterator[None]:
 
 def _full(where: str, what: str) -> StoreFull:
     return StoreFull(f"Redis at {where} has no memory left: {what}", "raise maxmemory; the old values are still served")
+
+
+def refuse_cluster(client: Any, where: str) -> None:
+    """:raises BadConfiguration: it is a node of a Redis Cluster, which has only some of the keys."""
+    with understood(where):
+        told = client.info("cluster")
+    if int(told.get("cluster_enabled", 0)):
+        raise _cluster(where, "cluster_enabled:1")
+
+
+def _cluster(where: str, what: str) -> BadConfiguration:
+    return BadConfiguration(
+        f"Redis at {where} is a node of a Redis Cluster ({what}), and scripts that compare and write many entities at "
+        "once cannot run across its nodes",
+        "name a Redis with cluster mode off in AIRLOOP_ONLINE_STORE",
+    )
 
 
 class OnlineRedis:

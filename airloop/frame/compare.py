@@ -9,20 +9,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from heapq import nlargest
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from airloop.contract import RunInfo
 from airloop.errors import NotFound
 from airloop.frame.manifest import manifest_at
-from airloop.records import run_folder, run_record_path
+from airloop.records import parse, run_record_path, runs_of_interval
 from airloop.warehouse.artifacts import ArtifactStore
 
 Kind = Literal["interval", "input", "argument", "code", "library", "version", "key"]
 
-RUNS_SEARCHED = 50
-"""Newest runs of a loop among which an earlier one of the same interval is looked for before a step runs."""
 SHOWN = 60
 """Characters of a value that a sentence shows."""
 
@@ -108,24 +105,17 @@ def sentence(found: list[Difference], *, most: int = 4) -> str:
 
 def earlier_attempt(store: ArtifactStore, run: RunInfo, interval: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """
-    The record of the newest attempt at a task so far, in this run, else in a run of the same interval.
+    The record of the newest attempt at a task so far, in this run, else in another run of the same interval.
 
     One that ended before its key was known, or that was ended from outside, has nothing to compare with.
-    Only the newest :data:`RUNS_SEARCHED` runs are looked at: it is asked before every step that is not reused.
     """
     if not run.dag_id:
         return None
-    name = run_record_path(run)
-    own = _read(store, name)
-    if own is not None and own.get("key"):
-        return own
-    if interval is None:
-        return None
-    changed = store.changed(run_folder(run.dag_id)).values()
-    for other in nlargest(RUNS_SEARCHED, changed, key=lambda r: r.changed_at):
-        record = _read(store, f"{other.name}/{name.rpartition('/')[2]}")
-        if record is not None and record.get("key") and record.get("interval") == interval:
-            return record
+    others = runs_of_interval(store.objects, run, interval) if interval else []
+    for run_id in (run.run_id, *(other for other in others if other != run.run_id)):
+        found = _read(store, run_record_path(replace(run, run_id=run_id)))
+        if found is not None and found.get("key") and (run_id == run.run_id or found.get("interval") == interval):
+            return found
     return None
 
 
@@ -139,10 +129,9 @@ def evidence(store: ArtifactStore, record: Mapping[str, Any]) -> dict[str, Any] 
 
 def _read(store: ArtifactStore, name: str) -> dict[str, Any] | None:
     try:
-        record: dict[str, Any] = json.loads(store.read_bytes(name))
+        return parse(store.read_bytes(name), store.uri(name))
     except NotFound:
         return None
-    return record
 
 
 def _code(old: Side, new: Side) -> Iterator[Difference]:

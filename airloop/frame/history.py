@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -10,7 +9,7 @@ from urllib.parse import unquote
 from airloop.contract import Interval
 from airloop.frame.manifest import manifest_at
 from airloop.objects import Listed
-from airloop.records import SHORTENED, run_folder
+from airloop.records import SHORTENED, parse, run_folder
 from airloop.warehouse.artifacts import ArtifactStore
 
 
@@ -73,10 +72,14 @@ def changed(store: ArtifactStore, dag_id: str) -> dict[str, Listed]:
 
 
 def run(store: ArtifactStore, dag_id: str, run_id: str) -> RunRecord:
-    """One run; without tasks if nothing of it has ended yet."""
+    """
+    One run; without tasks if nothing of it has ended yet.
+
+    :raises ContractBroken: a record cannot be read, or is of a format that this airloop does not know.
+    """
     found = []
     for name in store.names(run_folder(dag_id, run_id)):
-        record = json.loads(store.read_bytes(name))
+        record = parse(store.read_bytes(name), store.uri(name))
         info = record["run"]
         found.append(TaskRecord(info["task_id"], info["map_index"], record))
     found.sort(key=lambda t: (t.record["started_at"], t.task_id, t.map_index))
@@ -100,6 +103,7 @@ def manifest_of(store: ArtifactStore, task: TaskRecord) -> dict[str, Any] | None
     The manifest that a done or reused task relies on; None for any other.
 
     :raises BadArgument: the record names a manifest outside this store.
+    :raises ContractBroken: the manifest is of a format that this airloop does not know.
     """
     return manifest_at(store, task.record)
 
@@ -113,5 +117,5 @@ def _full_name(store: ArtifactStore, folder: str, child: str, what: str) -> str:
     if SHORTENED not in child:
         return unquote(child)
     for name in store.names(f"{folder}/{child}"):
-        return str(json.loads(store.read_bytes(name))["run"][what])
+        return str(parse(store.read_bytes(name), store.uri(name))["run"][what])
     return ""

@@ -14,10 +14,9 @@ from typing import Any
 
 from airloop import records
 from airloop.contract import Receipt
-from airloop.errors import BadArgument, ContractBroken, NotFound
+from airloop.errors import BadArgument, NotFound
 from airloop.frame.logs import Redactor
 from airloop.frame.step import manifest_folder
-from airloop.records import run_folder as run_folder
 from airloop.reference import Reference, Scope
 from airloop.warehouse.artifacts import ArtifactStore, sha256
 
@@ -38,20 +37,7 @@ def read_manifest(store: ArtifactStore, step_name: str, key: str) -> dict[str, A
         content = store.read_bytes(manifest_name(step_name, key))
     except NotFound:
         return None
-    address = store.uri(manifest_name(step_name, key))
-    try:
-        manifest: dict[str, Any] = json.loads(content)
-        found = int(manifest["format"])
-    except (ValueError, KeyError, TypeError) as cause:
-        raise ContractBroken(
-            f"manifest {address} cannot be read: {cause}", "remove the file to have the step done again"
-        ) from cause
-    if found != MANIFEST_FORMAT:
-        raise ContractBroken(
-            f"manifest {address} is of format {found}, this airloop knows format {MANIFEST_FORMAT}",
-            "update airloop" if found > MANIFEST_FORMAT else "remove the file to have the step done again",
-        )
-    return manifest
+    return records.parse(content, f"manifest {store.uri(manifest_name(step_name, key))}", records.REDO)
 
 
 def manifest_at(store: ArtifactStore, record: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -59,6 +45,8 @@ def manifest_at(store: ArtifactStore, record: Mapping[str, Any]) -> dict[str, An
     The manifest that an attempt's record relies on; None if the attempt made and reused none.
 
     :raises BadArgument: the record names a manifest outside this store.
+    :raises ContractBroken: it is of a format that this airloop does not know.
+    :raises ValueError: it is no JSON.
     """
     if record["status"] not in ("done", "reused"):
         return None
@@ -67,6 +55,7 @@ def manifest_at(store: ArtifactStore, record: Mapping[str, Any]) -> dict[str, An
     if not name:
         raise BadArgument(f"manifest {address} is not in {store}")
     manifest: dict[str, Any] = json.loads(store.read_bytes(name))
+    records.refuse_unknown(manifest, f"manifest {address}", records.REDO)
     return manifest
 
 

@@ -1,5 +1,5 @@
 """
-The process that minds a payload. Standard library only, and quick to start.
+The minder: the process that supervises a payload. Standard library only, and quick to start.
 
 ::
 

@@ -134,7 +134,7 @@ class Folder:
         return found
 
     def _children(self, prefix: str) -> list[os.DirEntry[str]]:
-        # Asked before every step, of a folder with an entry for each run: paths would take ten times as long.
+        # A folder may have an entry for each of thousands of runs: paths would take ten times as long.
         try:
             with os.scandir(self.path(prefix)) as entries:
                 return list(entries)

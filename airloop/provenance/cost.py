@@ -12,7 +12,6 @@ is counted as unknown.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,7 +24,7 @@ from airloop.contract import RunInfo, attempt_record_path
 from airloop.errors import NotFound
 from airloop.frame import history
 from airloop.provenance.prices import HOUR, Prices
-from airloop.records import SHORTENED, run_folder
+from airloop.records import REDO, SHORTENED, parse, run_folder
 from airloop.usage import FOLDER, GOOD, OPEN, Spent, of_run, of_task, spent, spent_by_itself
 from airloop.warehouse.artifacts import ArtifactStore
 
@@ -190,8 +189,9 @@ def _unknown(tries: list[Spent]) -> Iterator[Spent]:
 def _told(store: ArtifactStore, usage: Mapping[str, Any]) -> Spent:
     if usage["status"] != OPEN:
         return spent(usage)
-    content = store.objects.read(attempt_record_path(usage["attempt"]))
-    return spent(usage, json.loads(content) if content else None)
+    name = attempt_record_path(usage["attempt"])
+    content = store.objects.read(name)
+    return spent(usage, parse(content, store.uri(name)) if content else None)
 
 
 def _ids(store: ArtifactStore, folder: str, what: str) -> Iterator[str]:
@@ -201,7 +201,7 @@ def _ids(store: ArtifactStore, folder: str, what: str) -> Iterator[str]:
             yield unquote(child)
             continue
         for name in store.names(f"{folder}/{child}")[:1]:
-            yield str(json.loads(store.read_bytes(name))["run"][what])
+            yield str(parse(store.read_bytes(name), store.uri(name))["run"][what])
 
 
 # -------------------------------------------------------------------- models
@@ -248,7 +248,8 @@ def _making(graph: Graph, facts: Mapping[str, Any]) -> list[Spent]:
     told = [_told(graph.store, usage) for usage in of_task(graph.store.objects, run)]
     own = next((one for one in told if one.attempt == facts["attempt"]), None)
     if own is None:
-        own = spent_by_itself(json.loads(graph.store.read_bytes(facts["manifest"])), "done")
+        manifest = parse(graph.store.read_bytes(facts["manifest"]), f"manifest {facts['manifest']}", REDO)
+        own = spent_by_itself(manifest, "done")
     if not run.dag_id:
         return [own]
     failed: list[Spent] = []

@@ -71,10 +71,6 @@ class Lineage:
         """Edges that end in a node."""
         return [e for e in self.edges if e.target == node]
 
-    def out_of(self, node: str) -> list[Edge]:
-        """Edges that begin in a node."""
-        return [e for e in self.edges if e.source == node]
-
     def of_kind(self, kind: str) -> list[Node]:
         """Nodes of a kind, nearest first."""
         return [n for n in self.nodes.values() if n.kind == kind]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from airloop.errors import ContractBroken
+from airloop.records import REDO, refuse_unknown
 from airloop.warehouse.artifacts import ArtifactStore
 
 FORMAT = 1
@@ -241,6 +242,7 @@ def _stamps(store: ArtifactStore) -> Iterator[tuple[str, str]]:
 def _slim(path: str, content: bytes) -> dict[str, Any]:
     try:
         manifest = json.loads(content)
+        refuse_unknown(manifest, f"manifest {path}", REDO)
         code = manifest["code"]
         inputs = []
         for role, given in manifest["inputs"].items():
@@ -267,9 +269,7 @@ def _slim(path: str, content: bytes) -> dict[str, Any]:
             "links": manifest["links"],
         }
     except (ValueError, KeyError, TypeError, AttributeError) as cause:
-        raise ContractBroken(
-            f"manifest {path} cannot be read: {cause!r}", "remove it to have its step done again"
-        ) from cause
+        raise ContractBroken(f"manifest {path} cannot be read: {cause!r}", REDO) from cause
 
 
 def _is_made(output: Ref, inputs: Iterable[Ref]) -> bool:

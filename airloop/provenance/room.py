@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from airloop.contract import ENV_CALL, ENV_LOG_FORMAT, ENV_RECEIPT, Call, Interv
 from airloop.errors import ContractBroken, NotFound
 from airloop.frame.archive import FEATURES, PYTHON, unpack
 from airloop.provenance.fork import fork, snapshots_of
+from airloop.records import REDO, parse
 from airloop.registry.refs import DecisionRef, ModelRef
 from airloop.warehouse import tree
 from airloop.warehouse.artifacts import ArtifactStore, sha256
@@ -276,8 +276,7 @@ def _replaced(value: Any, new: Mapping[str, str], path: str = "") -> Any:
 
 
 def _manifest(receipt: Receipt) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(Path(unquote(urlsplit(receipt.manifest).path)).read_bytes())
-    return found
+    return parse(Path(unquote(urlsplit(receipt.manifest).path)).read_bytes(), f"manifest {receipt.manifest}", REDO)
 
 
 def _models(manifest: Mapping[str, Any]) -> list[str]:

@@ -8,9 +8,8 @@ of the interval before.
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from airloop.config import Config
@@ -21,8 +20,11 @@ from airloop.frame.archive import read_source
 from airloop.frame.compare import Difference, Side, differences, evidence, sentence
 from airloop.frame.history import RunRecord
 from airloop.provenance.runs import nearest
+from airloop.records import REDO, intervals_of, parse, run_record_path, runs_of_interval
 from airloop.warehouse.artifacts import ArtifactStore
 
+INTERVALS_SEARCHED = 20
+"""Nearest data intervals in which an earlier attempt is looked for."""
 DIFF_LINES = 40
 """Lines of a module's difference that are kept."""
 
@@ -132,21 +134,17 @@ def _sentence(record: Mapping[str, Any], earlier: Mapping[str, Any], found: list
 def _earlier(store: ArtifactStore, record: Mapping[str, Any]) -> dict[str, Any] | None:
     """The record of the nearest attempt that had ended before this one began."""
     if record.get("compared_with"):
+        path = attempt_record_path(record["compared_with"]["attempt"])
         try:
-            content = store.read_bytes(attempt_record_path(record["compared_with"]["attempt"]))
+            return parse(store.read_bytes(path), store.uri(path))
         except NotFound:
             pass  # removed since: the other runs may still tell
-        else:
-            found: dict[str, Any] = json.loads(content)
-            return found
+    near = next(_of_near_intervals(store, record), None)
+    if near is not None:
+        return near
+    # A run without an interval, or one of a home that did not list intervals yet.
     run = RunInfo(**record["run"])
-    name = run.task_id if run.map_index < 0 else f"{run.task_id}[{run.map_index}]"
-    others = [
-        r.tasks[name].record
-        for r in history.runs(store, run.dag_id)
-        # One that ended after this one had begun may have waited for it and reused what it made.
-        if r.run_id != run.run_id and name in r.tasks and r.tasks[name].record["finished_at"] <= record["started_at"]
-    ]
+    others = [r for other in history.run_ids(store, run.dag_id) if (r := _ended(store, record, other)) is not None]
     same = [r for r in others if r.get("interval") == record.get("interval")]
     if same:
         return max(same, key=_started)
@@ -154,6 +152,39 @@ def _earlier(store: ArtifactStore, record: Mapping[str, Any]) -> dict[str, Any] 
     if before:
         return max(before, key=lambda r: (_begin(r), _started(r)))
     return max(others, key=_started, default=None)
+
+
+def _of_near_intervals(store: ArtifactStore, record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Records of the same interval, then of those before it, the nearest first, then of those after it."""
+    own = record.get("interval")
+    if not own:
+        return
+    run = RunInfo(**record["run"])
+    known = [i for i in intervals_of(store.objects, run.dag_id) if i != own]
+    before = [i for i in reversed(known) if i["start"] < own["start"]]
+    after = [i for i in known if i["start"] >= own["start"]]
+    for interval in [own, *before, *after][:INTERVALS_SEARCHED]:
+        for run_id in runs_of_interval(store.objects, run, interval):
+            found = _ended(store, record, run_id)
+            if found is not None and found.get("interval") == interval:
+                yield found
+
+
+def _ended(store: ArtifactStore, record: Mapping[str, Any], run_id: str) -> dict[str, Any] | None:
+    """
+    The record of the same task in another run; None if there is none.
+
+    One that ended after this one had begun may have waited for it and reused what it made.
+    """
+    run = RunInfo(**record["run"])
+    if run_id == run.run_id:
+        return None
+    path = run_record_path(replace(run, run_id=run_id))
+    try:
+        found = parse(store.read_bytes(path), store.uri(path))
+    except NotFound:
+        return None
+    return found if found["finished_at"] <= record["started_at"] else None
 
 
 def _started(record: Mapping[str, Any]) -> str:
@@ -195,9 +226,10 @@ def _maker(config: Config, store: ArtifactStore, reference: Any) -> str:
     if not key:
         return ""
     for step in store.folders("steps"):
-        content = store.objects.read(f"steps/{step}/{key[:2]}/{key}/manifest.json")
+        path = f"steps/{step}/{key[:2]}/{key}/manifest.json"
+        content = store.objects.read(path)
         if content is not None:
-            return _who(json.loads(content)["run"])
+            return _who(parse(content, f"manifest {store.uri(path)}", REDO)["run"])
     return ""
 
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-METADATA = ("_batch", "_source", "_row")
-"""Columns that every extracted table has: key of the step that brought the row, file, 1-based data row in it."""
 
 
 class _Strict(BaseModel):

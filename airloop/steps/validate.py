@@ -32,8 +32,9 @@ def validate(
 
     Every rule of severity critical decides; warning and info are reported only. If a rule is broken, main stays as it
     is and the broken rows are in quarantine.NAMESPACE_TABLE, each with the rules that it breaks. If all broken rules
-    have meta.airloop.quarantine: true and the rows that break them are few enough, only those are kept back. If main
-    moved meanwhile, the rows go on top of it, by key, and are validated again.
+    have meta.airloop.quarantine: true and the rows that break them are few enough, only those are kept back; if nothing
+    else is new, main stays as it is, too. If main moved meanwhile, the rows go on top of it, by key, and are validated
+    again.
 
     :param table: what extract wrote: a snapshot on an audit branch.
     :param suite: content of a suite file (JSON or YAML), or the same as a mapping.
@@ -81,8 +82,8 @@ def validate(
         },
         details={**passed.details, "audited": str(table), "batch": batch, "rebases": passed.rebases},
         links={"docs": gate.docs} if gate.docs else {},
-        changed=bool(published),
-        event={"table": str(passed.published), "rows": published} if published else None,
+        changed=bool(published) and passed.moved,
+        event={"table": str(passed.published), "rows": published} if published and passed.moved else None,
     )
 
 

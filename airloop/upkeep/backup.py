@@ -27,6 +27,7 @@ from airloop.config import Config, S3Address, without_password
 from airloop.errors import BadConfiguration, StoreBusy
 from airloop.faults import point as fault_point
 from airloop.objects import Bulk
+from airloop.records import INTERVALS
 from airloop.upkeep.exported import export_catalog
 from airloop.upkeep.gc import alone
 from airloop.upkeep.owner import MARK
@@ -153,7 +154,7 @@ def _names(root: Path | S3Address, folder: str = "") -> Iterator[str]:
 
 
 def _artifacts(config: Config) -> Iterator[list[str]]:
-    """Records, which name manifests; manifests, which name artifacts; artifacts."""
+    """What names runs; records, which name manifests; manifests, which name artifacts; artifacts."""
     root = config.artifacts
     # Tables may be kept below the artifacts; they have their own turn. Artifacts below the tables have theirs here.
     tables = f"{config.warehouse}/".removeprefix(f"{root}/") if tree.is_below(config.warehouse, root) else ""
@@ -166,6 +167,7 @@ def _artifacts(config: Config) -> Iterator[list[str]]:
     def names(folder: str = "") -> list[str]:
         return [name for name in _names(root, folder) if is_artifact(name)]
 
+    yield names(INTERVALS)
     yield [*names("runs"), *names("attempts"), *names(FOLDER)]
     yield [n for n in names("steps") if n.count("/") == 4 and n.endswith(f"/{MANIFEST}")]
     # A manifest that came since may name what is not copied.

@@ -4,10 +4,11 @@ Formats and what becomes of them: homes, tables, manifests, keys, backups.
 ===================  ==========================================  ===================================================
 what                 where its format stands                     read by another version
 ===================  ==========================================  ===================================================
-home                 ``format.json``                             an older one is migrated by ``airloop upgrade`` or
-                                                                 used as it is; a newer one is refused
+home                 ``format.json``; where the catalog is on a  an older one is migrated by ``airloop upgrade`` or
+                     server only in the home that made it        used as it is; a newer one is refused
 table                its property ``airloop.format``             as the home
-manifest, record     ``format``                                  one that is not known is refused, never redone silently
+manifest, record     ``format``                                  one that is not known is refused by whatever reads it:
+                                                                 a step is not redone silently, gc takes nothing away
 key                  :data:`airloop.frame.key.KEY_FORMAT`, and   a part of the key; ``airloop upgrade`` says what is new
                      ``key_format`` of its manifest
 backup               ``format`` of its point                     one that is not known is refused
@@ -16,7 +17,6 @@ backup               ``format`` of its point                     one that is not
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,7 @@ from airloop.errors import AirloopError
 from airloop.faults import point
 from airloop.frame.key import KEY_FORMAT, code_of
 from airloop.frame.step import Step
+from airloop.records import REDO, parse
 from airloop.upkeep.gc import alone
 from airloop.warehouse.artifacts import ArtifactStore
 from airloop.warehouse.home import HOME_FORMAT, check_home, home_format, write_format
@@ -112,13 +113,15 @@ def key_changes(config: Config, load: Callable[[str], Step]) -> list[KeyChange]:
     Their next runs make everything again: that is right after a change that matters, and should not come as a surprise.
 
     :param load: gives the step of a name.
+    :raises ContractBroken: a manifest is of a format that this airloop does not know.
     """
     changes = []
     store = ArtifactStore(config.artifacts)
     for step in store.folders("steps"):
         manifests = list(store.objects.listed(f"steps/{step}", "*/*/manifest.json"))
         if manifests:
-            newest = json.loads(store.read_bytes(max(manifests, key=lambda m: m.changed_at).name))
+            name = max(manifests, key=lambda m: m.changed_at).name
+            newest = parse(store.read_bytes(name), store.uri(name), REDO)
             change = _change(newest, len(manifests), load)
             if change is not None:
                 changes.append(change)

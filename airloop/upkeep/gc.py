@@ -29,6 +29,7 @@ from airloop.frame import running
 from airloop.locks import PostgresLocks, locks_of
 from airloop.objects import Bulk, Listed
 from airloop.objects.bulk import AT_A_TIME, CLOCK_STEP_S
+from airloop.records import INTERVALS
 from airloop.upkeep.owner import refuse_others
 from airloop.upkeep.retention import NAMED, Policy, protected, refuse_another_store, tell
 from airloop.upkeep.sweep import UNFINISHED, Published, leftovers
@@ -47,7 +48,7 @@ log = logging.getLogger("airloop.upkeep")
 GRACE_S = 86_400.0
 CLOCKS_S = 300.0
 """Seconds by which clocks of machines that share a state may differ: what an attempt may hold is so much older."""
-ARTIFACTS = frozenset({"steps", "runs", "attempts", "code", "reports", "doctor", JOURNALS, FOLDER})
+ARTIFACTS = frozenset({"steps", "runs", INTERVALS, "attempts", "code", "reports", "doctor", JOURNALS, FOLDER})
 """Folders in which Airloop publishes artifacts and records."""
 AUDIT = re.compile(r"audit-[0-9a-f]{12}(-.*)?")
 """Branches that steps make for batches which are not published yet."""

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 from airloop.frame.manifest import STRUCTURE
+from airloop.records import RECORD_FORMAT
 from airloop.warehouse.refs import valid_name
 
 REDACTED = "[erased]"
@@ -97,10 +98,12 @@ class Redaction:
         JSON, written as it was.
 
         :param manifest: whether it is a manifest, or the record of an attempt.
-        :raises ValueError: it is no JSON.
+        :raises ValueError: it is no JSON, or says a format of which this airloop does not know what others rely on.
         """
         before = json.loads(content)
         if manifest and isinstance(before, dict):
+            if before.get("format", RECORD_FORMAT) != RECORD_FORMAT:
+                raise ValueError(f"it is of format {before['format']}")
             after: Any = {name: self._part(name, value) for name, value in before.items()}
         else:
             after = self._value(before)

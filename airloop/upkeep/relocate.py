@@ -21,6 +21,7 @@ from pyiceberg.manifest import ManifestFile, read_manifest_list, write_manifest,
 from pyiceberg.serializers import FromInputFile
 from pyiceberg.table.metadata import TableMetadata
 
+from airloop.records import parse
 from airloop.warehouse.artifacts import sha256
 from airloop.warehouse.localio import LocalFileIO, local_path
 
@@ -107,7 +108,7 @@ def _move_records(artifacts: Path, moved: Moved, digests: Mapping[str, str]) -> 
     for pattern in ("runs/*/*/*.json", "attempts/*/*.json"):
         for path in artifacts.glob(pattern):
             text = path.read_text()
-            record = json.loads(moved(text))
+            record = parse(moved(text).encode(), str(path))
             record["digest"] = digests.get(record["digest"], record["digest"])
             _replace(path, json.dumps(record, indent=1).encode() + b"\n")
 

@@ -70,11 +70,14 @@ def _of_redis(address: str, wanted: Callable[[bytes], bool], remove: bool) -> di
     import redis
 
     from airloop.errors import Unreachable
+    from airloop.features.online_redis import OnlineRedis, refuse_cluster
 
     client: Any = redis.Redis.from_url(address, socket_connect_timeout=5, socket_timeout=60)
     found: dict[str, int] = {}
     seen: set[bytes] = set()
     try:
+        # A scan of one node would miss what is on the others.
+        refuse_cluster(client, OnlineRedis(client).where)
         for key in client.scan_iter(count=SCANNED_AT_A_TIME):
             # A scan may give a key twice; of all that others keep there, only ours are worth the memory.
             if wanted(key) and key not in seen:

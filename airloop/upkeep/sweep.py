@@ -13,7 +13,7 @@ from pathlib import Path
 from airloop.config import Config
 from airloop.objects import Bulk, Listed, Objects, open_objects
 from airloop.objects.bulk import CLOCK_STEP_S
-from airloop.upkeep.records import read_record
+from airloop.upkeep.records import read_listing
 from airloop.upkeep.retention import Told
 from airloop.usage import FOLDER
 
@@ -162,7 +162,7 @@ class Published:
         gone = []
         for file in self._files("code/trees"):
             if self._id(file) in named or file.changed_at >= self.cutoff:
-                packs |= set((read_record(self.objects, file.name) or {"packs": {}})["packs"].values())
+                packs |= set((read_listing(self.objects, file.name) or {"packs": {}})["packs"].values())
             else:
                 gone.append(file)
         if gone or packs:

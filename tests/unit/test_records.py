@@ -11,13 +11,31 @@ from urllib.parse import quote, unquote
 import pytest
 
 from airloop.contract import Call, Receipt, RunInfo, attempt_record_path
+from airloop.errors import ContractBroken
 from airloop.frame import history
 from airloop.objects import Objects
-from airloop.records import attempt_record, publish, publish_for, read, run_folder, run_record_path
+from airloop.records import (
+    FORGET,
+    RECORD_FORMAT,
+    REDO,
+    attempt_record,
+    interval_record_path,
+    intervals_of,
+    parse,
+    publish,
+    publish_for,
+    read,
+    run_folder,
+    run_record_path,
+    runs_of_interval,
+)
 from airloop.warehouse.artifacts import ArtifactStore
 
 RUN = RunInfo("loop", "run", "t")
 OURS, OTHER = "aaaa0000", "bbbb0000"
+EARLIER, INTERVAL = (
+    {"start": f"2013-0{month}-01T00:00:00+00:00", "end": f"2013-0{month + 1}-01T00:00:00+00:00"} for month in (1, 2)
+)
 
 
 def record(attempt: str = OURS, status: str = "failed", hour: int = 12, run: RunInfo = RUN) -> dict[str, Any]:
@@ -103,14 +121,31 @@ def test_a_damaged_record_is_in_nobodys_way(objects: Objects) -> None:
     assert statuses(objects) == ("try_again", "try_again")
 
 
-def test_an_attempt_that_was_killed_between_its_two_records_has_both(objects: Objects) -> None:
-    say(objects, record(status="done"))
-    name = attempt_record_path(OURS)
-    content = objects.read(name)
-    objects.remove(name)
+def worked(run_id: str, attempt: str, key: str = "k") -> dict[str, Any]:
+    """The record of an attempt whose key was known."""
+    return record(attempt, "done", run=replace(RUN, run_id=run_id)) | {"key": key, "interval": INTERVAL}
+
+
+def test_an_attempt_that_was_killed_between_its_records_has_all(objects: Objects) -> None:
+    say(objects, worked("run", OURS))
+    lost = {name: objects.read(name) for name in (attempt_record_path(OURS), interval_record_path(RUN, INTERVAL))}
+    for name in lost:
+        objects.remove(name)
     assert read(objects, Call("s", {}, OTHER, RUN)) is None
-    assert read(objects, Call("s", {}, OURS, RUN)) == content
-    assert objects.read(name) == content
+    assert read(objects, Call("s", {}, OURS, RUN)) == lost[attempt_record_path(OURS)]
+    assert {name: objects.read(name) for name in lost} == lost
+
+
+def test_an_interval_names_its_two_newest_runs(objects: Objects) -> None:
+    assert runs_of_interval(objects, RUN, INTERVAL) == []
+    for n, run_id in enumerate(("one", "two", "two", "three", "three")):
+        say(objects, worked(run_id, f"{n}" * 8))
+    say(objects, worked("four", "f" * 8, key=""))
+    assert runs_of_interval(objects, RUN, INTERVAL) == ["three", "two"]
+    assert runs_of_interval(objects, replace(RUN, task_id="another"), INTERVAL) == []
+    say(objects, worked("one", "a" * 8) | {"interval": EARLIER})
+    assert intervals_of(objects, "loop") == [EARLIER, INTERVAL]
+    assert intervals_of(objects, "another") == []
 
 
 def test_a_call_of_no_run_has_a_record_of_its_own_alone(objects: Objects) -> None:
@@ -148,3 +183,30 @@ def test_of_many_that_tell_at_once_the_newest_stays(objects: Objects) -> None:
     assert [p.exitcode for p in processes] == [0] * 6
     assert json.loads(objects.read(run_record_path(RUN)) or b"")["attempt"] == "00000017"
     assert len(list(objects.listed("attempts"))) == 6
+
+
+NEWER, OLDER = RECORD_FORMAT + 1, RECORD_FORMAT - 1
+
+
+@pytest.mark.parametrize("way_out", [FORGET, REDO])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{", "cannot be read: Expecting"),
+        (b"[1]", "cannot be read: it is a list"),
+        (b"{}", "cannot be read: it says no format"),
+        (b'{"format": null}', "cannot be read: it says no format"),
+        (f'{{"format": {OLDER}}}'.encode(), f"is of format {OLDER}, this airloop knows format {RECORD_FORMAT}"),
+    ],
+)
+def test_one_that_cannot_be_understood_is_named_with_a_way_out(content: bytes, said: str, way_out: str) -> None:
+    with pytest.raises(ContractBroken) as caught:
+        parse(content, "file:///x/t.json", way_out)
+    assert caught.value.found.startswith(f"file:///x/t.json {said}")
+    assert caught.value.advice == way_out
+
+
+def test_a_newer_one_is_kept_and_asks_for_a_newer_airloop() -> None:
+    with pytest.raises(ContractBroken, match=f"is of format {NEWER}, .*; update airloop here: a newer one wrote it"):
+        parse(json.dumps({**record(), "format": NEWER}).encode(), "file:///x/t.json")
+    assert parse(json.dumps(record()).encode(), "file:///x/t.json") == record()

@@ -13,7 +13,7 @@ from airloop import usage
 from airloop.contract import RunInfo
 from airloop.errors import ContractBroken
 from airloop.objects import Objects
-from airloop.usage import OPEN, Spent, document, of_run, of_task, publish, read, spent, spent_by_itself, usage_path
+from airloop.usage import OPEN, Spent, document, end, of_run, of_task, publish, read, spent, spent_by_itself, usage_path
 
 RUN = RunInfo("loop", "run/1", "t")
 OURS, OTHER = "aaaa0000", "bbbb0000"
@@ -61,6 +61,36 @@ def test_an_older_version_never_takes_the_place_of_a_newer(objects: Objects) -> 
     assert (found["status"], found["sequence"]) == ("failed", 4)
 
 
+def test_an_end_is_told_for_a_runner_that_did_not(objects: Objects) -> None:
+    def by_another(known: Any) -> dict[str, Any]:
+        return {"status": "try_again", "resources": {**known["resources"], "pod_s": known["sequence"]}}
+
+    publish(objects, told(sequence=3))
+    found = end(objects, RUN, OURS, by_another)
+    assert (
+        found
+        == read(objects, RUN, OURS)
+        == told(sequence=4, status="try_again", resources={**POD["resources"], "pod_s": 3})
+    )
+    assert end(objects, RUN, OURS, by_another) is None, "it is told"
+    more = end(objects, RUN, OURS, by_another, again=4) or {}
+    assert (more["sequence"], more["resources"]["pod_s"]) == (5, 4)
+    # Its runner lives after all.
+    publish(objects, told(sequence=4, status="done"), last=True)
+    assert end(objects, RUN, OURS, by_another, again=5) is None
+    assert (read(objects, RUN, OURS) or {})["status"] == "done"
+
+
+def test_of_what_nobody_began_no_end_is_told(objects: Objects) -> None:
+    assert end(objects, RUN, OURS, lambda known: {"status": "done"}) is None
+    assert end(objects, RunInfo(), OURS, lambda known: {"status": "done"}) is None
+    assert objects.folders("usage") == []
+    publish(objects, told())
+    with pytest.raises(ContractBroken, match=f"what attempt {OURS} took cannot be told: KeyError"):
+        end(objects, RUN, OURS, lambda known: {"status": known["nothing"]})
+    assert (read(objects, RUN, OURS) or {})["status"] == OPEN
+
+
 def test_an_attempt_of_no_dag_has_none(objects: Objects) -> None:
     publish(objects, told(run=RunInfo()))
     assert list(objects.listed("usage")) == []
@@ -72,6 +102,11 @@ def test_one_that_cannot_be_read_is_named(objects: Objects) -> None:
     objects.publish(usage_path(RUN, OURS), b"{")
     with pytest.raises(ContractBroken, match=rf"{OURS}.json cannot be read.*remove the file"):
         of_task(objects, RUN)
+    objects.publish(usage_path(RUN, OURS), json.dumps(told() | {"format": 2}).encode())
+    for ask in (lambda: of_task(objects, RUN), lambda: read(objects, RUN, OURS)):
+        with pytest.raises(ContractBroken, match=rf"{OURS}.json is of format 2.*; update airloop"):
+            ask()
+    objects.publish(usage_path(RUN, OURS), b"{")
     publish(objects, told())
     assert read(objects, RUN, OURS) is not None
 

@@ -158,7 +158,7 @@ def test_an_earlier_record_that_cannot_be_read_stops_nothing(
     path.write_text(path.read_text()[:40])
     with caplog.at_level(logging.WARNING, "airloop.step"):
         assert run_step(steps.count, rows=4, run=run)["status"] == "done"
-    assert "why this is not reused cannot be told: JSONDecodeError" in caplog.text
+    assert "why this is not reused cannot be told: ContractBroken" in caplog.text
     assert history.run(ArtifactStore(config.artifacts), "d", "r").tasks["t"].status == "done"
 
 

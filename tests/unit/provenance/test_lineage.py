@@ -213,6 +213,13 @@ def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         Index(store, tmp_path / "index.db").all()
 
 
+def test_a_manifest_of_a_newer_airloop_is_refused(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "store")
+    store.publish_bytes("steps/extract/ab/abcd/manifest.json", b'{"format": 2}')
+    with pytest.raises(ContractBroken, match=r"abcd/manifest\.json is of format 2, .*; update airloop here"):
+        Index(store, tmp_path / "index.db").all()
+
+
 # -------------------------------------------------------------------- names
 
 

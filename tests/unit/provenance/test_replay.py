@@ -15,7 +15,7 @@ import pytest
 
 from airloop.config import Config
 from airloop.contract import Interval, RunInfo
-from airloop.errors import BadArgument, NotFound
+from airloop.errors import BadArgument, ContractBroken, NotFound
 from airloop.frame import key
 from airloop.provenance import erasures
 from airloop.provenance.environment import changes
@@ -94,7 +94,7 @@ class TestChoice:
     def test_a_run_by_its_id(self, config: Config) -> None:
         store = ArtifactStore(config.artifacts)
         for name in ("a/x", "b/x", "b/y"):
-            record = {"run": {"task_id": "t", "map_index": -1}, "started_at": "2013-02-01"}
+            record = {"format": 1, "run": {"task_id": "t", "map_index": -1}, "started_at": "2013-02-01"}
             store.publish_bytes(f"runs/{name}/t.json", json.dumps(record).encode())
         named = [find_run(store, name) for name in ("y", "a/x")]
         assert [(run.dag_id, run.run_id) for run in named] == [("b", "y"), ("a", "x")]
@@ -159,6 +159,16 @@ def test_a_task_that_fails_says_why(config: Config, scaled: dict[str, Any]) -> N
     assert (done.equal, done.verdict) == (False, "failed")
     assert "'no name' is not the name of a table" in done.tasks[0].failed
     assert (done.folder / "scale" / "log.txt").is_file()
+
+
+@pytest.mark.parametrize("kind", ["manifest", "record"])
+def test_a_run_of_a_newer_airloop_is_refused(config: Config, scaled: dict[str, Any], kind: str) -> None:
+    store = ArtifactStore(config.artifacts)
+    key = scaled["key"]
+    name = f"steps/scale/{key[:2]}/{key}/manifest.json" if kind == "manifest" else next(iter(store.names("runs")))
+    store.publish_bytes(name, json.dumps(json.loads(store.read_bytes(name)) | {"format": 2}).encode())
+    with pytest.raises(ContractBroken, match=r"json is of format 2, .*; update airloop here"):
+        replay(config, "run-1", tasks=["scale"])
 
 
 @pytest.mark.parametrize(

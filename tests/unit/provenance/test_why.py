@@ -20,10 +20,11 @@ from airloop.cli import main
 from airloop.config import Config
 from airloop.contract import Interval, RunInfo
 from airloop.errors import NotFound, RejectedRows
+from airloop.frame import history
 from airloop.frame.manifest import manifest_name
 from airloop.provenance.runs import find_run
 from airloop.provenance.why import Why, explain
-from airloop.records import run_record_path
+from airloop.records import interval_record_path, run_record_path
 from airloop.warehouse.artifacts import ArtifactStore
 from airloop.warehouse.catalog import Warehouse
 
@@ -126,6 +127,85 @@ def test_another_interval_is_compared_with_the_one_before(
         "it ran for another interval than loop/january: interval: 2013-01-01T00:00:00+00:00/"
     )
     assert [c.kind for c in found.changes] == ["interval"]
+
+
+def test_the_newest_of_the_same_interval_is_found_in_one_look(
+    run_step: RunStep, team: Any, why: Callable[..., Why], config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = team(MODULE).count
+    for rows, run_id in enumerate(("first", "second")):
+        run_step(count, rows=rows, run=at(run_id), interval=JANUARY)
+    for n in range(5):
+        run_step(count, rows=n, run=at(f"other {n}"), interval=FEBRUARY)
+    run_step(count, rows=9, run=at("march", "another"), interval=JANUARY)
+
+    def no_search(store: ArtifactStore, prefix: str) -> None:
+        raise AssertionError(f"{prefix} is searched: this takes the longer, the more runs there were")
+
+    with monkeypatch.context() as patched:
+        for search in ("names", "folders", "changed"):
+            patched.setattr(ArtifactStore, search, no_search)
+        run_step(count, rows=3, run=at("march"), interval=JANUARY)
+    found = why()
+    assert (found.compared_with, found.because) == ("loop/second/count", "it ran again: argument rows: 1 → 3")
+
+
+def test_a_try_without_a_key_does_not_hide_the_run_before(
+    run_step: RunStep, team: Any, why: Callable[..., Why], config: Config
+) -> None:
+    count = team(MODULE).count
+    run_step(count, rows=1, run=at("first"), interval=JANUARY)
+    run_step(count, rows=2, run=at("march"), interval=JANUARY)
+    path = ArtifactStore(config.artifacts).path(run_record_path(at("march")))
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"key": "", "status": "failed"}))
+    run_step(count, rows=3, run=at("march"), interval=JANUARY)
+    assert why().because == "it ran again: argument rows: 1 → 3"
+
+
+def test_a_run_that_took_another_interval_since_is_not_compared(
+    run_step: RunStep, team: Any, why: Callable[..., Why]
+) -> None:
+    count = team(MODULE).count
+    run_step(count, rows=1, run=at("first"), interval=JANUARY)
+    run_step(count, rows=2, run=at("first"), interval=FEBRUARY)
+    run_step(count, rows=3, run=at("march"), interval=JANUARY)
+    assert why().because.startswith("it ran for another interval than loop/first: interval: 2013-02-01")
+
+
+@pytest.mark.parametrize(
+    ("damage", "because"),
+    [
+        ("run", "it ran because this task of loop had never run before"),
+        ("names", "it ran again: argument rows: 1 → 3"),
+    ],
+)
+def test_what_cannot_be_compared_stops_nobody(
+    run_step: RunStep, team: Any, why: Callable[..., Why], config: Config, damage: str, because: str
+) -> None:
+    count = team(MODULE).count
+    run_step(count, rows=1, run=at("first"), interval=JANUARY)
+    store = ArtifactStore(config.artifacts)
+    if damage == "run":
+        store.path(run_record_path(at("first"))).unlink()
+    else:
+        store.path(interval_record_path(at("first"), JANUARY.as_json())).write_text("{")
+    assert run_step(count, rows=3, run=at("march"), interval=JANUARY)["status"] == "done"
+    assert why().because == because
+
+
+def test_the_nearest_interval_is_found_without_reading_all_runs(
+    run_step: RunStep, team: Any, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = team(MODULE).count
+    for n in (8, 1, 3, 5):
+        interval = Interval(datetime(2013, n, 1, tzinfo=UTC), datetime(2013, n + 1, 1, tzinfo=UTC))
+        run_step(count, rows=3, run=at(f"month {n}"), interval=interval)
+    store = ArtifactStore(config.artifacts)
+    runs = {n: find_run(store, f"month {n}") for n in (1, 5)}
+    monkeypatch.setattr(history, "run_ids", lambda *a: pytest.fail("all runs are listed"))
+    assert explain(config, runs[5], "count").compared_with == "loop/month 3/count"
+    assert explain(config, runs[1], "count").compared_with == "loop/month 8/count", "of those that had ended before"
 
 
 def test_one_that_waited_for_it_is_no_earlier_attempt(

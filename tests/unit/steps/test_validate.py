@@ -203,6 +203,28 @@ class TestQuarantineAndGoOn:
         assert made["counts"]["rows_quarantined"] == 2
         assert str(on_main(warehouse)) == before  # as text: NaN is not equal to itself
 
+    def test_what_brings_nothing_new_leaves_main_where_it_is(self, warehouse: Warehouse, run_step: RunStep) -> None:
+        ref = bring(warehouse, self.TRIPS, batch=BATCH)
+        run_step("validate", table=str(ref), suite=LENIENT, max_quarantined_share=0.1)
+        head = warehouse.head(TABLE)
+        more = suite(*LENIENT["expectations"], rule("expect_column_values_to_not_be_null", column="trip"))
+        for batch in (BATCH, OTHER):
+            table = ref if batch == BATCH else bring(warehouse, self.TRIPS, batch=batch)
+            made = run_step("validate", table=str(table), suite=more, max_quarantined_share=0.1)
+            assert made["counts"]["rows_quarantined"] == 2
+            assert made["outputs"]["table"]["reference"] == f"{TABLE}@{head}"
+            assert not made["changed"]
+            assert made["event"] is None
+            assert warehouse.head(TABLE) == head
+            assert branches(warehouse) == []
+            assert [r[0] for r in in_quarantine(warehouse)] == [21, 22]
+        # A stricter rule takes back what was published, and main moves.
+        fewer = rule("expect_column_values_to_be_between", quarantine=True, column="trip", max_value=19)
+        stricter = suite(*LENIENT["expectations"], fewer)
+        made = run_step("validate", table=str(ref), suite=stricter, max_quarantined_share=0.5)
+        assert made["changed"]
+        assert warehouse.head(TABLE) != head
+
     def test_share_is_a_limit(self, warehouse: Warehouse, run_step: RunStep) -> None:
         ref = bring(warehouse, self.TRIPS, batch=BATCH)
         with pytest.raises(

@@ -129,6 +129,16 @@ def test_keys_that_are_made_in_another_way_are_announced(
     assert key_changes(config, lambda _: look) == [], "its newest result has such a key"
 
 
+def test_a_manifest_of_a_newer_airloop_announces_nothing(
+    config: Config, history: list[int], run_step: Callable[..., dict[str, Any]]
+) -> None:
+    run_step(look, table=f"{TABLE}@main")
+    path = next((config.artifacts / "steps").glob("*/*/*/manifest.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": MANIFEST_FORMAT + 1}))
+    with pytest.raises(ContractBroken, match="; update airloop here"):
+        key_changes(config, lambda _: look)
+
+
 @pytest.mark.parametrize(
     ("format_", "said", "advice"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from airloop.config import Config
 from airloop.contract import RunInfo
 from airloop.errors import BadConfiguration, ContractBroken
 from airloop.frame import StepContext, StepResult, step
+from airloop.records import FORGET, RECORD_FORMAT, REDO
 from airloop.registry import lookup
 from airloop.registry.ledger import TABLE as LEDGER
 from airloop.registry.ledger import Entry, Ledger
@@ -177,7 +179,7 @@ def test_a_manifest_that_cannot_be_read_stops_everything(
 ) -> None:
     train(run_step, history[1], "r")
     next((config.artifacts / "steps").glob("*/*/*/manifest.json")).write_text("{")
-    with pytest.raises(ContractBroken, match="cannot be read"):
+    with pytest.raises(ContractBroken, match=f"cannot be read.*; {REDO}"):
         gc.collect(config, NOTHING_ELSE, grace_s=0)
     assert len(warehouse.history(TABLE)) == 6
 
@@ -191,9 +193,25 @@ def test_a_record_that_cannot_be_read_stops_everything(
     with pytest.raises(ContractBroken, match=f"{record} cannot be read"):
         gc.collect(config, NOTHING_ELSE, grace_s=0)
     record.write_text("{")
-    with pytest.raises(ContractBroken, match=f"{record} cannot be read"):
+    with pytest.raises(ContractBroken, match=f"{record} cannot be read.*; {FORGET}"):
         gc.collect(config, NOTHING_ELSE, grace_s=0)
     assert len(warehouse.history(TABLE)) == 6
+
+
+@pytest.mark.parametrize("kind", ["manifest", "record"])
+def test_one_of_a_newer_airloop_stops_everything(
+    config: Config, warehouse: Warehouse, history: list[int], run_step: RunStep, kind: str
+) -> None:
+    train(run_step, history[1], "r")
+    pattern = "steps/*/*/*/manifest.json" if kind == "manifest" else "runs/*/*/*.json"
+    path = next(config.artifacts.glob(pattern))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": RECORD_FORMAT + 1}))
+    before = {p for p in config.home.rglob("*") if p.is_file() and "locks" not in p.parts}
+    said = f"{path} is of format {RECORD_FORMAT + 1}, this airloop knows format {RECORD_FORMAT}; update airloop here"
+    with pytest.raises(ContractBroken, match=said):
+        gc.collect(config, NOTHING_ELSE, grace_s=0)
+    assert len(warehouse.history(TABLE)) == 6
+    assert before <= {p for p in config.home.rglob("*") if p.is_file()}
 
 
 @pytest.mark.parametrize("by", ["a snapshot", "the ledger"])

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -122,6 +123,10 @@ def test_keys_of_others_are_not_kept_in_memory(config: Config, monkeypatch: pyte
 
     class Server:
         deleted: ClassVar[list[bytes]] = []
+        connection_pool = SimpleNamespace(connection_kwargs={})
+
+        def info(self, section: str) -> dict[str, int]:
+            return {"cluster_enabled": 0}
 
         def scan_iter(self, count: int) -> Iterator[bytes]:
             yield from (Key(k) for k in (b"other", wanted, key(person="berta-0"), wanted))

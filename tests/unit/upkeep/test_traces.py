@@ -107,6 +107,14 @@ def test_a_manifest_stays_one(config: Config, place: str) -> None:
     assert (again.redacted, again.kept) == ([], [shown]), "what stays is still said"
 
 
+def test_a_manifest_of_another_format_is_left_as_it_is(config: Config) -> None:
+    newer = json.dumps(MANIFEST | {"format": 2})
+    path = write(config, "artifacts/steps/delay_gate/00/0000/manifest.json", newer)
+    found = search(config, [NUMBER, "delay_gate"], columns=["customer"], redact=True)
+    assert (found.redacted, found.left) == ([], ["artifacts/steps/delay_gate/00/0000/manifest.json"])
+    assert path.read_text() == newer
+
+
 @pytest.mark.parametrize("content", ['{"a": 336776}', '{"a": 0.336776}', '{"t": "2013-01-01T00:00:00.336776Z"}'])
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
 def test_a_number_that_is_the_same_by_chance(config: Config, content: str, suffix: str) -> None:
