@@ -156,6 +156,20 @@ class ApiServer:
         self.lock.notify_all()
 
 
+def answers(
+    method: str, part: str, status: int, reason: str, message: str, *, times: int = 1000
+) -> Callable[[str, str, str], tuple[int, dict[str, Any]] | None]:
+    """What an API server says to requests with a part in their address, so many times."""
+    left = iter(range(times))
+
+    def answer(asked: str, path: str, body: str) -> tuple[int, dict[str, Any]] | None:
+        if asked != method or part not in path or next(left, None) is None:
+            return None
+        return status, {"kind": "Status", "code": status, "reason": reason, "message": message}
+
+    return answer
+
+
 def expanded(value: str, known: Mapping[str, str]) -> str:
     """A plain variable, or a word of a command, as a node gives it to a container."""
     return re.sub(
@@ -281,8 +295,8 @@ class ScriptedPod:
         attempt = json.loads(environment["AIRLOOP_CALL"])["attempt"]
         call = json.loads(environment["AIRLOOP_CALL"])
         manifest = {
-            "attempt": attempt, "key": "ab" * 32, "step": call["step"], "run": call["run"], "interval": None,
-            "outputs": {}, "counts": {"rows": 1},
+            "format": 1, "attempt": attempt, "key": "ab" * 32, "step": call["step"], "run": call["run"],
+            "interval": None, "outputs": {}, "counts": {"rows": 1},
         }  # fmt: skip
         content = json.dumps(manifest).encode()
         path = Path(environment["AIRLOOP_ARTIFACTS"]) / "steps" / attempt / "manifest.json"

@@ -167,7 +167,7 @@ def delay_before(again: int, first: timedelta | float, until: float | None) -> f
     """
     Seconds to wait before a step is started again: twice as long each time, and not the same for all that were hit.
 
-    :param again: the how manieth restart it is, from 1.
+    :param again: number of the restart, from 1.
     :param first: before the first one, seconds.
     :param until: when Airflow will break the task off, by the monotonic clock: no more than a tenth of what is left is
         waited; None: never.

@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from airloop_operators.settings import Settings
 
 RUN_FACET = "airloop"
-RESULT_FIELDS = ("step", "key", "manifest", "interval", "counts")
-"""Fields of a task's result that are no references."""
 _TABLE = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*(@\d+)?")
 _MODEL = re.compile(r"model:/[^/]+/[^/]+")
 

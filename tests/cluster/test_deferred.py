@@ -14,10 +14,17 @@ from airflow.sdk.execution_time import task_runner
 from airloop.errors import PodLost
 from airloop_operators.deferral import Deferral
 from airloop_operators.runners.base import RunOutcome, RunRequest, Underway
+from airloop_operators.runners.pod import trigger as pod_trigger
 from airloop_operators.runners.pod.names import pod_name
 from airloop_operators.runners.pod.runner import PodRunner
 from airloop_operators.runners.pod.trigger import PodTrigger
 from tests.cluster.world import World, started
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triggers wake up who was left just now: there is no Airflow that would take it ill."""
+    monkeypatch.setattr(pod_trigger, "SETTLE_S", 0.0)
 
 
 def left(world: World, request: RunRequest) -> PodTrigger:

@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from airloop import usage
 from airloop.contract import RunInfo
 from airloop.errors import ProcessLost
 from airloop_operators import sweep
@@ -89,6 +91,13 @@ def test_a_pod_that_nobody_follows(world: World, tmp_path: Path, monkeypatch: py
     pods = world.pods(patience=replace(world.pace.patience, run_s=15 if world.real else 2))
     request = world.request("wait", seconds=300)
     made = make(request, pods, namespace=world.namespace, spawned_at="2013-01-01T00:00:00.000+00:00")
+    # What its worker had told until then.
+    run, began = request.call.run, datetime.now(UTC).isoformat(timespec="milliseconds")
+    told = usage.document(
+        attempt=request.call.attempt, step=request.call.step, run=run, runner="pod", started_at=began,
+        resources={"size": made.place.size_name}, reserved=made.reserved,
+    )  # fmt: skip
+    usage.publish(request.objects, told)
     world.core.create_namespaced_pod(world.namespace, made.pod, _preload_content=False)
 
     def over() -> dict[str, Any] | None:
@@ -96,17 +105,24 @@ def test_a_pod_that_nobody_follows(world: World, tmp_path: Path, monkeypatch: py
         return pod if pod is not None and pod["status"]["phase"] == "Failed" else None
 
     assert world.until(over, "it is ended at its deadline")["status"]["reason"] == "DeadlineExceeded"
-    run = request.call.run
     task = (run.dag_id, run.run_id, run.task_id, -1)
     document = {"namespace": world.namespace, "instance": world.instance, "images": {"cpu": world.image}}
     (tmp_path / "sizes.yaml").write_text(json.dumps(document))
     monkeypatch.setenv("AIRFLOW__AIRLOOP__SIZES", str(tmp_path / "sizes.yaml"))
+    monkeypatch.setenv("AIRFLOW__AIRLOOP__ARTIFACTS", str(request.artifacts))
     monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")
     monkeypatch.setattr(sweep, "known_tasks", lambda _: {task: Known("failed", run.try_number)})
     assert sweep.main(["--apply"]) == 0
     assert made.name in world.left(), "its log is kept for a while"
     assert sweep.main(["--apply", "--keep-hours", "0"]) == 0
     world.until(lambda: not world.left(), "it is gone")
+    found = usage.read(request.objects, run, request.call.attempt)
+    assert found is not None
+    assert (found["status"], found["error"], found["resources"]["pods"]) == ("try_again", "TimedOut", 1)
+    spent = usage.spent(found)
+    assert spent.seconds is not None
+    # Until its deadline, and not until it was removed.
+    assert 0 < spent.seconds == spent.wasted_s
 
 
 def test_a_task_that_is_stopped_leaves_no_pod(world: World) -> None:

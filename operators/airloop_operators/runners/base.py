@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 import airloop.errors as errors
 from airloop import records
 from airloop.config import S3Address
-from airloop.contract import Call, Exit, Receipt
+from airloop.contract import Call, Exit, Receipt, attempt_record_path
 from airloop.errors import (
     AirloopError,
     BadConfiguration,
@@ -212,9 +212,11 @@ def conclude(
     :param receipt_text: what was found where the receipt should be; empty if nothing.
     :param before: the attempt's record as it was before the payload started, which proves nothing.
     :param started_at: Unix time at which the payload was asked for.
+    :raises ContractBroken: its airloop wrote a record or a manifest of a format that this one does not know.
     """
     content = read_record(request)
-    record = _parse_record(content, request.call) if content != before else None
+    address = request.objects.uri(attempt_record_path(request.call.attempt))
+    record = parse_record(content, request.call.attempt, address) if content != before else None
     receipt, doubt = _receipt(receipt_text, record, request.call)
     manifest: Mapping[str, Any] | None = None
     if receipt is not None and receipt.status in ("done", "reused"):
@@ -245,14 +247,23 @@ def conclude(
     )
 
 
-def _parse_record(content: bytes | None, call: Call) -> Mapping[str, Any] | None:
+def parse_record(content: bytes | None, attempt: str, address: str) -> Mapping[str, Any] | None:
+    """
+    An attempt's record; None if it is none, or another's.
+
+    :param address: where it lies, for the error.
+    :raises ContractBroken: it is of another format.
+    """
     if content is None:
         return None
     try:
-        record = json.loads(content)
-        return record if record["attempt"] == call.attempt else None
+        record: Mapping[str, Any] = json.loads(content)
+        if record["attempt"] != attempt:
+            return None
     except (ValueError, KeyError, TypeError):
         return None
+    records.refuse_unknown(record, address)
+    return record
 
 
 def _receipt(text: str, record: Mapping[str, Any] | None, call: Call) -> tuple[Receipt | None, str]:
@@ -284,7 +295,7 @@ def _manifest(receipt: Receipt, request: RunRequest) -> tuple[Mapping[str, Any] 
         return None, f"its manifest {receipt.manifest} cannot be read: {cause.strerror or cause}"
     if hashlib.sha256(content).hexdigest() != receipt.digest:
         return None, f"its manifest {receipt.manifest} is not the one that it promised"
-    manifest: dict[str, Any] = json.loads(content)
+    manifest = records.parse(content, f"manifest {receipt.manifest}", records.REDO)
     if manifest["key"] != receipt.key:
         return None, f"its manifest {receipt.manifest} has another key"
     if receipt.status == "done" and manifest["attempt"] != receipt.attempt:

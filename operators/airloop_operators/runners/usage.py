@@ -10,15 +10,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from airloop import records, usage
-from airloop.contract import Call
-from airloop.errors import AirloopError, ProcessLost
+from airloop.contract import Call, RunInfo, attempt_record_path
+from airloop.errors import AirloopError
 from airloop.objects import Objects
-from airloop_operators.runners.base import RunOutcome
+from airloop_operators.runners.base import RunOutcome, parse_record
 
 log = logging.getLogger("airloop.runner")
 
@@ -148,22 +147,27 @@ class UsageRecord:
             log.warning("what attempt %s takes cannot be recorded: %s", self._call.attempt, unwritten)
 
 
-def end_for(objects: Objects, call: Call, attempt: str, told: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
+def end_for(
+    objects: Objects,
+    run: RunInfo,
+    attempt: str,
+    told: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    *,
+    again: int | None = None,
+) -> dict[str, Any] | None:
     """
-    Write the end of an earlier attempt at the same task that is being ended because its runner is lost.
+    Write the end of an attempt whose runner is lost. Whether it was done, its payload's own word counts.
 
-    An attempt whose payload told its own end is left: its record says when.
-
-    :param told: given the record as it is: the parts of it that are new.
+    :param told: given the record as it is, the parts of it that are new: what it took, and how it ended as far as its
+        surroundings tell.
+    :param again: see :func:`airloop.usage.end`.
+    :returns: the record as it is written; None: there is none, or it tells of an end.
+    :raises OSError, AirloopError: the store cannot be read or written, or the record.
     """
-    try:
-        known = usage.read(objects, call.run, attempt) if attempt else None
-        if known is None or known["status"] != usage.OPEN or records.read(objects, replace(call, attempt=attempt)):
-            return
-        end = {"status": "try_again", "error": ProcessLost.__name__, "finished_at": _iso()}
-        usage.publish(objects, {**known, **told(known), **end}, last=True)
-    except (OSError, AirloopError) as unwritten:
-        log.warning("what attempt %s took cannot be recorded: %s", attempt, unwritten)
+    content = records.read(objects, Call("", {}, attempt, run))
+    own = parse_record(content, attempt, objects.uri(attempt_record_path(attempt)))
+    by_payload = {"status": own["status"], "error": (own.get("error") or {}).get("class", "")} if own else {}
+    return usage.end(objects, run, attempt, lambda known: {**told(known), **by_payload}, again=again)
 
 
 def _iso(at: float | None = None) -> str:

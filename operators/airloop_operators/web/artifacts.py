@@ -15,6 +15,7 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from airloop.errors import AirloopError, BadArgument, NotFound
 from airloop.objects import Folder, checked
+from airloop.records import INTERVALS
 from airloop_operators.web.access import NotPermitted, readable, reads_all
 from airloop_operators.web.data import Reader, too_long
 
@@ -98,7 +99,7 @@ def owner_of(reader: Reader, name: str) -> str:
     """Id of the DAG that made an artifact; empty if none did, or it cannot be told."""
     parts = PurePosixPath(name).parts
     record = ""
-    if len(parts) > 1 and parts[0] in ("runs", "reports", "usage"):
+    if len(parts) > 1 and parts[0] in ("runs", INTERVALS, "reports", "usage"):
         return unquote(parts[1])
     if len(parts) > 3 and parts[0] == "steps":
         record = "/".join((*parts[:4], "manifest.json"))

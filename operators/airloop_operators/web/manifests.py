@@ -9,6 +9,7 @@ from typing import Any
 
 from airloop.contract import Interval, attempt_record_path
 from airloop.errors import BadArgument, NotFound
+from airloop.records import FORGET, REDO, refuse_unknown
 from airloop.report import words
 from airloop.report.decision import decision_of, outcome
 from airloop_operators.web.data import Reader, Run, Task, words_of
@@ -67,6 +68,7 @@ def find(reader: Reader, path: str, attempt: str) -> tuple[str, dict[str, Any], 
     :param attempt: identity of the attempt that relies on it; may be empty.
     :raises NotFound: neither is there.
     :raises BadArgument: a name is none of these.
+    :raises ContractBroken: one is of a format that this airloop does not know.
     """
     record_name, record, manifest = "", {}, {}
     if attempt:
@@ -124,6 +126,7 @@ def _checked(reader: Reader, name: str, member: str) -> dict[str, Any]:
         raise NotFound(f"{name} cannot be read: {cause}") from cause
     if member not in found or "run" not in found:
         raise NotFound(f"{name} is not a manifest or an attempt's record")
+    refuse_unknown(found, name, FORGET if member == "status" else REDO)
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from airloop import usage
 from airloop.contract import RunInfo, attempt_record_path
 from airloop.errors import AirloopError
+from airloop.records import refuse_unknown
 from airloop.report import words
 from airloop_operators.web.data import Reader
 
@@ -93,10 +94,13 @@ def _attempt(reader: Reader, one: Mapping[str, Any]) -> Attempt:
 
 def _own(reader: Reader, one: Mapping[str, Any]) -> dict[str, Any]:
     """The attempt's own record; empty if there is none, or none that can be read."""
+    name = attempt_record_path(str(one["attempt"]))
     try:
-        return reader.json(attempt_record_path(str(one["attempt"])))
+        found = reader.json(name)
+        refuse_unknown(found, name)
     except (AirloopError, ValueError):
         return {}
+    return found
 
 
 def _facts(one: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> list[tuple[str, str]]:

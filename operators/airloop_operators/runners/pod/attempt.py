@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import queue
 import threading
@@ -279,7 +280,9 @@ class Attempt:
         if not self._request.may_leave:
             return None
         now = time.time()
-        leaving = replace(left.seen(pod), times_made=case.times_made).resting(self._pods.patience, now)
+        # While a task is woken up, another may take the slots that count its accelerators, and its pod goes on.
+        log_s = math.inf if case.made.place.pool.budget else self._pods.patience.log_s
+        leaving = replace(left.seen(pod), times_made=case.times_made).resting(log_s, now)
         if why_wake(leaving, pod, now)[0]:
             return None
         return replace(leaving, log=self._watcher.catch_up())

@@ -1,6 +1,6 @@
 """
-What there is to tell of an attempt's pods when they are gone: where they ran and how long, why they waited, and what
-the cluster said of them. Pure, but for the clock: it is fed with objects and events as they are seen.
+The history of an attempt's pods, for when they are gone: where they ran and how long, why they waited, and what the
+cluster said of them. Pure, but for the clock: it is fed with objects and events as they are seen.
 
 It is bounded, whatever a cluster says: few events, short texts, few pods in full.
 """
@@ -138,6 +138,9 @@ class Diary:
         if not self._entries or "uid" in self._entries[-1]:
             self.asked()
         entry = self._entries[-1]
+        if entry.get("over"):
+            # It was asked for by a runner that did not live to see it made.
+            self._reopen(entry)
         entry |= {"uid": uid, "pods": 1}
         return entry
 

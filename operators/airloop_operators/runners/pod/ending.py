@@ -68,6 +68,7 @@ class About:
 
     step: str
     pod: str
+    """``NAMESPACE/NAME``."""
     size: str
     memory: str
     """Its limit, as Kubernetes writes it."""
@@ -76,6 +77,16 @@ class About:
     """Where sizes are configured."""
     more_time: str = MORE_TIME
     """What to do about a deadline that was too early."""
+
+    @property
+    def namespace(self) -> str:
+        """Where the pod is."""
+        return self.pod.partition("/")[0]
+
+    @property
+    def name(self) -> str:
+        """The pod's own."""
+        return self.pod.rpartition("/")[2]
 
     def __str__(self) -> str:
         return f"step {self.step}: pod {self.pod}"
@@ -196,14 +207,19 @@ def too_late(why: Waiting, about: About, waited_s: float) -> AirloopError:
             f"free such a node, make size {about.size} smaller, or raise patience.schedule_s in {about.origin}",
         )
     if why.reason.startswith("CreateContainerConfigError"):
-        return BadConfiguration(f"{about} cannot be started: {why.reason}", f"correct {about.origin}")
+        return BadConfiguration(
+            f"{about} cannot be started: {why.reason}",
+            f"make the Secret or ConfigMap that it names in namespace {about.namespace}, or correct {about.origin}",
+        )
     if why.reason.startswith(_IMAGE) or _PULLING in why.reason:
         return NotStarted(
             f"{about}: image {about.image} could not be pulled in {waited_s:,.0f} s: {why.reason}",
             f"see that it is there and that the nodes may pull it (images, pull_secrets in {about.origin})",
         )
     return NotStarted(
-        f"{about} was not started in {waited_s:,.0f} s: {why.reason}", f"raise patience.start_s in {about.origin}?"
+        f"{about} was not started in {waited_s:,.0f} s: {why.reason}",
+        f"see what its node says (kubectl -n {about.namespace} describe pod {about.name}), or raise patience.start_s "
+        f"in {about.origin}",
     )
 
 
@@ -249,6 +265,13 @@ def times(pod: Object) -> Times:
         began=_time(ended.get("startedAt") or (state.get("running") or {}).get("startedAt")),
         ended=_time(ended.get("finishedAt")),
     )
+
+
+def last_dated(pod: Object) -> datetime | None:
+    """The last of what is dated in a pod: one that is over was not over before; None: nothing is."""
+    when = times(pod)
+    conditions = (_time(condition.get("lastTransitionTime")) for condition in _status(pod).get("conditions") or [])
+    return max(filter(None, (when.made, when.scheduled, when.began, when.ended, *conditions)), default=None)
 
 
 def summary(pod: Object) -> dict[str, str | int]:

@@ -1,4 +1,4 @@
-"""An attempt's pod: made with its Secret, or found again; ended and removed. Pods of earlier tries are ended first."""
+"""Lifecycle of an attempt's pod: made with its Secret, or found again; ended, removed. Earlier tries' go first."""
 
 from __future__ import annotations
 
@@ -193,12 +193,18 @@ class Keeper:
         patience = case.pods.patience
         if not ending.is_going(pod):
             case.cluster.delete_pod(pod, 0 if ending.is_over(pod) else patience.grace_s)
-        until = time.monotonic() + patience.grace_s + patience.lost_s
+        waited_s = patience.grace_s + patience.lost_s
+        until = time.monotonic() + waited_s
         while (there := case.cluster.pod(case.made.name)) is not None:
             if there["metadata"]["uid"] != pod["metadata"]["uid"]:
                 return
             if time.monotonic() >= until:
-                raise NotStarted(f"{case.about} cannot be made: the one before does not go", "see its node")
+                raise NotStarted(
+                    f"{case.about} cannot be made: the one of this name before is still Terminating after "
+                    f"{waited_s:,.0f} s",
+                    f"see why (kubectl -n {case.about.namespace} describe pod {case.about.name}); where its node is "
+                    "gone for good, remove the node, or delete the pod with --grace-period=0 --force",
+                )
             rest(0.2, case.abandoned)
 
     def remove(self) -> None:

@@ -15,7 +15,6 @@ from typing import Any, Self
 from airloop_operators.runners.pod import ending
 from airloop_operators.runners.pod.ending import About, Object
 from airloop_operators.runners.pod.log import UNREAD, Mark
-from airloop_operators.runners.pod.sizes import Patience
 
 QUOTA_S = (15.0, 300.0)
 """Seconds between two tries of a pod that a quota keeps out: at first, and at most."""
@@ -73,9 +72,9 @@ class Left:
         at = min(now + pause_s, max(now + 1, self.began_at + self.schedule_s))
         return replace(self, uid="", wake_at=at, times_kept_out=self.times_kept_out + 1)
 
-    def resting(self, patience: Patience, now: float) -> Left:
-        """The pod runs or will run: when its log is to be looked at."""
-        return replace(self, wake_at=now + patience.log_s if math.isfinite(patience.log_s) else None)
+    def resting(self, log_s: float, now: float) -> Left:
+        """The pod runs or will run. :param log_s: seconds after which its log is to be looked at; infinite: never."""
+        return replace(self, wake_at=now + log_s if math.isfinite(log_s) else None)
 
 
 def why_wake(left: Left, pod: Object | None, now: float) -> tuple[str, float]:

@@ -41,7 +41,7 @@ class Mark(NamedTuple):
     at_ns: int = 0
     """Time of the last line that was taken, by the node's clock; 0: none was."""
     lines: int = 0
-    """The how manieth line of that time it was."""
+    """Its number among the lines of that time, from 1; 0: none was."""
 
 
 UNREAD = Mark()

@@ -22,7 +22,7 @@ TASK_INSTANCE = f"{PREFIX}task-instance"
 INSTANCE = f"{PREFIX}instance"
 """Label of all pods of one Airflow."""
 
-Task = tuple[str, str, str, int]
+TaskKey = tuple[str, str, str, int]
 """DAG, run, task and map index, which is -1 where a task is not mapped."""
 
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?", re.ASCII)
@@ -72,7 +72,7 @@ def labels(call: Call, instance: str) -> dict[str, str]:
 
 
 def in_full(call: Call) -> dict[str, str]:
-    """The same in full, for people."""
+    """Annotations: in full what a label may have had to shorten, for people and for the removal of left pods."""
     return {
         f"{PREFIX}dag-id": call.run.dag_id,
         f"{PREFIX}run-id": call.run.run_id,
@@ -81,7 +81,7 @@ def in_full(call: Call) -> dict[str, str]:
     }
 
 
-def task_of(metadata: Mapping[str, Any]) -> tuple[Task, int] | None:
+def task_of(metadata: Mapping[str, Any]) -> tuple[TaskKey, int] | None:
     """Whose an attempt's pod is, and of which try; None: it does not say so, or no task of Airflow made it."""
     given, told = metadata.get("labels") or {}, metadata.get("annotations") or {}
     try:

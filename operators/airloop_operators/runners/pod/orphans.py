@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from airloop_operators.deferral import COMES_BACK
 from airloop_operators.runners.pod import ending
 from airloop_operators.runners.pod.ending import Object
-from airloop_operators.runners.pod.names import Task, task_of
+from airloop_operators.runners.pod.names import TaskKey, task_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Orphan:
     """A pod that nobody follows."""
 
     pod: Object
-    task: Task
+    task: TaskKey
     try_number: int
     why: str
     """For people."""
@@ -41,7 +41,7 @@ class Orphan:
     """Whether Airflow knows its task. If not, it was deleted, or is of another Airflow with the same ``instance``."""
 
 
-def orphans(pods: Iterable[Object], tasks: Mapping[Task, Known], *, now: float, keep_s: float) -> list[Orphan]:
+def orphans(pods: Iterable[Object], tasks: Mapping[TaskKey, Known], *, now: float, keep_s: float) -> list[Orphan]:
     """
     Pods that nobody follows; one that is being deleted or cannot be told whose it is, is none.
 

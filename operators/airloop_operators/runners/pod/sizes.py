@@ -140,7 +140,8 @@ class Patience:
     run_s: float = 604_800.0
     """For the end of a step whose task has no ``execution_timeout``; ``.inf``: for ever, also if its worker is lost."""
     log_s: float = math.inf
-    """Between two looks at the log of a deferred task's pod; default: it is read when the pod has ended."""
+    """Between two looks at the log of a deferred task's pod; default, and always for a size with a budget: it is read
+    when the pod has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

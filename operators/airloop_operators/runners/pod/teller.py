@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
+from airloop.errors import AirloopError
 from airloop_operators.runners.base import RunOutcome, RunRequest
-from airloop_operators.runners.pod import names
 from airloop_operators.runners.pod.case import Say
+from airloop_operators.runners.pod.closing import close
 from airloop_operators.runners.pod.diary import Diary
 from airloop_operators.runners.pod.ending import Object
 from airloop_operators.runners.pod.spec import Made
-from airloop_operators.runners.usage import UsageRecord, end_for
+from airloop_operators.runners.usage import UsageRecord
 
 
 class Teller:
@@ -66,9 +66,11 @@ class Teller:
 
     def swept(self, pod: Object) -> None:
         """The pod of an earlier try, which was ended because its runner is lost."""
-        call = self._request.call
-        attempt = pod["metadata"].get("annotations", {}).get(names.ATTEMPT_IN_FULL, "")
-        end_for(self._request.objects, call, attempt, partial(self._of_another, pod))
+        try:
+            close(self._request.objects, pod, self._mask)
+        except (OSError, AirloopError) as untold:
+            about = pod["metadata"]["name"]
+            self._say(logging.WARNING, "what pod %s of an earlier try took cannot be recorded: %s", about, untold)
 
     def totals(self) -> dict[str, float | int]:
         """Of all pods, see :meth:`.diary.Diary.totals`."""
@@ -98,9 +100,3 @@ class Teller:
             "reserved": self._made.reserved,
             "pods": self._diary.entries(),
         }
-
-    def _of_another(self, pod: Object, known: Mapping[str, Any]) -> dict[str, Any]:
-        """What another attempt took, which ends now, by what was known of it."""
-        diary = Diary({}, self._mask, before=known["pods"])
-        diary.seen(pod, over=True)
-        return {"resources": {**known["resources"], **diary.totals()}, "pods": diary.entries()}

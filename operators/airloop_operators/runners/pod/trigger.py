@@ -23,6 +23,12 @@ from airloop_operators.runners.pod.cluster import PASSING, REQUEST_S, Refused
 from airloop_operators.runners.pod.ending import About, Object
 from airloop_operators.runners.pod.left import Left, why_wake
 
+SETTLE_S = 10.0
+"""
+Seconds for which a task is deferred at least. Airflow 3.3 fails a task that it has queued again before its executor has
+told it that the worker, which left it, has ended: it takes it for one that was killed. On a busy machine that was told
+five seconds after the deferral.
+"""
 LOOK_S = 120.0
 """Seconds after which a pod is looked at though nothing was told of it."""
 PAUSE_S = (0.5, 15.0)
@@ -51,12 +57,14 @@ class PodTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """One event, whatever happens: a trigger without one would fail its task."""
+        settled_at = time.monotonic() + SETTLE_S
         try:
             await asyncio.sleep(self.pause_s)
             left, why = await self._wait(Left.of(self.deferral["state"]))
             event = event_of({**self.deferral, "state": left.as_json()}, why)
         except Exception as error:  # noqa: BLE001  the task has to look, whatever is wrong here
             event = event_of(self.deferral, _masked(f"{type(error).__name__}: {error}")[:500], trouble=True)
+        await asyncio.sleep(max(0.0, settled_at - time.monotonic()))
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]  # as above
 
     async def on_kill(self) -> None:

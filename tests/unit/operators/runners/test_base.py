@@ -16,6 +16,7 @@ from airloop.contract import Call, Receipt, attempt_record_path
 from airloop.errors import (
     AirloopError,
     BadConfiguration,
+    ContractBroken,
     LeakageFound,
     OutOfMemory,
     ProcessLost,
@@ -25,6 +26,7 @@ from airloop.errors import (
     TimedOut,
     TryAgain,
 )
+from airloop.records import RECORD_FORMAT
 from airloop_operators.runners.base import Ending, Runner, RunRequest, conclude
 from airloop_operators.runners.local import LocalRunner
 from airloop_operators.runners.pod.runner import PodRunner
@@ -43,7 +45,9 @@ class World:
     def manifest(self, **changes: Any) -> Receipt:
         path = self.request.artifacts / "steps" / "a step" / "manifest.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = json.dumps({"attempt": ATTEMPT, "key": KEY, "counts": {"rows": 1}} | changes).encode()
+        content = json.dumps(
+            {"format": RECORD_FORMAT, "attempt": ATTEMPT, "key": KEY, "counts": {"rows": 1}} | changes
+        ).encode()
         path.write_bytes(content)
         return Receipt(ATTEMPT, "done", KEY, path.as_uri(), hashlib.sha256(content).hexdigest())
 
@@ -51,6 +55,7 @@ class World:
         path = self.request.artifacts / attempt_record_path(ATTEMPT)
         path.parent.mkdir(parents=True, exist_ok=True)
         record = {
+            "format": RECORD_FORMAT,
             "attempt": ATTEMPT,
             "key": "",
             "manifest": "",
@@ -215,6 +220,20 @@ def test_what_a_runner_records_holds_no_secret(world: World) -> None:
 def test_a_manifest_that_is_not_here_is_a_matter_of_configuration(world: World) -> None:
     receipt = Receipt(ATTEMPT, "done", KEY, "s3://bucket/manifest.json", "0" * 64)
     with pytest.raises(BadConfiguration, match="s3://bucket"):
+        conclude(world.request, DONE, receipt.to_json())
+
+
+@pytest.mark.parametrize("newer", ["the record", "the manifest"])
+def test_what_another_format_says_is_not_guessed(world: World, newer: str) -> None:
+    changes = {"format": RECORD_FORMAT + 1}
+    if newer == "the record":
+        receipt = world.manifest()
+        world.record(status="done", manifest=receipt.manifest, **changes)
+    else:
+        receipt = world.manifest(**changes)
+        world.record_of(receipt)
+    said = f"is of format {RECORD_FORMAT + 1}, this airloop knows format {RECORD_FORMAT}; update airloop here"
+    with pytest.raises(ContractBroken, match=said):
         conclude(world.request, DONE, receipt.to_json())
 
 

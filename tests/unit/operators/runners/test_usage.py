@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 
 from airloop import usage
-from airloop.contract import Call, Receipt, RunInfo
+from airloop.contract import Call, Receipt, RunInfo, attempt_record_path
 from airloop.errors import OutOfMemory, Unreachable
 from airloop.objects import Change, Folder, Objects
+from airloop.records import RECORD_FORMAT
 from airloop_operators.runners.base import RunOutcome
 from airloop_operators.runners.usage import UsageRecord, end_for
 
@@ -139,25 +141,41 @@ def test_an_attempt_of_no_dag_leaves_none(store: Slow) -> None:
 
 
 class TestEndedForAnother:
-    """By the next try, which finds its pod."""
+    """By whoever finds its pod."""
 
     def told(self, known: Any) -> dict[str, Any]:
-        return {"resources": {**known["resources"], "pod_s": 9.0}}
+        return {"status": "try_again", "error": "ProcessLost", "resources": {**known["resources"], "pod_s": 9.0}}
 
     def test_that_nobody_told_of(self, store: Slow) -> None:
         one = record(store)
         one.update(resources={"pool": "gpu"})
         until(lambda: store.written == 1)
-        end_for(store, CALL, CALL.attempt, self.told)
+        assert end_for(store, CALL.run, CALL.attempt, self.told) == there(store)
         found = there(store)
         assert (found["status"], found["error"]) == ("try_again", "ProcessLost")
         assert found["resources"] == {"pool": "gpu", "pod_s": 9.0}
         one.close("done")
+        assert there(store)["status"] == "done", "its runner was not lost: it knows best"
 
     def test_that_told_itself(self, store: Slow) -> None:
         record(store).close("failed")
         before = there(store)
-        end_for(store, CALL, CALL.attempt, self.told)
-        end_for(store, CALL, "", self.told)
-        end_for(store, CALL, "bbbb0000", self.told)
+        assert end_for(store, CALL.run, CALL.attempt, self.told) is None
+        assert end_for(store, CALL.run, "bbbb0000", self.told) is None
         assert there(store) == before
+
+    def test_whose_payload_told(self, store: Slow) -> None:
+        one = record(store)
+        one.update(resources={"pool": "gpu"})
+        until(lambda: store.written == 1)
+        own = {
+            "format": RECORD_FORMAT,
+            "attempt": CALL.attempt,
+            "status": "rejected",
+            "error": {"class": "RejectedRows"},
+        }
+        store.publish(attempt_record_path(CALL.attempt), json.dumps(own).encode())
+        end_for(store, CALL.run, CALL.attempt, self.told)
+        found = there(store)
+        assert (found["status"], found["error"], found["resources"]["pod_s"]) == ("rejected", "RejectedRows", 9.0)
+        one.close("rejected")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from airloop.config import Config
+from tests.loop_world import World
 
 if TYPE_CHECKING:
     from fastapi.testclient import TestClient
@@ -73,3 +77,12 @@ def test_an_address_that_is_no_manifest_is_refused_in_words(client: Client, give
     answer = client("ann").get(f"/airloop/manifest?{given}")
     assert answer.status_code == status
     assert 'role="alert"' in answer.text
+
+
+def test_a_manifest_of_a_newer_airloop_is_refused_in_words(client: Client, config: Config) -> None:
+    world = World(config)
+    name = world.task("delays", "newer", "extract", "extract")
+    world.store.publish_bytes(name, json.dumps(json.loads(world.store.read_bytes(name)) | {"format": 2}).encode())
+    answer = client("ann", config).get(f"/airloop/manifest?path={name}")
+    assert answer.status_code == 500
+    assert "is of format 2, this airloop knows format 1; update airloop here" in answer.text

@@ -106,8 +106,11 @@ def test_a_run_whose_records_are_broken_costs_a_line_not_the_page(client: Client
     world = World(config)
     world.task("delays", "good", "extract", "extract")
     world.store.publish_bytes("runs/delays/bad/extract.json", b"{")
+    world.store.publish_bytes("runs/delays/newer/extract.json", b'{"format": 2}')
     answer = client("ann", config)
-    assert "Its records cannot be read" in answer.get("/airloop/loops/delays").text
+    page = answer.get("/airloop/loops/delays").text
+    assert "Its records cannot be read" in page
+    assert "is of format 2, this airloop knows format 1; update airloop here" in page
     assert answer.get("/airloop/").status_code == 200
     assert "Its records cannot be read" in answer.get("/airloop/loops/delays/run?run_id=bad").text
 

@@ -88,6 +88,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
     monkeypatch.setattr(watcher, "SETTLE_S", 0.5)
     monkeypatch.setattr(keeper, "QUOTA_S", 0.2)
+    monkeypatch.setattr("airloop_operators.runners.pod.trigger.SETTLE_S", 0.0)
     yield begin
     for server in opened:
         server.__exit__()

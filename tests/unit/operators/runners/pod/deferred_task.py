@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,13 +111,20 @@ def wake(trigger: Any, within_s: float = 120) -> Any:
     return asyncio.run(asyncio.wait_for(first(), within_s))
 
 
-def sizes(tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch, **patience: float) -> None:
-    """Configure pods. :param patience: seconds, in the place of little."""
+def sizes(
+    tmp_path: Path,
+    state: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: Mapping[str, Any] | None = None,
+    **patience: float,
+) -> None:
+    """Configure pods. :param more: in the place of the usual. :param patience: seconds, in the place of little."""
     document = {
         "namespace": "loops",
         "images": {"cpu": "airloop:1"},
         "volumes": [{"claim": "state", "path": str(state)}],
         "patience": {"schedule_s": 60, "start_s": 60, "api_s": 60, "grace_s": 1, "lost_s": 1, **patience},
+        **(more or {}),
     }
     (tmp_path / "sizes.yaml").write_text(json.dumps(document))
     monkeypatch.setenv("AIRFLOW__AIRLOOP__SIZES", str(tmp_path / "sizes.yaml"))

@@ -134,7 +134,8 @@ def _config(port: int, host: str = "cluster.example") -> dict[str, Any]:
 @pytest.mark.parametrize("right", [True, False], ids=["the server's name", "another"])
 def test_tls_holds_on_the_way(tls_server: int, tmp_path: Path, right: bool) -> None:
     """A kube config leads over the way, and the server still has to be the one that it names."""
-    pytest.importorskip("kubernetes")
+    if not os.environ.get("CI"):
+        pytest.importorskip("kubernetes")
     from kubernetes.client import VersionApi
     from kubernetes.config import new_client_from_config
     from urllib3.exceptions import MaxRetryError

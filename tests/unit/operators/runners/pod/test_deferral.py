@@ -104,6 +104,21 @@ class TestAStepThatIsDone:
             found = task.resume(wake(found))
         assert said(caplog) == ["one", "two", "three", "four"]
 
+    def test_but_not_if_its_accelerators_are_counted(
+        self, start: Start, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """While it is woken up another task could have them."""
+        counted = {
+            "images": {"cpu": "airloop:1", "cuda": "airloop:1-cuda"},
+            "budgets": {"gpus": 1},
+            "pools": {"gpu": {"accelerator": "nvidia", "budget": "gpus"}},
+            "sizes": {"small": {}, "gpu": {"pool": "gpu", "accelerators": 1}},
+        }
+        sizes(tmp_path, state, monkeypatch, counted, log_s=60)
+        start(slow)
+        assert Task().start().deferral["state"]["wake_at"] is not None
+        assert Task({"size": "gpu"}, number=2).start().deferral["state"]["wake_at"] is None
+
 
 class TestAPodThatIsLost:
     def test_deleted(self, start: Start, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,6 +110,14 @@ def test_pods_that_were_lost_before_the_last_were_in_vain(diary: Diary, clock: C
     assert diary.totals() == {"pods": 3, "pod_s": 90.0, "lost_s": 60.0, "queue_s": 30.0}
 
 
+def test_a_pod_is_counted_that_a_lost_runner_asked_for(clock: Clock) -> None:
+    asked = {**ABOUT, "phase": "Asked for", "pods": 0, "asked_at": "2013-01-01T00:00:00.000+00:00", "over": False}
+    diary = Diary(ABOUT, str, before=[asked], now=clock)
+    clock.second = 50
+    diary.seen(pod(phase="Running", state=RUNNING, scheduled=20, node="node-1"))
+    assert diary.totals() == {"pods": 1, "pod_s": 30.0, "lost_s": 0, "queue_s": 20.0}
+
+
 def test_a_quota_is_waited_for_without_a_pod(diary: Diary, clock: Clock) -> None:
     diary.asked()
     diary.waits("quota", "exceeded quota: team")

@@ -327,8 +327,19 @@ def test_a_name_that_is_no_images_is_hopeless() -> None:
             NotStarted,
             "image airloop:1 could not be pulled in 900 s: ContainerCreating: Pulling image",
         ),
-        ("start", 'CreateContainerConfigError: secret "x" not found', BadConfiguration, 'secret "x" not found'),
-        ("start", "ContainerCreating: no volume", NotStarted, "was not started in 900 s: ContainerCreating: no volume"),
+        (
+            "start",
+            'CreateContainerConfigError: secret "x" not found',
+            BadConfiguration,
+            '"x" not found; make the Secret or ConfigMap that it names in namespace loops, or correct sizes.yaml',
+        ),
+        (
+            "start",
+            "ContainerCreating: no volume",
+            NotStarted,
+            "was not started in 900 s: ContainerCreating: no volume; see what its node says (kubectl -n loops describe "
+            "pod train-0123), or raise patience.start_s in sizes.yaml",
+        ),
     ],
 )
 def test_what_was_waited_for_in_vain_is_named(what: Any, reason: str, kind: type[AirloopError], says: str) -> None:

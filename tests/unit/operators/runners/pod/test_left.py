@@ -11,7 +11,6 @@ import pytest
 
 from airloop_operators.runners.pod.left import Left, why_wake
 from airloop_operators.runners.pod.log import Mark
-from airloop_operators.runners.pod.sizes import Patience
 
 NOW = 1_000_000.0
 LEFT = Left(
@@ -67,12 +66,12 @@ def test_by_what_is_due(there: Any, due: float, why: str) -> None:
 
 
 def test_by_the_time_of_its_task_and_its_log() -> None:
-    left = LEFT.resting(Patience(log_s=60), NOW)
+    left = LEFT.resting(60, NOW)
     assert why_wake(left, pod(state=RUNS), NOW) == ("", NOW + 60)
     late = Left.of({**left.as_json(), "until": NOW + 30})
     assert why_wake(late, pod(state=RUNS), NOW) == ("", NOW + 30)
     assert why_wake(late, pod(state=RUNS), NOW + 30)[0] == "has no more time"
-    assert LEFT.resting(Patience(), NOW).wake_at is None
+    assert LEFT.resting(math.inf, NOW).wake_at is None
 
 
 def test_a_quota_is_asked_for_again_less_and_less_often_but_in_time() -> None:

@@ -15,11 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airloop.contract import Call, RunInfo
+from airloop import usage
+from airloop.contract import Call, RunInfo, attempt_record_path
+from airloop.errors import Unreachable
+from airloop.provenance.cost import Sum, added_up, attempts_of_run, name_by
+from airloop.records import RECORD_FORMAT
+from airloop.warehouse.artifacts import ArtifactStore
 from airloop_operators import sweep
 from airloop_operators.deferral import COMES_BACK
 from airloop_operators.runners.base import RunRequest
 from airloop_operators.runners.pod import names
+from airloop_operators.runners.pod.cluster import Cluster
 from airloop_operators.runners.pod.orphans import Known, orphans
 from airloop_operators.runners.pod.sizes import Pods
 from airloop_operators.runners.pod.spec import make
@@ -115,10 +121,15 @@ class TestTheCommand:
     ) -> Callable[..., ScriptedPod]:
         """Pods of tasks, by their names."""
         self.server: ApiServer = start()
-        self.known: dict[names.Task, Known] = {}
+        self.known: dict[names.TaskKey, Known] = {}
+        self.artifacts = Path(str(request_of.artifacts))
+        self.objects = request_of.objects
+        self.run = request_of.call.run
         document = {"namespace": "loops", "images": {"cpu": "airloop:1"}, "patience": {"grace_s": 1, "api_s": 1}}
         (tmp_path / "sizes.yaml").write_text(json.dumps(document))
         monkeypatch.setenv("AIRFLOW__AIRLOOP__SIZES", str(tmp_path / "sizes.yaml"))
+        monkeypatch.setenv("AIRLOOP_HOME", str(self.artifacts.parent))
+        monkeypatch.setattr(sweep, "LOOK_S", 0.02)
         monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")
         monkeypatch.setattr(sweep, "known_tasks", lambda tasks: {t: self.known[t] for t in tasks if t in self.known})
 
@@ -130,11 +141,26 @@ class TestTheCommand:
             made = make(
                 replace(request_of, call=call), replace(pods, instance=instance), namespace="loops", spawned_at="now"
             )
+            document = usage.document(
+                attempt=call.attempt, step=call.step, run=run, runner="pod", reserved=made.reserved,
+                started_at=datetime.now(UTC).isoformat(timespec="milliseconds"), resources={"size": "small"},
+            )  # fmt: skip
+            usage.publish(self.objects, document)
             found = self.server.add(made.pod)
             found.run()
             return found
 
         return one
+
+    def told(self, task: str) -> dict[str, Any]:
+        """What the record says of the one attempt at a task."""
+        (found,) = usage.of_task(self.objects, replace(self.run, task_id=task))
+        return found
+
+    def cost(self) -> Sum:
+        """What the whole run took."""
+        attempts = attempts_of_run(ArtifactStore(self.artifacts), self.run.dag_id, self.run.run_id)
+        return added_up(attempts, name_by("run"), None)[1]
 
     def gone(self, *there: str) -> None:
         until = time.monotonic() + 60
@@ -208,3 +234,95 @@ class TestTheCommand:
         self.server.away_until = time.monotonic() + 60
         assert sweep.main(["--apply"]) == 1
         assert "the API server has not answered for" in capsys.readouterr().out
+
+    def test_tells_what_they_took(self, left: Callable[..., ScriptedPod]) -> None:
+        left("failed", "failed")
+        left("starved", "failed").end(137, "OOMKilled")
+        runs = left("runs", "running")
+        before = self.cost()
+        assert (before.attempts, before.unknown) == (3, 3)
+        assert sweep.main(["--apply", "--keep-hours", "0"]) == 0
+        self.gone(runs.name)
+        failed, starved = self.told("failed"), self.told("starved")
+        assert (failed["status"], failed["error"]) == ("try_again", "ProcessLost")
+        assert (starved["status"], starved["error"]) == ("try_again", "OutOfMemory")
+        for found in (failed, starved):
+            used, spent = found["resources"], usage.spent(found)
+            assert (used["node"], used["size"], used["pods"], used["lost_s"]) == ("node-1", "small", 1, 0)
+            assert spent.wasted_s == spent.seconds is not None
+        assert self.told("runs")["status"] == usage.OPEN
+        after = self.cost()
+        assert (after.attempts, after.unknown, after.pods) == (3, 1, 2)
+        assert after.wasted_s == after.seconds
+
+    def test_tells_it_once(self, left: Callable[..., ScriptedPod], monkeypatch: pytest.MonkeyPatch) -> None:
+        left("starved", "failed").end(137, "OOMKilled")
+        with monkeypatch.context() as patch:
+            # As one that is killed before it comes to that.
+            patch.setattr(Cluster, "delete_pod", lambda *_: None)
+            assert sweep.main(["--apply", "--keep-hours", "0"]) == 0
+        found = self.told("starved")
+        assert found["error"] == "OutOfMemory"
+        assert sweep.main(["--apply", "--keep-hours", "0"]) == 0
+        self.gone()
+        assert self.told("starved") == found
+
+    def test_a_runner_that_lives_after_all_knows_best(self, left: Callable[..., ScriptedPod]) -> None:
+        left("failed", "failed")
+        document = {**self.told("failed"), "status": "failed", "error": "PodLost", "resources": {"pod_s": 4711}}
+
+        def sees_it_go(pod: ScriptedPod) -> None:
+            usage.publish(self.objects, document, last=True)
+            pod.die()
+
+        self.server.on_delete = sees_it_go
+        assert sweep.main(["--apply"]) == 0
+        self.gone()
+        found = self.told("failed")
+        assert (found["status"], found["error"], found["resources"]) == ("failed", "PodLost", {"pod_s": 4711})
+
+    def test_a_step_that_is_done_in_its_grace_is_done(self, left: Callable[..., ScriptedPod]) -> None:
+        left("failed", "failed")
+        attempt = self.told("failed")["attempt"]
+
+        def makes_haste(pod: ScriptedPod) -> None:
+            own = {"format": RECORD_FORMAT, "attempt": attempt, "status": "done"}
+            self.objects.publish(attempt_record_path(attempt), json.dumps(own).encode())
+            pod.end(0)
+            pod.remove()
+
+        self.server.on_delete = makes_haste
+        assert sweep.main(["--apply"]) == 0
+        found = self.told("failed")
+        assert (found["status"], found["error"]) == ("done", "")
+        assert usage.spent(found).wasted_s == 0
+
+    def test_keeps_what_has_ended_while_it_cannot_be_told_what_it_took(
+        self, left: Callable[..., ScriptedPod], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def away(*_: Any, **__: Any) -> None:
+            raise Unreachable("the store is away")
+
+        left("failed", "failed")
+        ended = left("starved", "failed")
+        ended.end(137, "OOMKilled")
+        with monkeypatch.context() as patch:
+            patch.setattr(usage, "end", away)
+            assert sweep.main(["--apply", "--keep-hours", "0"]) == 1
+        told = capsys.readouterr().out
+        assert ": removed, but what it took cannot be recorded: the store is away\n" in told
+        assert ": kept, since what it took cannot be recorded: the store is away\n" in told
+        self.gone(ended.name)
+        assert sweep.main(["--apply", "--keep-hours", "0"]) == 0
+        self.gone()
+        assert self.told("starved")["error"] == "OutOfMemory"
+
+    def test_names_a_connection_that_is_not_there(
+        self, left: Callable[..., ScriptedPod], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        failed = left("failed", "failed")
+        monkeypatch.setenv("AIRFLOW__AIRLOOP__SECRETS", "AWS_SECRET_ACCESS_KEY=lake.password")
+        assert sweep.main([]) == 1, "to look, none is needed"
+        assert sweep.main(["--apply"]) == 1
+        assert "[airloop] secrets: The conn_id `lake` isn't defined; run it where" in capsys.readouterr().out
+        self.gone(failed.name)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -48,7 +49,7 @@ from airloop_operators.runners.pod.runner import PodRunner
 from airloop_operators.runners.pod.sizes import Patience, Pods, SecretKey
 from airloop_operators.runners.pod.spec import make
 from airloop_operators.settings import Settings
-from tests.api_server import ApiServer, Script, ScriptedPod, Start
+from tests.api_server import ApiServer, Script, ScriptedPod, Start, answers
 from tests.unit.operators.test_turn import a_run
 
 if not os.environ.get("CI"):
@@ -250,7 +251,7 @@ def test_deleted(start: Start, run: Run) -> None:
     assert "was deleted" in str(error)
 
 
-def test_a_node_that_is_lost(start: Start, run: Run) -> None:
+def test_a_node_that_is_lost(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(pod: ScriptedPod) -> None:
         pod.run()
         pod.condition("Ready", "False", "NodeNotReady")
@@ -259,6 +260,7 @@ def test_a_node_that_is_lost(start: Start, run: Run) -> None:
 
     server = start(lost)
     server.on_delete = lambda pod: None
+    monkeypatch.setattr("airloop_operators.runners.pod.watcher.LOOK_S", 1.0)
     began = time.monotonic()
     error = run().error
     assert type(error) is PodLost
@@ -582,6 +584,19 @@ class TestItsOwnPod:
         assert run().error is None
         assert len(server.created) == 1
 
+    def test_that_does_not_go_is_named_with_what_to_do(
+        self, start: Start, run: Run, pods: Pods, request_of: RunRequest
+    ) -> None:
+        server = start(success)
+        server.on_delete = lambda pod: None
+        made = make(request_of, pods, namespace="loops", spawned_at="2013-01-01T00:00:00.000+00:00")
+        server.add(made.pod).delete(grace_s=1)
+        error = run(patience=replace(SOON, grace_s=0, lost_s=1)).error
+        assert isinstance(error, NotStarted)
+        assert "cannot be made: the one of this name before is still Terminating after 1 s; see why" in str(error)
+        assert f"(kubectl -n loops describe pod {made.name})" in str(error)
+        assert server.created == []
+
     def test_is_not_one_of_its_name_only(self, start: Start, run: Run, pods: Pods, request_of: RunRequest) -> None:
         server = start()
         made = make(request_of, pods, namespace="loops", spawned_at="2013-01-01T00:00:00.000+00:00")
@@ -795,6 +810,38 @@ def test_what_earlier_tries_left_is_ended_while_a_task_waits_for_its_turn(
     assert list(server.pods) == [names.pod_name(second)], "its own stays, for it may be adopted"
 
 
+@pytest.mark.parametrize("asks", ["under_way", "end_earlier"])
+def test_who_may_not_list_pods_is_told(
+    start: Start, pods: Pods, request_of: RunRequest, monkeypatch: pytest.MonkeyPatch, asks: str
+) -> None:
+    monkeypatch.setattr(start(), "other", answers("GET", "/pods?", 403, "Forbidden", "cannot list resource pods"))
+    with pytest.raises(BadConfiguration, match=r"looking for the pods of a task.*cannot list resource pods"):
+        getattr(PodRunner(pods), asks)([request_of.call])
+
+
+def test_a_pod_that_may_not_be_ended_is_told(
+    start: Start, pods: Pods, request_of: RunRequest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def waits(pod: ScriptedPod) -> None:
+        pod.run()
+        ended.wait(60)
+        pod.succeed()
+
+    ended = threading.Event()
+    server = start(waits)
+    runner = PodRunner(replace(pods, patience=replace(pods.patience, grace_s=1)))
+    with ThreadPoolExecutor(1) as threads:
+        outcome = threads.submit(runner.run, request_of)
+        while "GET pods" not in server.requests:
+            time.sleep(0.02)
+        monkeypatch.setattr(server, "other", answers("DELETE", "/pods/", 403, "Forbidden", "no right to", times=1))
+        runner.on_kill()
+        assert "could not be asked to end" in caplog.text
+        assert "no right to" in caplog.text
+        ended.set()
+        outcome.result(60)
+
+
 def test_an_operator_starts_what_was_lost_again_and_renders_no_secret(
     start: Start, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -981,15 +1028,20 @@ class TestWhatItTook:
         assert sorted(one["status"] for one in both) == ["done", "try_again"]
 
     def test_a_store_that_cannot_be_written_fails_nothing(
-        self, start: Start, run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
+        self, start: Start, run: Run, pods: Pods, request_of: RunRequest, monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:  # fmt: skip
         def away(*_: Any, **__: Any) -> None:
             raise Unreachable("the store is away")
 
         monkeypatch.setattr(usage, "publish", away)
-        start(success)
+        monkeypatch.setattr(usage, "end", away)
+        server = start(success)
+        earlier = replace(request_of, call=replace(request_of.call, attempt="ab" * 10))
+        server.add(make(earlier, pods, namespace="loops", spawned_at="2013-01-01T00:00:00.000+00:00").pod).run()
         assert run().error is None
-        assert "cannot be recorded: the store is away" in caplog.text
+        assert "takes cannot be recorded: the store is away" in caplog.text
+        assert "of an earlier try took cannot be recorded: the store is away" in caplog.text
 
     def test_no_secret_is_in_it(self, start: Start, run: Run, request_of: RunRequest) -> None:
         def tells(pod: ScriptedPod) -> None:
@@ -1132,7 +1184,7 @@ def _with_record(pod: ScriptedPod) -> str:
     fields = {name: receipt[name] for name in ("attempt", "status", "key", "manifest", "digest")}
     path = Path(pod.environment()["AIRLOOP_ARTIFACTS"]) / attempt_record_path(receipt["attempt"])
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({**fields, "started_at": "2013-01-01T00:00:00+00:00"}))
+    path.write_text(json.dumps({"format": 1, **fields, "started_at": "2013-01-01T00:00:00+00:00"}))
     return text
 
 

@@ -23,7 +23,7 @@ from airflow.sdk.execution_time.comms import GetTaskStates
 from airloop_operators.deferral import MOST_TROUBLES
 from airloop_operators.runners.pod import trigger as pod_trigger
 from airloop_operators.runners.pod.left import Left
-from tests.api_server import ScriptedPod, Start
+from tests.api_server import ScriptedPod, Start, answers
 from tests.unit.operators.runners.pod.deferred_task import Task, go, running, sizes, slow, success, wake
 
 if not os.environ.get("CI"):
@@ -173,6 +173,50 @@ class TestATriggerThatFails:
         server.away_until = time.monotonic() + 60
         assert wake(trigger)["trouble"]
 
+    def test_a_watch_that_is_refused(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+        server = start(slow)
+        trigger = Task().start()
+        running(server)
+        monkeypatch.setattr(server, "other", answers("GET", "watch=", 403, "Forbidden", "pods is forbidden: no watch"))
+        event = wake(trigger)
+        assert event["trouble"]
+        assert "no watch" in event["why"]
+
+    def test_a_version_that_is_forgotten_is_no_trouble(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+        server = start(slow)
+        task = Task()
+        trigger = task.start()
+        running(server)
+
+        def forgets(method: str, path: str, body: str) -> None:
+            if "watch=" in path and not server.too_old:
+                server.forget()
+
+        monkeypatch.setattr(server, "other", forgets)
+        threading.Timer(2.0, go(server.handles[next(iter(server.pods))]).set).start()
+        event = wake(trigger)
+        assert not event["trouble"]
+        assert server.too_old, "the server was not asked for a version that it has forgotten"
+        assert task.resume(event)["status"] == "done"
+
+
+@pytest.mark.parametrize("connection", ["good", "bad"])
+def test_who_was_deferred_just_now_is_not_woken_up_yet(
+    start: Start, monkeypatch: pytest.MonkeyPatch, connection: str
+) -> None:
+    """Airflow would take it for killed."""
+    monkeypatch.setattr(pod_trigger, "SETTLE_S", 1.5)
+    server = start(slow)
+    trigger = Task().start()
+    go(server.handles[next(iter(server.pods))]).set()
+    if connection == "bad":
+        monkeypatch.setenv(
+            "AIRFLOW_CONN_KUBERNETES_DEFAULT", '{"conn_type": "kubernetes", "extra": {"kube_config": "{}"}}'
+        )
+    began = time.monotonic()
+    assert wake(trigger)["trouble"] == (connection == "bad")
+    assert time.monotonic() - began >= 1.5
+
 
 class TestKilledWhileDeferred:
     """Through Airflow's own triggerer code."""
@@ -231,6 +275,30 @@ class TestKilledWhileDeferred:
         while server.pods and time.monotonic() < until:
             time.sleep(0.02)
         assert server.pods == server.secrets == {}
+
+    def test_a_cluster_that_is_overloaded_is_asked_again(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+        server = start(slow)
+        trigger = Task().start()
+        running(server)
+        monkeypatch.setattr(server, "other", answers("DELETE", "/pods/", 503, "", "overloaded", times=2))
+        self.in_triggerer(trigger, self.by_somebody, "failed")
+        until = time.monotonic() + 60
+        while server.pods and time.monotonic() < until:
+            time.sleep(0.02)
+        assert server.pods == {}
+
+    def test_a_pod_that_may_not_be_ended_is_told(
+        self, start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        server = start(slow)
+        trigger = Task().start()
+        running(server)
+        monkeypatch.setattr(server, "other", answers("DELETE", "/pods/", 403, "Forbidden", "no right to delete"))
+        self.in_triggerer(trigger, self.by_somebody, "failed")
+        running(server)
+        told = capsys.readouterr().out
+        assert "could not be ended; a next try of its task ends it" in told
+        assert "no right to delete" in told
 
     @pytest.mark.parametrize("task_is", ["deferred", "queued", "running"])
     def test_a_trigger_that_moved_leaves_its_pod(self, start: Start, task_is: str) -> None:
