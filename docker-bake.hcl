@@ -43,7 +43,8 @@ target "payload" {
 }
 
 # No step asks for an accelerator yet. Until one does, the variants differ from the CPU's by their base alone: its
-# driver libraries are what a step of your own needs. Ubuntu 24.04 has Python 3.12 and no other, on which nothing was run.
+# driver libraries are what a step of your own needs. Ubuntu 24.04 has Python 3.12 and no other; what was run on it:
+# docs/kubernetes.md.
 target "payload-cuda" {
   inherits = ["payload"]
   args     = { BASE = BASE_CUDA, PYTHON = "python3.12", VARIANT = "cuda" }

@@ -7,13 +7,18 @@ ARG PYTHON=python3.11
 RUN if ! command -v "$PYTHON" >/dev/null || ! "$PYTHON" -c "import ensurepip"; then \
       apt-get update \
       && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ca-certificates "$PYTHON" "$PYTHON-venv" \
-      && rm -rf /var/lib/apt/lists/*; \
+      && apt-get clean && rm -rf /var/lib/apt/lists/*; \
     fi
 # The uid and group that the official Airflow chart runs its containers as.
 RUN printf 'airflow:x:50000:0:airflow:/tmp:/usr/sbin/nologin\n' >> /etc/passwd \
     && mkdir -p /opt/airflow/dags /opt/airflow/logs /opt/airflow/plugins /var/lib/airloop \
     && chown -R 50000:0 /opt/airflow /var/lib/airloop \
     && chmod -R 0775 /opt/airflow /var/lib/airloop
+# Where there is no such file Airflow writes one, which a read-only root forbids, with keys that no other container has. This
+# one sets nothing: Airflow says what it misses. The official chart mounts its own over it.
+RUN printf '# Set by the environment, or mount a file over this one.\n' > /opt/airflow/airflow.cfg
+# The probes of the official chart call the entry point of Airflow's own image by this name.
+RUN printf '#!/bin/sh\nexec "$@"\n' > /entrypoint && chmod 0755 /entrypoint
 
 FROM base AS build
 ARG PYTHON=python3.11

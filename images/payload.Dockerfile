@@ -8,7 +8,7 @@ ARG PYTHON=python3.11
 RUN if ! command -v "$PYTHON" >/dev/null || ! "$PYTHON" -c "import ensurepip"; then \
       apt-get update \
       && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ca-certificates "$PYTHON" "$PYTHON-venv" \
-      && rm -rf /var/lib/apt/lists/*; \
+      && apt-get clean && rm -rf /var/lib/apt/lists/*; \
     fi
 # A name for the user: libraries ask who they run as. The folder is anybody's, for clusters that choose another uid.
 RUN printf 'airloop:x:10001:10001:airloop:/tmp:/usr/sbin/nologin\n' >> /etc/passwd \

@@ -14,8 +14,15 @@ from typing import Any
 import pytest
 import yaml
 
+from airloop.config import S3Address
+from airloop.contract import Call
 from airloop_operators.provider_info import OPTIONS
+from airloop_operators.runners.base import RunRequest
+from airloop_operators.runners.pod.case import MARGIN_S
 from airloop_operators.runners.pod.profiles import PROFILES as PROFILES_OF_ACCELERATORS
+from airloop_operators.runners.pod.sizes import Patience, Pods, Pool, SecretKey, Size, parse_pods, quantity
+from airloop_operators.runners.pod.spec import make as make_pod
+from airloop_operators.settings import PASSED_ON
 from tests.helm import Chart, named, program
 from tests.unit.operators.runners.pod.test_sizes import REFUSED
 
@@ -29,7 +36,13 @@ S3: dict[str, Any] = {
     "networkPolicy": {"stores": {"s3": {"cidrs": ["52.216.0.0/15"]}}},
 }
 EXECUTORS = ["LocalExecutor", "KubernetesExecutor", "LocalExecutor,KubernetesExecutor"]
-PROFILES = ["", "values-kind.yaml", "values-k3s-edge.yaml", "values-gpu.yaml", "s3"]
+PROFILES = ["", "values-kind.yaml", "values-k3s-edge.yaml", "values-gpu.yaml", "s3", "sweep"]
+SWEEP: dict[str, Any] = {
+    "sweep": {"enabled": True, "fernetKey": {"secret": "airflow-fernet-key"}},
+    "networkPolicy": {"stores": {"airflow": {"cidrs": ["10.9.0.0/16"], "port": 6432}}},
+}
+SWEPT = ["values-gpu.yaml", "sweep"]
+"""Profiles that have the sweep, on S3 and on a claim."""
 KUBERNETES = ["1.30", "1.36"]
 # Over S3's values.
 REST: dict[str, Any] = {
@@ -50,7 +63,8 @@ def options(tmp_path: Path) -> Any:
     """Helm's options for a profile, with more values over it."""
 
     def make(profile: str, more: dict[str, Any] | None = None) -> list[str]:
-        trees = [S3 if profile in ("s3", "rest") else {}, REST if profile == "rest" else {}, more or {}]
+        by_name = {"s3": [S3], "rest": [S3, REST], "sweep": [SWEEP]}
+        trees = [*by_name.get(profile, []), more or {}]
         chosen = ["--values", str(FOLDER / profile)] if profile.endswith(".yaml") else []
         for number, tree in enumerate(trees):
             file = tmp_path / f"values-{number}.json"
@@ -59,6 +73,12 @@ def options(tmp_path: Path) -> Any:
         return chosen
 
     return make
+
+
+def pod_specs(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Specifications of the pods that objects make."""
+    specs = [o["spec"]["jobTemplate"]["spec"] if o["kind"] == "CronJob" else o.get("spec", {}) for o in objects]
+    return [spec["template"]["spec"] for spec in specs if "template" in spec]
 
 
 def pods_file(objects: list[dict[str, Any]]) -> dict[str, Any]:
@@ -125,6 +145,8 @@ def test_rights_are_these_and_no_more(chart: Chart, options: Any, profile: str, 
     }
     if "KubernetesExecutor" in executor:
         expected["airloop-executor"] = follow | {("pods", "create"), ("pods", "patch")}
+    if profile in SWEPT:
+        expected["airloop-sweep"] = {("pods", "list"), ("pods", "delete")}
     assert given == expected
     assert not [o for o in objects if o["kind"] in ("ClusterRole", "ClusterRoleBinding")]
     for role in (o for o in objects if o["kind"] == "Role"):
@@ -141,6 +163,8 @@ def test_rights_are_these_and_no_more(chart: Chart, options: Any, profile: str, 
     }
     if "KubernetesExecutor" in executor:
         expected_bound["airloop-executor"] = [("airloop-scheduler", "loops")]
+    if profile in SWEPT:
+        expected_bound["airloop-sweep"] = [("airloop-sweep", "loops")]
     assert bound == expected_bound
 
 
@@ -184,12 +208,13 @@ def test_workload_identity_reaches_all_who_read_stores(chart: Chart, options: An
         "networkPolicy": {"egress": [exchange]},
     }
     objects = chart.objects(*options("values-gpu.yaml", more))
-    roles = {"step": "steps", "scheduler": "airflow", "worker": "airflow", "triggerer": "airflow", "mlflow": "mlflow"}
+    roles = dict.fromkeys(("scheduler", "worker", "triggerer", "sweep"), "airflow")
+    roles |= {"step": "steps", "mlflow": "mlflow"}
     for name, role in roles.items():
         account = named(objects, "ServiceAccount", f"airloop-{name}")
         assert account["metadata"]["annotations"] == given(role)
         assert account["automountServiceAccountToken"] is True
-    for name in ("steps", "mlflow"):
+    for name in ("steps", "mlflow", "sweep"):
         assert named(objects, "NetworkPolicy", f"airloop-{name}")["spec"]["egress"][-1] == exchange
     server = named(objects, "Deployment", "airloop-mlflow")["spec"]["template"]["spec"]
     assert server["automountServiceAccountToken"] is True
@@ -223,7 +248,7 @@ def test_the_policy_of_secrets_is_for_those_who_make_them(chart: Chart, options:
 def test_containers_are_not_root_and_write_only_to_volumes(chart: Chart, options: Any, profile: str) -> None:
     more = {"mlflow": {"database": {"upgrade": True}}}
     objects = chart.objects(*options(profile, more))
-    specs = [o["spec"]["template"]["spec"] for o in objects if o["kind"] in ("Deployment", "Job")]
+    specs = pod_specs(objects)
     (job,) = yaml.safe_load_all((REPOSITORY / "scripts" / "cluster_loop.yaml").read_text())
     specs.append(job["spec"]["template"]["spec"])
     for spec in specs:
@@ -239,7 +264,10 @@ def test_containers_are_not_root_and_write_only_to_volumes(chart: Chart, options
             }
             assert container["resources"]["limits"]["memory"]
         assert all(set(v) & {"emptyDir", "configMap", "persistentVolumeClaim"} for v in spec["volumes"])
-    assert specs[0].get("automountServiceAccountToken") is False or len(specs) == 1
+    with_token = [spec for spec in specs if spec.get("automountServiceAccountToken") is not False]
+    assert [spec["serviceAccountName"] for spec in with_token] == [
+        *(["airloop-sweep"] if profile in SWEPT else []), "airloop-scheduler"
+    ], "those that speak to the API server"  # fmt: skip
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -248,10 +276,10 @@ def test_secrets_are_named_and_never_held(chart: Chart, options: Any, profile: s
     assert not [o for o in objects if o["kind"] == "Secret"]
     text = yaml.safe_dump_all(objects)
     assert not re.search(r"://[^/@\s]*:[^/@\s]+@", text)
-    for item in objects:
-        for container in item.get("spec", {}).get("template", {}).get("spec", {}).get("containers", []):
+    for spec in pod_specs(objects):
+        for container in spec["containers"]:
             for variable in container["env"]:
-                if re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY", variable["name"]):
+                if re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY|SQL_ALCHEMY_CONN|FERNET", variable["name"]):
                     assert set(variable) == {"name", "valueFrom"}
     for settings in (named(objects, "ConfigMap", "airloop-settings")["data"], pods_file(objects)["environment"]):
         assert not [name for name in settings if re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY", name)]
@@ -330,13 +358,97 @@ def test_steps_on_a_volume_reach_names_only(chart: Chart, options: Any) -> None:
 def test_names_are_asked_of_a_cache_on_the_node_where_there_is_one(chart: Chart, options: Any) -> None:
     more = {"networkPolicy": {"dns": {"cidrs": ["169.254.20.10/32"]}}}
     objects = chart.objects(*options("values-gpu.yaml", more))
-    for name in ("airloop-steps", "airloop-mlflow"):
+    for name in ("airloop-steps", "airloop-mlflow", "airloop-sweep"):
         rule = named(objects, "NetworkPolicy", name)["spec"]["egress"][0]
         assert rule["to"] == [
             {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}},
             {"ipBlock": {"cidr": "169.254.20.10/32"}},
         ]
         assert [p["port"] for p in rule["ports"]] == [53, 53]
+
+
+@pytest.mark.parametrize("profile", SWEPT)
+def test_the_sweep_gets_what_it_needs_to_know_who_follows_a_pod(
+    chart: Chart, options: Any, profile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airloop_operators import sweep
+
+    objects = chart.objects(*options(profile, {"sweep": {"keepHours": 1.5}}))
+    job = named(objects, "CronJob", "airloop-sweep")["spec"]
+    assert (job["schedule"], job["concurrencyPolicy"]) == ("17 * * * *", "Forbid")
+    spec = job["jobTemplate"]["spec"]["template"]["spec"]
+    named(objects, "ServiceAccount", spec["serviceAccountName"])
+    (container,) = spec["containers"]
+    (settings,) = container["envFrom"]
+    named(objects, "ConfigMap", settings["configMapRef"]["name"])
+    volumes = {v["name"]: v for v in spec["volumes"]}
+    mounts = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
+    assert volumes["airloop"]["configMap"]["name"] == "airloop-sizes"
+    assert mounts["airloop"] == AIRFLOW["volumeMounts"][0]["mountPath"]
+    told = {v["name"]: v.get("value") or v["valueFrom"]["secretKeyRef"] for v in container["env"]}
+    database = {"name": AIRFLOW["data"]["metadataSecretName"], "key": "connection"}
+    assert told.pop("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN") == database
+    assert told.pop("AIRFLOW_HOME").startswith(mounts["tmp"])
+    if profile == "sweep":
+        # The artifact store is on the volume, where pods have it and for whom they write it.
+        (state,) = pods_file(objects)["volumes"]
+        assert volumes["state"]["persistentVolumeClaim"]["claimName"] == state["claim"]
+        assert mounts["state"] == state["path"]
+        assert spec["securityContext"]["fsGroup"] == pods_file(objects)["user"]
+        assert told == {"AIRFLOW__CORE__FERNET_KEY": {"name": "airflow-fernet-key", "key": "fernet-key"}}
+    else:
+        assert "state" not in volumes
+        assert set(told) == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    asked: list[dict[str, Any]] = []
+
+    def asked_for(**given: Any) -> bool:
+        asked.append(given)
+        return True
+
+    monkeypatch.setattr(sweep, "_sweep", asked_for)
+    assert container["args"][:3] == ["python", "-m", sweep.__name__]
+    assert sweep.main(container["args"][3:]) == 0
+    assert asked == [{"apply": True, "unknown": False, "keep_s": 5400}]
+    more = chart.objects(*options(profile, {"sweep": {"unknown": True}}))
+    args = pod_specs([named(more, "CronJob", "airloop-sweep")])[0]["containers"][0]["args"]
+    assert args == [*container["args"][:-1], "--keep-hours=24", "--unknown"]
+
+
+def test_nothing_reaches_the_sweep_and_it_reaches_what_it_asks(chart: Chart, options: Any) -> None:
+    def reached(profile: str, more: dict[str, Any] | None = None) -> list[tuple[Any, list[int]]]:
+        objects = chart.objects(*options(profile, more))
+        policy = named(objects, "NetworkPolicy", "airloop-sweep")["spec"]
+        job = named(objects, "CronJob", "airloop-sweep")["spec"]["jobTemplate"]["spec"]
+        selected = policy["podSelector"]["matchLabels"].items()
+        assert selected <= job["template"]["metadata"]["labels"].items()
+        for item in (o for o in objects if o["kind"] == "Deployment"):
+            assert not selected <= item["spec"]["template"]["metadata"]["labels"].items()
+        assert (policy["policyTypes"], policy["ingress"]) == (["Ingress", "Egress"], [])
+        # After names.
+        return [(rule.get("to"), [p["port"] for p in rule["ports"]]) for rule in policy["egress"][1:]]
+
+    database = [{"ipBlock": {"cidr": "10.9.0.0/16"}}]
+    assert reached("sweep") == [(None, [443, 6443]), (database, [6432])]
+    narrow = {"networkPolicy": {"apiServer": {"cidrs": ["192.0.2.1/32"], "ports": [6443]}}}
+    assert reached("sweep", narrow)[0] == ([{"ipBlock": {"cidr": "192.0.2.1/32"}}], [6443])
+    data = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "data"}}}
+    (_, (to_airflow, ports), to_s3) = reached("values-gpu.yaml")
+    assert (to_airflow, ports) == ([{**data, "podSelector": {"matchLabels": {}}}], [5432])
+    assert to_s3 == ([data], [9000])
+
+
+def test_without_the_sweep_nothing_of_it_is_there(chart: Chart, options: Any) -> None:
+    for profile in set(PROFILES) - set(SWEPT):
+        objects = chart.objects(*options(profile))
+        assert not [o for o in objects if o["kind"] == "CronJob" or "sweep" in o["metadata"]["name"]]
+
+
+@pytest.mark.parametrize(
+    "schedule", ["*/15 * * * *", "0 3 * * 1-5", "5,35 0-6/2 1 JAN,jul Sun", "@daily", "0 0 1 1 *"]
+)  # fmt: skip
+def test_the_sweep_comes_when_cron_says(chart: Chart, options: Any, schedule: str) -> None:
+    objects = chart.objects(*options("sweep", {"sweep": {"schedule": schedule}}))
+    assert named(objects, "CronJob", "airloop-sweep")["spec"]["schedule"] == schedule
 
 
 def test_mlflow_is_reached_by_steps_and_airflow_under_its_own_name(chart: Chart, options: Any) -> None:
@@ -392,27 +504,26 @@ def test_the_tables_of_mlflow_are_made_before_its_servers_start_if_asked(chart: 
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_pod_runner_reads_its_file(chart: Chart, options: Any, profile: str) -> None:
-    sizes = pytest.importorskip("airloop_operators.runners.pod.sizes", reason="there is no pod runner yet")
     file = pods_file(chart.objects(*options(profile)))
-    pods = sizes.parse_pods(file, origin="sizes.yaml")
+    pods = parse_pods(file, origin="sizes.yaml")
     for size in pods.sizes:
         assert pods.place(size).image
     schema = json.loads((FOLDER / "values.schema.json").read_text())["properties"]["pods"]["properties"]
     for kind, given in (
-        (sizes.Size, schema["sizes"]["additionalProperties"]["properties"]),
-        (sizes.Pool, schema["pools"]["additionalProperties"]["properties"]),
-        (sizes.Patience, schema["patience"]["properties"]),
-        (sizes.SecretKey, schema["secrets"]["additionalProperties"]["properties"]),
+        (Size, schema["sizes"]["additionalProperties"]["properties"]),
+        (Pool, schema["pools"]["additionalProperties"]["properties"]),
+        (Patience, schema["patience"]["properties"]),
+        (SecretKey, schema["secrets"]["additionalProperties"]["properties"]),
     ):
         assert set(given) == {f.name for f in dataclasses.fields(kind)}
     made = {"namespace", "instance", "images", "pull_policy", "pull_secrets", "origin"}
     made |= {"service_account", "service_account_token"}
-    assert set(schema) | made == {f.name for f in dataclasses.fields(sizes.Pods)}
-    profiles = pytest.importorskip("airloop_operators.runners.pod.profiles").PROFILES
-    assert schema["pools"]["additionalProperties"]["properties"]["accelerator"]["enum"] == list(profiles)
+    assert set(schema) | made == {f.name for f in dataclasses.fields(Pods)}
+    accelerators = schema["pools"]["additionalProperties"]["properties"]["accelerator"]["enum"]
+    assert accelerators == list(PROFILES_OF_ACCELERATORS)
     known = {
         name: {"variant": its.variant, "resource": its.resource, "most": its.most, "backends": list(its.backends)}
-        for name, its in profiles.items()
+        for name, its in PROFILES_OF_ACCELERATORS.items()
     }
     told = {name: {k: v for k, v in its.items() if v} for name, its in known.items()}
     assert yaml.safe_load((FOLDER / "accelerators.yaml").read_text()) == told
@@ -420,14 +531,7 @@ def test_the_pod_runner_reads_its_file(chart: Chart, options: Any, profile: str)
 
 @pytest.mark.parametrize("profile", [*PROFILES, "rest"])
 def test_a_pod_of_the_runner_is_whole_with_what_the_chart_tells(chart: Chart, options: Any, profile: str) -> None:
-    spec = pytest.importorskip("airloop_operators.runners.pod.spec", reason="there is no pod runner yet")
     import kubernetes_validate
-
-    from airloop.config import S3Address
-    from airloop.contract import Call
-    from airloop_operators.runners.base import RunRequest
-    from airloop_operators.runners.pod.sizes import parse_pods
-    from airloop_operators.settings import PASSED_ON
 
     objects = chart.objects(*options(profile))
     told = named(objects, "ConfigMap", "airloop-settings")["data"]
@@ -440,7 +544,7 @@ def test_a_pod_of_the_runner_is_whole_with_what_the_chart_tells(chart: Chart, op
         call = Call("extract", {}, "0123456789abcdef")
         artifacts: Any = S3Address.parse(at) or Path(at)
         request = RunRequest(call=call, artifacts=artifacts, environment=environment, size=size)
-        made = spec.make(request, pods, namespace=pods.namespace, spawned_at="2026-01-01T00:00:00+00:00")
+        made = make_pod(request, pods, namespace=pods.namespace, spawned_at="2026-01-01T00:00:00+00:00")
         for version in KUBERNETES:
             kubernetes_validate.validate(made.pod, version, strict=True)
         assert made.secret is None, "the chart tells nothing that has to be hidden"
@@ -452,8 +556,6 @@ def test_a_pod_of_the_runner_is_whole_with_what_the_chart_tells(chart: Chart, op
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_settings_are_options_that_airloop_has(chart: Chart, options: Any, profile: str) -> None:
-    if "sizes" not in OPTIONS:
-        pytest.skip("there is no pod runner yet")
     data = named(chart.objects(*options(profile)), "ConfigMap", "airloop-settings")["data"]
     found = {n.removeprefix("AIRFLOW__AIRLOOP__").lower() for n in data if n.startswith("AIRFLOW__AIRLOOP__")}
     assert found <= set(OPTIONS)
@@ -462,7 +564,7 @@ def test_settings_are_options_that_airloop_has(chart: Chart, options: Any, profi
 
 def test_settings_tell_airflow_where_state_is(chart: Chart, options: Any) -> None:
     more = {
-        "settings": {"memory_mb": 4096, "runner": "local"},
+        "settings": {"memory_mb": 1048576, "runner": "local"},
         "state": {"s3": {"endpoint": "http://minio.data.svc:9000"}},
     }
     assert named(chart.objects(*options("s3", more)), "ConfigMap", "airloop-settings")["data"] == {
@@ -472,7 +574,7 @@ def test_settings_tell_airflow_where_state_is(chart: Chart, options: Any) -> Non
         "AIRFLOW__AIRLOOP__ARTIFACTS": "s3://lake/artifacts",
         "AIRFLOW__AIRLOOP__CATALOG": "postgresql+psycopg://airloop@db.data.svc:5432/airloop",
         "AIRFLOW__AIRLOOP__MLFLOW": "http://mlflow.ml.svc:5000",
-        "AIRFLOW__AIRLOOP__MEMORY_MB": "4096",
+        "AIRFLOW__AIRLOOP__MEMORY_MB": "1048576",
         "AWS_REGION": "us-east-1",
         "AWS_ENDPOINT_URL_S3": "http://minio.data.svc:9000",
         "AIRLOOP_FEAST_REGISTRY": "postgresql+psycopg://airloop@db.data.svc:5432/airloop",
@@ -566,6 +668,11 @@ WRONG: list[tuple[str, dict[str, Any], list[str]]] = [
         {"networkPolicy": {"stores": {"s3": {"cidrs": []}}}},
         ["where s3 is", "s3.us-east-1.amazonaws.com", "cidrs"],
     ),
+    (
+        "s3",
+        {"onlineStore": {"address": "", "from": {"secret": "cache"}}},
+        ["where redis is", "its address is in Secret cache, which Helm does not read", "stores.redis"],
+    ),
     ("s3", {"mlflow": {"address": "https://ml.example.com"}}, ["where mlflow is", "ml.example.com", "stores.mlflow"]),
     ("", {"networkPolicy": {"stores": {"kafka": {}}}}, ["networkPolicy.stores", "kafka", "not allowed"]),
     ("", {"networkPolicy": {"stores": {"s3": {"cidrs": ["everywhere"]}}}}, ["s3.cidrs[0]", "10.0.0.0/24"]),
@@ -593,6 +700,22 @@ WRONG: list[tuple[str, dict[str, Any], list[str]]] = [
     ("", {"networkPolicy": {"stores": {"s3": {"cidrs": ["999.1.1.1/77"]}}}}, ["s3.cidrs[0]", "10.0.0.0/24"]),
     ("", {"networkPolicy": {"dns": {"cidrs": ["169.254.20.10"]}}}, ["networkPolicy.dns.cidrs[0]", "10.0.0.0/24"]),
     ("", {"networkPolicy": {"egress": [{"too": 1}]}}, ["networkPolicy.egress.0", "too", "not allowed"]),
+    ("", {"networkPolicy": {"apiServer": {"cidrs": ["master"]}}}, ["networkPolicy.apiServer.cidrs[0]", "10.0.0.0/24"]),
+    ("", {"networkPolicy": {"apiServer": {"ports": [0]}}}, ["networkPolicy.apiServer.ports.0", "1"]),
+    ("", {"sweep": {"enabled": True}}, ["where airflow is", "networkPolicy.stores.airflow"]),
+    ("sweep", {"sweep": {"schedule": ""}}, ["sweep.schedule is empty", "17 * * * *"]),
+    ("sweep", {"sweep": {"schedule": "hourly"}}, ['sweep.schedule is "hourly"', "@daily"]),
+    ("sweep", {"sweep": {"schedule": "17 * * *"}}, ['sweep.schedule is "17 * * *"', "17 * * * *"]),
+    ("", {"sweep": {"shedule": "@daily"}}, ["sweep", "shedule", "not allowed"]),
+    ("", {"sweep": {"keepHours": -1}}, ["sweep.keepHours", "0"]),
+    ("", {"sweep": {"unknown": "yes"}}, ["sweep.unknown", "boolean", "string"]),
+    ("", {"sweep": {"resources": {"limits": {"memory": "1 Gi"}}}}, ['sweep.resources.limits.memory is "1 Gi"']),
+    ("sweep", {"sweep": {"database": {"secret": ""}}}, ["sweep.database.secret is empty", "airloop-airflow-database"]),
+    (
+        "sweep",
+        {"sweep": {"database": {"secret": "postgresql://a:hunter2@db/airflow"}}},
+        ["sweep.database.secret holds an address", "airloop-airflow-database"],
+    ),
     ("", {"pods": {"pools": {"g": {"tolerations": [{"taint": "x"}]}}}}, ["tolerations.0", "taint", "not allowed"]),
     ("", {"pods": {"pools": {"g": {"tolerations": [{"effect": "No"}]}}}}, ["tolerations.0.effect", '"NoSchedule"']),
     ("", {"pods": {"pools": {"g": {"affinity": {"node": {}}}}}}, ["affinity", "node", "not allowed"]),
@@ -627,8 +750,6 @@ def test_what_the_pod_runner_refuses_the_chart_refuses_too(
 
 
 def test_amounts_and_ranges_are_taken_however_they_are_written(chart: Chart, options: Any) -> None:
-    from airloop_operators.runners.pod.sizes import parse_pods, quantity
-
     small = {"cpu": 2, "memory": 4294967296, "requests": {"cpu": ".5", "memory": "512Mi"}, "shared_memory": "1.5Gi"}
     more = {
         "pods": {"sizes": {"small": {**small, "scratch": "10G"}}},
@@ -676,15 +797,18 @@ CLAIM = yaml.safe_load((FOLDER / "airflow-values-claim.yaml").read_text())
 IN_PODS = yaml.safe_load((FOLDER / "airflow-values-kubernetes.yaml").read_text())
 # As its own values document them, and its release notes up to 1.22: what is used here, no more. `*`: anything below.
 DOCUMENTED = [
-    "airflowVersion", "allowPodLaunching", "config.core.*", "config.kubernetes_executor.*", "createUserJob.enabled",
-    "dagProcessor.logGroomerSidecar.enabled", "dagProcessor.serviceAccount.automountServiceAccountToken",
+    "airflowVersion", "allowPodLaunching", "apiServer.startupProbe.failureThreshold", "config.core.*",
+    "config.kubernetes_executor.*", "createUserJob.enabled",
+    "dagProcessor.livenessProbe.*", "dagProcessor.logGroomerSidecar.enabled",
+    "dagProcessor.serviceAccount.automountServiceAccountToken",
     "data.metadataSecretName", "defaultAirflowRepository", "defaultAirflowTag", "executor", "extraEnvFrom", "gid",
     "logs.persistence.enabled",
-    "postgresql.enabled", "scheduler.logGroomerSidecar.enabled", "scheduler.serviceAccount.create",
-    "scheduler.serviceAccount.name", "secret", "securityContexts.containers.*", "securityContexts.pod.*",
-    "statsd.enabled", "triggerer.logGroomerSidecar.enabled", "triggerer.persistence.enabled",
-    "triggerer.serviceAccount.create", "triggerer.serviceAccount.name",
-    "uid", "volumeMounts", "volumes",
+    "postgresql.enabled", "scheduler.livenessProbe.*", "scheduler.logGroomerSidecar.enabled",
+    "scheduler.serviceAccount.create", "scheduler.serviceAccount.name", "scheduler.startupProbe.*", "secret",
+    "securityContexts.containers.*", "securityContexts.pod.*",
+    "statsd.enabled", "triggerer.env", "triggerer.livenessProbe.*", "triggerer.logGroomerSidecar.enabled",
+    "triggerer.persistence.enabled", "triggerer.serviceAccount.create", "triggerer.serviceAccount.name",
+    "uid", "volumeMounts", "volumes", "workers.celery.persistence.size",
     "workers.kubernetes.serviceAccount.create", "workers.kubernetes.serviceAccount.name", "workers.resources.*",
     "workers.serviceAccount.create", "workers.serviceAccount.name",
 ]  # fmt: skip
@@ -722,6 +846,20 @@ def test_values_for_airflow_name_what_the_chart_makes(chart: Chart, options: Any
     assert sizes.startswith(AIRFLOW["volumeMounts"][0]["mountPath"])
     given = {s["envName"]: {"secret": s["secretName"], "key": s["secretKey"]} for s in AIRFLOW["secret"]}
     assert given == pods_file(objects)["secrets"]
+    # As a claim's files are theirs too.
+    assert AIRFLOW["securityContexts"]["pod"]["runAsUser"] == AIRFLOW["uid"]
+
+
+def test_the_api_server_asks_a_triggerer_without_a_volume_by_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Airflow reads it; its own default is a name, which DNS has for the pods of a StatefulSet only."""
+    from airflow.configuration import conf
+    from airflow.utils import net
+
+    (variable,) = AIRFLOW["triggerer"]["env"]
+    assert AIRFLOW["triggerer"]["persistence"]["enabled"] is False
+    assert conf.getimport("core", "hostname_callable") is net.getfqdn
+    monkeypatch.setenv(variable["name"], variable["value"])
+    assert conf.getimport("core", "hostname_callable") is net.get_host_ip_address
 
 
 def test_values_for_airflow_on_a_volume_mount_it_where_pods_have_it(chart: Chart, options: Any) -> None:
@@ -738,9 +876,6 @@ def test_values_for_airflow_on_a_volume_mount_it_where_pods_have_it(chart: Chart
 def test_pods_of_tasks_get_what_the_chart_makes(chart: Chart, options: Any) -> None:
     """The template that people are given, beside the values for the official chart, which makes one of its own."""
     import kubernetes_validate
-
-    from airloop_operators.runners.pod.case import MARGIN_S
-    from airloop_operators.runners.pod.sizes import parse_pods
 
     executor = {"airflow": {"executor": IN_PODS["executor"]}}
     objects = chart.objects(*options("s3", executor))
@@ -818,6 +953,8 @@ def next_steps(chart: Chart, options: Any, tmp_path: Path) -> Any:
 
 
 ON_A_CLAIM = "-f airflow-values.yaml -f airflow-values-claim.yaml"
+OF_A_PORT = "registry.example.com:5000/airloop/control"
+DIGEST = "0a" * 32
 
 
 @pytest.mark.parametrize(
@@ -826,9 +963,19 @@ ON_A_CLAIM = "-f airflow-values.yaml -f airflow-values-claim.yaml"
         ("", {}, ON_A_CLAIM, []),
         ("values-k3s-edge.yaml", {}, ON_A_CLAIM, []),
         ("s3", {}, "-f airflow-values.yaml", []),
-        ("values-gpu.yaml", {}, "-f airflow-values.yaml -f airflow-values-kubernetes.yaml", [
-            "looked up in airloop-steps",
-        ]),
+        ("values-gpu.yaml", {},
+         "-f airflow-values.yaml -f airflow-values-kubernetes.yaml --set-string "
+         "'defaultAirflowRepository=registry.example.com/airloop/control,defaultAirflowTag=0.1.0,imagePullSecrets={registry}'",
+         ["looked up in airloop-steps"]),
+        ("values-kind.yaml", {},
+         f"{ON_A_CLAIM} --set-string 'defaultAirflowRepository=airloop/control,defaultAirflowTag=kind,"
+         "images.airflow.pullPolicy=Never,images.pod_template.pullPolicy=Never'", []),
+        ("", {"images": {"pullSecrets": ["one", "two"]}},
+         f"{ON_A_CLAIM} --set-string 'imagePullSecrets={{one,two}}'", []),
+        ("", {"images": {"control": f"{OF_A_PORT}:2@sha256:{DIGEST}"}},
+         f"{ON_A_CLAIM} --set-string 'defaultAirflowRepository={OF_A_PORT}:2@sha256,defaultAirflowTag={DIGEST}'", []),
+        ("", {"images": {"control": OF_A_PORT}},
+         f"{ON_A_CLAIM} --set-string 'defaultAirflowRepository={OF_A_PORT},defaultAirflowTag=latest'", []),
         ("", {"airflow": {"executor": EXECUTORS[-1]}},
          ON_A_CLAIM + r" -f airflow-values-kubernetes.yaml --set 'executor=LocalExecutor\,KubernetesExecutor'", []),
         ("", {"state": {"claim": {"existing": "disk"}}}, ON_A_CLAIM, ["claimName disk and mountPath /var/lib/airloop"]),

@@ -43,6 +43,24 @@ What no schema can say clearly: what was found, what is expected, what to do. Ty
 {{- include "airloop.checkText" (dict "name" .name "value" .value "pattern" (printf "^(%s|%s)$" $four $six) "expected" "a range of addresses, like 10.0.0.0/24") -}}
 {{- end -}}
 
+{{- define "airloop.checkSweep" -}}
+{{- if .Values.sweep.enabled -}}
+{{- $part := "(\\*|[0-9A-Za-z]{1,3}(-[0-9A-Za-z]{1,3})?)(/[0-9]{1,2})?" -}}
+{{- $field := printf "%s(,%s)*" $part $part -}}
+{{- include "airloop.checkText" (dict "name" "sweep.schedule" "value" .Values.sweep.schedule "pattern" (printf "^(@(hourly|daily|midnight|weekly|monthly|yearly|annually)|%s( +%s){4})$" $field $field) "expected" "a time as cron has it, like 17 * * * * (each hour) or @daily") -}}
+{{- $secret := "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$" -}}
+{{- if contains "://" .Values.sweep.database.secret -}}
+{{- include "airloop.refuse" "sweep.database.secret holds an address, and values are no place for its password: they are kept in the release and shown to many; give the name of the Secret that has it, like airloop-airflow-database" -}}
+{{- end -}}
+{{- include "airloop.checkText" (dict "name" "sweep.database.secret" "value" .Values.sweep.database.secret "pattern" $secret "expected" "the name of the Secret that has the address of Airflow's database, like airloop-airflow-database") -}}
+{{- include "airloop.checkText" (dict "name" "sweep.database.key" "value" .Values.sweep.database.key "pattern" "^[\\w.-]+$" "expected" "the key of that address in its Secret, like connection") -}}
+{{- if .Values.sweep.fernetKey.secret -}}
+{{- include "airloop.checkText" (dict "name" "sweep.fernetKey.secret" "value" .Values.sweep.fernetKey.secret "pattern" $secret "expected" "the name of the Secret that has Airflow's fernet key, like airflow-fernet-key") -}}
+{{- include "airloop.checkText" (dict "name" "sweep.fernetKey.key" "value" .Values.sweep.fernetKey.key "pattern" "^[\\w.-]+$" "expected" "the key in that Secret, like fernet-key") -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "airloop.check" -}}
 {{- $image := "^[a-z0-9][a-zA-Z0-9._/-]*(:[0-9]+/[a-zA-Z0-9._/-]+)?(:[\\w][\\w.-]{0,127})?(@sha256:[0-9a-f]{64})?$" -}}
 {{- include "airloop.checkText" (dict "name" "images.control" "value" .Values.images.control "pattern" $image "expected" "an image like registry.example.com/airloop/control:0.1.0 or …@sha256:…") -}}
@@ -66,7 +84,11 @@ What no schema can say clearly: what was found, what is expected, what to do. Ty
 {{- range $number, $cidr := .Values.networkPolicy.dns.cidrs -}}
 {{- include "airloop.checkRange" (dict "name" (printf "networkPolicy.dns.cidrs[%d]" $number) "value" $cidr) -}}
 {{- end -}}
-{{- range $name, $value := dict "mlflow.resources.requests" .Values.mlflow.resources.requests "mlflow.resources.limits" .Values.mlflow.resources.limits "quota.hard" .Values.quota.hard "state.claim.size" .Values.state.claim.size -}}
+{{- range $number, $cidr := .Values.networkPolicy.apiServer.cidrs -}}
+{{- include "airloop.checkRange" (dict "name" (printf "networkPolicy.apiServer.cidrs[%d]" $number) "value" $cidr) -}}
+{{- end -}}
+{{- include "airloop.checkSweep" . -}}
+{{- range $name, $value := dict "mlflow.resources.requests" .Values.mlflow.resources.requests "mlflow.resources.limits" .Values.mlflow.resources.limits "sweep.resources.requests" .Values.sweep.resources.requests "sweep.resources.limits" .Values.sweep.resources.limits "quota.hard" .Values.quota.hard "state.claim.size" .Values.state.claim.size -}}
 {{- include "airloop.checkAmount" (dict "name" $name "value" $value) -}}
 {{- end -}}
 {{- range $name, $value := .Values.settings -}}

@@ -123,6 +123,46 @@ def test_the_payload_has_no_airflow_in_its_requirements_and_a_check_at_the_end()
     assert '! /opt/airloop/bin/python -c "import airflow"' in (IMAGES / "payload.Dockerfile").read_text()
 
 
+def test_what_the_official_chart_calls_in_airflows_own_image_is_in_ours(tmp_path: Path) -> None:
+    """Its probes: `sh -c "… exec /entrypoint airflow jobs check …"`. Without the file every one of them fails."""
+    found = stages(IMAGES / "control.Dockerfile")
+    assert ("FROM", "base AS control") in found["control"]
+    (command,) = [rest for word, rest in found["base"] if word == "RUN" and "/entrypoint" in rest]
+    made = tmp_path / "entrypoint"
+    subprocess.run(["sh", "-c", command.replace("/entrypoint", str(made))], check=True)
+    probe = (
+        f'CONNECTION_CHECK_MAX_COUNT=0 exec {made} sh -c \'echo "$CONNECTION_CHECK_MAX_COUNT $1"; exit 3\' sh "a  b"'
+    )
+    asked = subprocess.run(["sh", "-c", probe], capture_output=True, text=True, check=False)
+    assert (asked.returncode, asked.stdout) == (3, "0 a  b\n")
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda d: d.stem)
+def test_what_packages_came_from_does_not_stay(dockerfile: Path) -> None:
+    """Docker's own bases drop downloads by themselves; on another it is 90 MB."""
+    for word, rest in instructions(dockerfile):
+        if word == "RUN" and "apt-get install" in rest:
+            assert "&& apt-get clean && rm -rf /var/lib/apt/lists/*" in rest
+
+
+def test_airflow_writes_no_settings_with_keys_of_its_own(tmp_path: Path) -> None:
+    """It does where there is no such file: with a read-only root it ends, else each container has other keys."""
+    (command,) = [
+        rest for word, rest in stages(IMAGES / "control.Dockerfile")["base"] if word == "RUN" and "airflow.cfg" in rest
+    ]
+    subprocess.run(["sh", "-c", command.replace("/opt/airflow", str(tmp_path))], check=True)
+    settings = tmp_path / "airflow.cfg"
+    before = settings.read_text()
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "AIRFLOW_HOME": str(tmp_path)}
+    get = [sys.executable, "-m", "airflow", "config", "get-value", "core", "executor"]
+    asked = subprocess.run(get, env=environment, capture_output=True, text=True, check=True)
+    assert asked.stdout.split()[-1] == "LocalExecutor"
+    assert settings.read_text() == before
+    settings.unlink()
+    subprocess.run(get, env=environment, capture_output=True, check=True)
+    assert settings.exists(), "then the file is needed no more"
+
+
 def test_targets_of_the_bake_file_are_stages_with_arguments_that_are_known() -> None:
     targets = dict(re.findall(r'^target "([a-z-]+)" \{\n(.*?)^\}', BAKE, re.M | re.S))
     groups = re.findall(r'^group "[a-z]+" \{ targets = \[(.*?)\] \}', BAKE, re.M)
