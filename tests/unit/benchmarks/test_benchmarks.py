@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks import extract, loop, parse, run, upsert, validate
+from airloop.config import Config
+from airloop.registry.ledger import TABLE as LEDGER
+from airloop.warehouse.catalog import Warehouse
+from airloop.warehouse.refs import TableRef
+from benchmarks import extract, join, loop, materialize, online, online_world, parse, run, thousand, upsert, validate
+from benchmarks.common import Measured, peak_mb
 
 
 def test_every_benchmark_is_there() -> None:
     for name in run.NAMES:
         assert (Path(run.__file__).parent / f"{name}.py").is_file()
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What benchmarks do in processes of their own they do here: the imports of each take longer than the work."""
+
+    def do(work: str, **arguments: Any) -> Measured:
+        module, _, name = work.partition(":")
+        found = json.loads(json.dumps(getattr(importlib.import_module(module), name)(**arguments)))
+        return Measured(found.pop("seconds"), peak_mb(), more=found)
+
+    for module in (join, materialize, online):
+        monkeypatch.setattr(module, "own_process", do)
 
 
 def test_validate(tmp_path: Path) -> None:
@@ -37,6 +59,39 @@ def test_upsert(tmp_path: Path, pattern: str) -> None:
     found = [way(home, 5_000, pattern, first) for way in (upsert.ours, upsert.pyiceberg)]
     assert found[0] | {"seconds": 0} == found[1] | {"seconds": 0}
     assert (found[0]["updated"], found[0]["count"]) == (50, 5_000)
+
+
+# Feast's DuckDB store uses ibis, which asks DuckDB by a name of before.
+@pytest.mark.filterwarnings("ignore:fetch_arrow_table\\(\\) is deprecated:DeprecationWarning")
+def test_join(tmp_path: Path, in_this_process: None) -> None:
+    join.make(tmp_path, 200, 2_000, "late")
+    # It ends the process if the ways differ.
+    rows = join.compare(str(tmp_path), "late", argparse.Namespace(labels=200, runs=1, feast=True))
+    assert [r["peer"] for r in rows] == ["DuckDB's SQL by hand", "DuckDB's SQL by hand", "Feast's DuckDB store"]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+def test_materialize_and_online(
+    request: pytest.FixtureRequest, tmp_path: Path, in_this_process: None, kind: str
+) -> None:
+    redis = request.getfixturevalue("redis_url") if kind == "redis" else ""
+    online_world.make(tmp_path, 200)
+    rows = materialize.compare(tmp_path, 200, kind, redis, 1)
+    assert [r["peer"] for r in rows] == ["feast materialize", "bare writes of the same bytes"]
+    place = redis or str(tmp_path / "read.db")
+    materialize._empty(place)
+    online.fill(str(tmp_path), place, 200)
+    rows = online._rows(str(tmp_path), kind, place, 200, calls=3, entities=10, runs=1)
+    assert [r["size"] for r in rows] == ["10 entities"] * 2
+
+
+def test_thousand(config: Config, tmp_path: Path) -> None:
+    # Two of the thousand: where its time goes by tenths of the way takes twenty.
+    for number in range(2):
+        thousand._run(config, number, thousand._write_day(tmp_path, number))
+    warehouse = Warehouse.open(config)
+    rows = {name: warehouse.count(TableRef(name, warehouse.head(name))) for name in warehouse.tables()}
+    assert rows == {"raw.readings": 200, "features.readings": 200, "training.readings": 200, LEDGER: 4}
 
 
 def test_parse(tmp_path: Path, airflow_database: Path) -> None:
