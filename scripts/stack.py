@@ -121,6 +121,8 @@ class Stack:
             "AIRFLOW__API__BASE_URL": self.airflow_url,
             "AIRFLOW__API__WORKERS": "1",
             "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
+            # A task that has ended often keeps its place until its supervisor looks again; by default that is 5 s.
+            "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
             "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": "False",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
             "AIRFLOW__AIRLOOP__MLFLOW_UI": self.mlflow_url,
@@ -152,12 +154,8 @@ class Stack:
         if everything and not self.running("mlflow"):
             self.mlflow_port = free_port()
         self._migrate()
-        # Their log servers would listen on every interface; the API server reads the files itself.
-        commands = {"api-server": [], "scheduler": ["--skip-serve-logs"], "dag-processor": []}
-        if everything:
-            commands["triggerer"] = ["--skip-serve-logs"]
-        for name, options in commands.items():
-            self._start(name, [sys.executable, "-m", "airflow", name, *options])
+        for name in ("api-server", "scheduler", "dag-processor", *(["triggerer"] if everything else [])):
+            self.start(name)
         if everything:
             self._start(
                 "mlflow",
@@ -172,6 +170,12 @@ class Stack:
         self._wait("api-server", f"{self.airflow_url}/api/v2/monitor/health", _all_healthy)
         if everything:
             self._wait("mlflow", f"{self.mlflow_url}/health", bool)
+
+    def start(self, name: str) -> None:
+        """Start one of Airflow's programs, if it does not run: ``scheduler``, ``triggerer`` …; it is not waited for."""
+        # Their log servers would listen on every interface; the API server reads the files itself.
+        options = ["--skip-serve-logs"] if name in ("scheduler", "triggerer") else []
+        self._start(name, [sys.executable, "-m", "airflow", name, *options])
 
     def down(self) -> int:
         """Stop everything on this home, orphans included; returns how many processes were ended."""

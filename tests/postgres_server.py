@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import pytest
+
 PASSWORD = "s3cret-of-tests"
 
 
@@ -32,19 +34,32 @@ class PostgresServer:
     @contextmanager
     def database(self) -> Iterator[str]:
         """Address of a database that is new, and goes afterwards with all connections to it."""
+        address = self.url(f"airloop_{uuid.uuid4().hex[:12]}")
+        self._do(f"CREATE DATABASE {_name(address)}")
+        try:
+            yield address
+        finally:
+            self.drop(address)
+
+    def drop(self, address: str) -> None:
+        """Take a database away with all connections to it, if it is there."""
+        self._do(f"DROP DATABASE IF EXISTS {_name(address)} WITH (FORCE)")
+
+    def copy(self, source: str, target: str) -> None:
+        """Fill an empty database with what another one holds now, by PostgreSQL's own ``pg_dump``."""
+        found = programs()
+        if found is None:
+            assert not os.environ.get("CI"), "the tests need pg_dump"
+            pytest.skip("pg_dump is not installed")
+        dumped = subprocess.run([found / "pg_dump", "--format=custom", plain(source)], capture_output=True, check=True)
+        into = [found / "pg_restore", "--exit-on-error", f"--dbname={plain(target)}"]
+        subprocess.run(into, input=dumped.stdout, check=True)
+
+    def _do(self, statement: str) -> None:
         import psycopg
 
-        def do(statement: str) -> None:
-            address = self.url("postgres").replace("+psycopg", "")
-            with closing(psycopg.connect(address, autocommit=True)) as connection:
-                connection.execute(statement)
-
-        name = f"airloop_{uuid.uuid4().hex[:12]}"
-        do(f"CREATE DATABASE {name}")
-        try:
-            yield self.url(name)
-        finally:
-            do(f"DROP DATABASE {name} WITH (FORCE)")
+        with closing(psycopg.connect(plain(self.url("postgres")), autocommit=True)) as connection:
+            connection.execute(statement)
 
 
 class OwnServer(PostgresServer):
@@ -115,6 +130,15 @@ class OwnServer(PostgresServer):
         command = [*self._as_user, self._programs / program, *words]
         done = subprocess.run(command, cwd=self._folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def plain(address: str) -> str:
+    """An address as PostgreSQL's own programs and its driver take it."""
+    return address.replace("postgresql+psycopg://", "postgresql://")
+
+
+def _name(address: str) -> str:
+    return address.rpartition("/")[2]
 
 
 def programs() -> Path | None:

@@ -44,6 +44,10 @@ class Profile:
     """Environment of Airflow's own processes: its database."""
     hidden: Sequence[str] = ()
     """Passwords that nobody may find anywhere."""
+    place: str = ""
+    """Where in a bucket all files are: ``warehouse``, ``artifacts`` and ``mlflow``."""
+    databases: Mapping[str, str] = field(default_factory=dict)
+    """Addresses of the databases ``airloop`` (catalog, locks and Feast's registry) and ``mlflow``."""
     wait: Callable[[], None] = lambda: None
     """Returns when all servers answer."""
 
@@ -67,11 +71,19 @@ EMBEDDED = Profile("embedded")
 
 
 @contextmanager
-def cluster(folder: Path, postgres: PostgresServer, s3: S3Server, bucket: str) -> Iterator[Profile]:
+def cluster(
+    folder: Path,
+    postgres: PostgresServer,
+    s3: S3Server,
+    bucket: str,
+    *,
+    fill_mlflow: Callable[[str, str], None] = lambda database, files: None,
+) -> Iterator[Profile]:
     """
     Stores on servers, all empty; :attr:`Profile.wait` has to be called before they are used.
 
     :param folder: an empty one, for what servers write beside their data.
+    :param fill_mlflow: is given the addresses of MLflow's empty database and files before its server starts.
     """
     with ExitStack() as stack:
         state, runs, scheduling = (stack.enter_context(postgres.database()) for _ in range(3))
@@ -86,6 +98,7 @@ def cluster(folder: Path, postgres: PostgresServer, s3: S3Server, bucket: str) -
             "AWS_EC2_METADATA_DISABLED": "true",
         }
         keys = {"AWS_ACCESS_KEY_ID": s3.key, "AWS_SECRET_ACCESS_KEY": s3.secret}
+        fill_mlflow(runs, f"{place}/mlflow")
         mlflow, process = mlflow_server.start(
             folder,
             store=runs,
@@ -123,6 +136,8 @@ def cluster(folder: Path, postgres: PostgresServer, s3: S3Server, bucket: str) -
                 "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC": scheduling,
             },
             hidden=[s3.secret, str(catalog["password"]), ONLINE_PASSWORD, quote(ONLINE_PASSWORD, safe="")],
+            place=place,
+            databases={"airloop": state, "mlflow": runs},
             wait=lambda: mlflow_server.wait(folder, mlflow, process),
         )
 

@@ -63,6 +63,28 @@ class S3Server:
         with closing(self.client()) as client:
             client.create_bucket(Bucket=name)
 
+    def objects(self, place: str) -> dict[str, dict[str, Any]]:
+        """What the store lists below ``s3://bucket/prefix``, by the rest of its name: digest, size and time."""
+        bucket, _, prefix = place.removeprefix("s3://").partition("/")
+        with closing(self.client()) as client:
+            pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
+            return {o["Key"].removeprefix(f"{prefix}/"): o for page in pages for o in page.get("Contents", ())}
+
+    def copy(self, source: str, target: str) -> None:
+        """Copy all that is below one place to another one."""
+        (bucket, _, prefix), (other, _, below) = (p.removeprefix("s3://").partition("/") for p in (source, target))
+        with closing(self.client()) as client:
+            for name in self.objects(source):
+                there = {"Bucket": bucket, "Key": f"{prefix}/{name}"}
+                client.copy_object(Bucket=other, Key=f"{below}/{name}", CopySource=there)
+
+    def remove(self, place: str) -> None:
+        """Remove all that is below a place."""
+        bucket, _, prefix = place.removeprefix("s3://").partition("/")
+        with closing(self.client()) as client:
+            for name in self.objects(place):
+                client.delete_object(Bucket=bucket, Key=f"{prefix}/{name}")
+
     def start(self) -> None:
         """Start it, or start it again with what it held."""
         self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -11,11 +11,14 @@ import os
 import random
 import sqlite3
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from airloop.config import Config
 from airloop.contract import Call, Interval, RunInfo
@@ -55,18 +58,17 @@ SUITE: dict[str, Any] = {
         },
     ],
 }
+# Both without a newline at their end: Airflow's templates take it away, and here they are to be the same to the letter.
 LAGS = """
 SELECT station, read_at AS event_time, read_at AS arrival_time, wind, pressure,
     avg(wind) OVER (PARTITION BY station ORDER BY read_at ROWS 30 PRECEDING) AS mean_wind
-FROM readings
-"""
+FROM readings"""
 EXAMPLES = """
 SELECT r.station, l.event_time, l.wind, l.pressure, l.mean_wind, CAST(r.storm AS BIGINT) AS label,
     CASE WHEN l.event_time >= $interval_end - INTERVAL 10 DAY THEN 'holdout'
          WHEN l.event_time >= $interval_end - INTERVAL 14 DAY THEN 'validation' ELSE 'train' END AS split
 FROM readings AS r JOIN lags AS l ON l.station = r.station AND l.event_time = r.read_at
-WHERE l.event_time < $interval_end
-"""
+WHERE l.event_time < $interval_end"""
 LAGS_TABLE: dict[str, Any] = {"table": "features.lags", "key": ["station", "event_time"]}
 EXAMPLES_TABLE: dict[str, Any] = {"table": "training.storms", "key": ["station", "event_time"], "mode": "replace"}
 TRAINING: dict[str, Any] = {
@@ -106,11 +108,11 @@ def month(number: int) -> Interval:
     return Interval(start, end)
 
 
-def write_world(folder: Path) -> None:
+def write_world(folder: Path, months: int = MONTHS) -> None:
     """The file and the feature repository. What makes a storm changes over the year, so models age."""
     draw = random.Random(5)
     lines = ["station,read_at,wind,pressure,storm"]
-    time, end = month(1).start, month(MONTHS).end
+    time, end = month(1).start, month(months).end
     while time < end:
         season = 2 * math.pi * (time - month(1).start) / timedelta(days=365)
         for station in STATIONS:
@@ -136,9 +138,14 @@ class Year:
     folder: Path
 
     @classmethod
-    def at(cls, home: Path, folder: Path) -> Year:
-        config = Config.from_environment({"AIRLOOP_HOME": str(home), "AIRLOOP_MEMORY_MB": "512"})
-        return cls(replace(config, feature_repo=folder / "repo"), folder)
+    def at(cls, home: Path, folder: Path, stores: Mapping[str, str] | None = None) -> Year:
+        """
+        :param home: of the machine; all state is there unless something else is said.
+        :param folder: with the world that :func:`write_world` wrote.
+        :param stores: environment that says where state is.
+        """
+        environment = {**(stores or {}), "AIRLOOP_HOME": str(home), "AIRLOOP_MEMORY_MB": "512"}
+        return cls(replace(Config.from_environment(environment), feature_repo=folder / "repo"), folder)
 
     def calls(self) -> dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]]:
         """Step by task, and its arguments given the results of the tasks before it: what ``year/year.py`` says."""
@@ -247,18 +254,41 @@ def aliases(config: Config) -> dict[str, int]:
 
 
 def online(config: Config) -> list[tuple[Any, ...]]:
-    """The values that are served."""
-    with sqlite3.connect(config.online_store) as connection:
+    """The values that are served: entity, feature, value and the value's time, as Feast keeps them."""
+    if not isinstance(config.online_store, Path):
+        return online_in_redis(config.online_store.url)
+    with closing(sqlite3.connect(config.online_store)) as connection:
         return connection.execute(
             "SELECT hex(entity_key), feature_name, hex(value), event_ts FROM year_lags ORDER BY 1, 2"
         ).fetchall()
 
 
+def online_in_redis(url: str) -> list[tuple[Any, ...]]:
+    """Feast keeps a hash for each entity there, whose name ends in the project's."""
+    import redis
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    from airloop.features.encode import stored_seconds
+    from airloop.features.online_redis import field_name
+
+    found = []
+    with redis.Redis.from_url(url) as client:
+        for key in client.scan_iter():
+            if b"airloop:" in key:
+                continue
+            values = client.hgetall(key)
+            event_us = Timestamp.FromString(values[b"_ts:lags"]).ToMicroseconds()
+            event_s = stored_seconds(np.array([event_us], np.int64))[0]
+            entity = key.removesuffix(DAG_ID.encode()).hex().upper()
+            found += [(entity, c, values[field_name("lags", c)].hex().upper(), event_s) for c in COLUMNS]
+    return sorted(found)
+
+
 def main() -> None:
-    """``python -m tests.year_world FOLDER HOME``: the year, one interval after another."""
-    folder, home = map(Path, sys.argv[1:])
+    """``python -m tests.year_world FOLDER HOME MONTHS``: the first months, one after another."""
+    folder, home = map(Path, sys.argv[1:3])
     year = Year.at(home, folder)
-    for number in range(1, MONTHS + 1):
+    for number in range(1, int(sys.argv[3]) + 1):
         year.run(month(number))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.fault.flights_loop import FIRST, REPOSITORY, SECOND, Home, StepServer, step_server, write_data
+from tests.fault.forks import Forks
 from tests.fault.harness import World
 from tests.payload_runs import code, environment, make_request, make_runner, run, run_folder, start
 
@@ -31,6 +32,13 @@ def steps(code: Path) -> Iterator[StepServer]:
     """Runs steps in processes of their own; made once, for its imports take long."""
     with step_server(code) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Makes processes that work on a warehouse; made once, for its imports take long."""
+    with Forks() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

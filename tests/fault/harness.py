@@ -36,7 +36,7 @@ JUDGED = "killed-judged"
 ACTIONS = (*AT_POINTS, *BY_RUNNER, JUDGED)
 MEMORY_MB, PATIENCE_S = 1024, 6.0
 """Limits of an attempt that is to hit them."""
-_OF_RECORDS = ("rename:artifacts/runs/", "rename:artifacts/attempts/", "receipt")
+_OF_RECORDS = ("rename:artifacts/runs/", "rename:artifacts/intervals/", "rename:artifacts/attempts/", "receipt")
 _EQUAL_TO_A_WRITE = ("artifact:", "commit:", "publish:")
 """Points named by the code right at a write that is a point by itself."""
 
@@ -231,8 +231,8 @@ class World:
         limits = {"oom": {"memory_mb": MEMORY_MB}, "hang": {"timeout_s": PATIENCE_S}}.get(strike.action, {})
         outcome = self.home.run_by_runner(task.step, task.call, task.interval, limits, **faults)
         # An attempt is found by its record, or by that of its task, which comes first; without its receipt too.
-        of_task, of_attempt = (strike.point.startswith(f"rename:artifacts/{n}/") for n in ("runs", "attempts"))
-        on_record = strike.point == "receipt:1" or of_attempt or (of_task and ":after:" in strike.point)
+        of_task, *later = (strike.point.startswith(name) for name in _OF_RECORDS)
+        on_record = any(later) or (of_task and ":after:" in strike.point)
         of_strike: type[AirloopError] = BY_RUNNER.get(strike.action, ProcessLost)
         expected = None if on_record else of_strike
         if (type(outcome.error) if outcome.error else None) is not expected:

@@ -65,6 +65,10 @@ def full_state(environment: dict[str, str], cache: Cache) -> dict[str, Any]:
         if not path.name.startswith(".part-"):
             record = json.loads(path.read_text())
             found.setdefault("said by records", []).append(f"{path.relative_to(config.artifacts)}: {ending(record)}")
+    for path in sorted((config.artifacts / "intervals").rglob("*.json")):
+        if not path.name.startswith(".part-"):
+            names = {n: v for n, v in json.loads(path.read_text()).items() if n in ("run_id", "before")}
+            found.setdefault("said by intervals", []).append(f"{path.relative_to(config.artifacts)}: {names}")
     return {name: sorted(value) if name.startswith("said by ") else value for name, value in found.items()}
 
 

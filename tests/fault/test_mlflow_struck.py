@@ -1,8 +1,9 @@
 """
 A real MLflow server behind a proxy that answers one changing request with 500, loses its answer, cuts it off, or
-answers too late: in the end there is one finished run, one version, one promotion.
+answers too late; and one whose client is killed just before or after such a request: in the end there is one finished
+run, one version, one promotion.
 
-All of train's and register's changing requests, times four faults, are drawn from; the seed is printed.
+All of train's and register's changing requests, times these faults, are drawn from; the seed is printed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,6 +34,7 @@ from airloop.registry.refs import DecisionRef
 from airloop.training import tracking
 from airloop.warehouse.artifacts import ArtifactStore, sha256
 from airloop.warehouse.catalog import Warehouse
+from tests.fault.flights_loop import Home, StepServer
 from tests.mlflow_server import mlflow_server
 from tests.training_rows import make_rows, save_rows
 
@@ -39,8 +43,15 @@ FAULTS = ("500", "lost", "cut", "late")
 """An error instead of the work; the work without an answer; neither; an answer after the client gave up."""
 SEED = int(os.environ.get("AIRLOOP_TEST_FAULT_SEED") or random.SystemRandom().randrange(10**6))
 SAMPLE = int(os.environ.get("AIRLOOP_TEST_MLFLOW_SAMPLE") or 5)
+KILLS = int(os.environ.get("AIRLOOP_TEST_MLFLOW_KILLS") or 2)
+"""Of each step."""
 JANUARY = Interval(datetime(2013, 1, 1, 5, tzinfo=UTC), datetime(2013, 2, 1, 5, tzinfo=UTC))
 CLIENT_PATIENCE_S = 4
+
+
+def only_looks(path: str) -> bool:
+    """Whether a request that could change something does not: MLflow's searches are POSTs."""
+    return path.endswith("/search") or "/search-" in path
 
 
 @dataclass
@@ -59,7 +70,7 @@ class Proxy:
         self.changing, self.at, self.fault, self.struck = [], at, fault, False
 
     def fault_of(self, method: str, path: str) -> str:
-        if method == "GET" or path.endswith("/search") or "/search-" in path:
+        if method == "GET" or only_looks(path):
             return ""
         self.changing.append(f"{method} {path}")
         if self.struck or len(self.changing) - 1 != self.at:
@@ -171,7 +182,7 @@ class Loop:
             "finished": runs.count("FINISHED"),
             "running": runs.count("RUNNING"),
             "versions": [int(v.version) for v in client.search_model_versions(f"name = '{name}'")],
-            "aliases": dict(client.get_registered_model(name).aliases),
+            "aliases": {k: str(v) for k, v in client.get_registered_model(name).aliases.items()},
             "ledger": [entry.state for entry in ledger.entries(name)],
         }
 
@@ -195,8 +206,7 @@ def test_each_changing_request_may_fail_in_four_ways(
         loop.once("undisturbed", 0)
         requests = proxy.changing
         assert len(requests) >= 10, requests
-        expected = loop.state("undisturbed")
-        assert {**expected, "aliases": {k: str(v) for k, v in expected["aliases"].items()}} == ONCE
+        assert loop.state("undisturbed") == ONCE
         strikes = [(at, fault) for at in range(len(requests)) for fault in FAULTS]
         drawn = random.Random(SEED).sample(strikes, min(SAMPLE, len(strikes)))
         for number, (at, fault) in enumerate(drawn, start=1):
@@ -206,9 +216,61 @@ def test_each_changing_request_may_fail_in_four_ways(
             assert proxy.struck
             proxy.strike(-1, "")
             found = loop.state(name)
-            if found != expected:
+            if found != ONCE:
                 failures.append(f"{fault} at {requests[at]}: {found}")
                 print(failures[-1], flush=True)
     survived = len(drawn) - len(failures)
     tell(f"MLflow requests struck {len(drawn)} of {len(strikes)} / survived {survived}; seed {SEED}")
+    assert not failures, "\n".join(failures)
+
+
+@dataclass
+class Processes:
+    """Runs each step in a process of its own; before one of them, in one that is killed."""
+
+    home: Home
+    trace: Path
+    strike: tuple[str, str] = ("", "")
+    """Step, and the point at which it is killed."""
+    reached: list[tuple[str, str]] = field(default_factory=list)
+    """Step and point, of processes that ended by themselves."""
+
+    def run_step(self, step: str, *, config: Config, interval: Interval = JANUARY, **arguments: Any) -> dict[str, Any]:
+        if step == self.strike[0]:
+            fault = f"kill@{self.strike[1]}"
+            struck = self.home.run(step, arguments, interval, mlflow=config.mlflow, fault=fault)
+            assert struck.code == -SIGKILL, f"{self.strike} is not reached: {struck.code} {struck.log}"
+        self.trace.write_text("")
+        ended = self.home.run(step, arguments, interval, mlflow=config.mlflow, fault_trace=str(self.trace))
+        assert ended.code == 0, f"{self.strike}: {step} ended with {ended.code}: {ended.log}"
+        assert ended.manifest is not None
+        self.reached += [(step, point) for point in self.trace.read_text().splitlines()]
+        return ended.manifest
+
+
+def test_killed_around_requests_that_change_something(
+    server: str, steps: StepServer, config: Config, tmp_path: Path, tell: Callable[[str], None]
+) -> None:
+    processes = Processes(Home(steps, config.home, tmp_path, tmp_path), tmp_path / "trace")
+    examples = str(save_rows(Warehouse.open(config), make_rows(300)))
+    loop = Loop(processes.run_step, replace(config, mlflow=server), examples)
+    loop.once("alive", 0)
+    assert loop.state("alive") == ONCE
+    requests = [(step, point) for step, point in processes.reached if point.startswith("http:")]
+    points = [(step, point) for step, point in requests if not only_looks(point.rsplit(":", 2)[0])]
+    drawn = []
+    for step in ("train", "register"):
+        of_step = [strike for strike in points if strike[0] == step]
+        assert len(of_step) >= 6, requests
+        drawn += random.Random(SEED).sample(of_step, min(KILLS, len(of_step)))
+    failures = []
+    for number, strike in enumerate(drawn, start=1):
+        processes.strike = strike
+        name = f"killed{number}"
+        loop.once(name, number)
+        found = loop.state(name)
+        if found != ONCE:
+            failures.append(f"killed at {strike}: {found}")
+    survived = len(drawn) - len(failures)
+    tell(f"MLflow requests: killed at {len(drawn)} of {len(points)} points / survived {survived}; seed {SEED}")
     assert not failures, "\n".join(failures)

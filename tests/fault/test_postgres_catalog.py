@@ -7,7 +7,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -28,7 +27,8 @@ from airloop.frame.step import StepContext, StepResult, step
 from airloop.warehouse.artifacts import ArtifactStore
 from airloop.warehouse.catalog import Warehouse
 from airloop.warehouse.refs import TableRef
-from tests.fault.test_warehouse_processes import SCRIPT, content, outcome, writing
+from tests.fault.forks import Fork, Forks
+from tests.fault.test_warehouse_processes import content, outcome, writing
 from tests.fault.warehouse_process import NAME, SCHEMA, rows
 from tests.postgres_server import OwnServer, PostgresServer
 
@@ -48,12 +48,12 @@ def server(postgres_server: PostgresServer) -> Iterator[OwnServer]:
         postgres_server.start()
 
 
-def start(config: Config, machine: str, *actions: tuple[str, dict[str, Any]]) -> subprocess.Popen[str]:
+def start(forks: Forks, config: Config, machine: str, *actions: tuple[str, dict[str, Any]]) -> Fork:
     """A process of another machine: it shares the catalog and the tables' files, and has a home of its own."""
     words = [word for name, arguments in actions for word in (name, json.dumps(arguments))]
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", str(SCRIPT), *words],
-        env={
+    return forks.start(
+        words,
+        {
             **os.environ,
             "AIRLOOP_HOME": str(config.home.parent / machine),
             "AIRLOOP_WAREHOUSE": str(config.warehouse),
@@ -61,28 +61,25 @@ def start(config: Config, machine: str, *actions: tuple[str, dict[str, Any]]) ->
             "AIRLOOP_THREADS": "1",
             "AIRLOOP_MEMORY_MB": "512",
         },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
     )
 
 
-def at_once(config: Config, go: Path, *actions: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def at_once(forks: Forks, config: Config, go: Path, *actions: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
     processes = [
-        start(config, f"machine-{n}", ("shell", {"script": "true"}), action) for n, action in enumerate(actions)
+        start(forks, config, f"machine-{n}", ("shell", {"script": "true"}), action) for n, action in enumerate(actions)
     ]
     for process in processes:
-        assert process.stdout is not None
         assert process.stdout.readline(), process.communicate()[1]
     go.touch()
     return [outcome(process) for process in processes]
 
 
-def test_eight_create_and_append_at_once(config: Config, tmp_path: Path) -> None:
+def test_eight_create_and_append_at_once(forks: Forks, config: Config, tmp_path: Path) -> None:
     go = tmp_path / "go"
     keys = [[f"w{w}-{n}" for n in range(3)] for w in range(8)]
     # Nothing is there yet: no table of the catalog's, no namespace, no table.
     found = at_once(
+        forks,
         config,
         go,
         *(writing(mine, [[1000 * w + n] for n in range(3)], "append", go) for w, mine in enumerate(keys)),
@@ -92,27 +89,32 @@ def test_eight_create_and_append_at_once(config: Config, tmp_path: Path) -> None
     assert Counter(s.key for s in Warehouse.open(config).history(NAME)) == Counter(k for mine in keys for k in mine)
 
 
-def test_the_same_keys_at_once(config: Config, tmp_path: Path) -> None:
+def test_the_same_keys_at_once(forks: Forks, config: Config, tmp_path: Path) -> None:
     go = tmp_path / "go"
     keys, ids = [f"k{n}" for n in range(4)], [[10 * n, 10 * n + 1] for n in range(4)]
-    outcomes = at_once(config, go, *[writing(keys, ids, "append", go)] * 4)
+    outcomes = at_once(forks, config, go, *[writing(keys, ids, "append", go)] * 4)
     assert [sum(o["changed"][n] for o in outcomes) for n in range(4)] == [1] * 4
     assert [sum(o["adopted"][n] for o in outcomes) for n in range(4)] == [3] * 4
     assert content(config) == [(i, key) for key, which in zip(keys, ids, strict=True) for i in which]
 
 
 @pytest.mark.parametrize("moment", ["commit:before", "commit:after"])
-def test_killed_around_the_commit(config: Config, moment: str) -> None:
+def test_killed_around_the_commit(forks: Forks, config: Config, moment: str) -> None:
     work: dict[str, Any] = {"keys": ["k1"], "ids": [[3, 4]], "mode": "append"}
     victim = start(
-        config, "one", writing(["k0"], [[1, 2]], "append"), ("fault", {"fault": f"kill@{moment}:1"}), writing(**work)
+        forks,
+        config,
+        "one",
+        writing(["k0"], [[1, 2]], "append"),
+        ("fault", {"fault": f"kill@{moment}:1"}),
+        writing(**work),
     )
-    err = victim.communicate(timeout=60)[1]
+    err = victim.communicate()[1]
     assert victim.returncode == -signal.SIGKILL, err
     landed = moment == "commit:after"
     # The lock of the killed process is free: another machine goes on at once.
     began = time.monotonic()
-    again = outcome(start(config, "two", writing(**work)))
+    again = outcome(start(forks, config, "two", writing(**work)))
     assert time.monotonic() - began < 60
     assert again == {"changed": [not landed], "adopted": [landed]}
     assert content(config) == [(1, "k0"), (2, "k0"), (3, "k1"), (4, "k1")]

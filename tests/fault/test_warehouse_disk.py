@@ -6,15 +6,14 @@ import json
 import os
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.fault.conftest import need_mounts
-
-SCRIPT = Path(__file__).parent / "warehouse_process.py"
+from tests.fault.forks import Forks
 
 
 def _namespace() -> list[str] | None:
@@ -33,26 +32,31 @@ PREFIX = _namespace()
 Action = tuple[str, dict[str, Any]]
 
 
-@pytest.fixture(autouse=True)
-def mounts() -> None:
+Outcomes = list[dict[str, Any]]
+Work = Callable[..., Outcomes]
+
+
+@pytest.fixture(scope="module")
+def mounting() -> Iterator[Forks]:
+    """Makes processes that may mount, all in one namespace; nobody else sees what they mount."""
     need_mounts(PREFIX is not None)
+    with Forks(PREFIX or ()) as found:
+        yield found
 
 
-def work(tmp_path: Path, *actions: Action, **environment: str) -> list[dict[str, Any]]:
-    """Let one process, which may mount, do all this in turn; returns the outcomes but for those of shell scripts."""
-    assert PREFIX is not None
-    words = [word for name, arguments in actions for word in (name, json.dumps(arguments))]
-    done = subprocess.run(
-        [*PREFIX, sys.executable, str(SCRIPT), *words],
-        env={**os.environ, "AIRLOOP_HOME": str(tmp_path / "home"), "AIRLOOP_THREADS": "1", **environment},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines() if not line.startswith('{"out"')]
+@pytest.fixture
+def work(mounting: Forks, tmp_path: Path) -> Work:
+    """Let one process do all this in turn; returns the outcomes but for those of shell scripts."""
+
+    def once(*actions: Action, **environment: str) -> Outcomes:
+        words = [word for name, arguments in actions for word in (name, json.dumps(arguments))]
+        own = {"AIRLOOP_HOME": str(tmp_path / "home"), "AIRLOOP_THREADS": "1"}
+        process = mounting.start(words, {**os.environ, **own, **environment}, tmp_path)
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        return [json.loads(line) for line in out.splitlines() if not line.startswith('{"out"')]
+
+    return once
 
 
 def shell(script: str) -> Action:
@@ -68,9 +72,8 @@ DONE = {"changed": [True], "adopted": [False]}
 
 
 @pytest.mark.parametrize("mode", ["append", "upsert", "replace"])
-def test_no_space_for_data(tmp_path: Path, mode: str) -> None:
+def test_no_space_for_data(work: Work, tmp_path: Path, mode: str) -> None:
     first, full, read, again, after = work(
-        tmp_path,
         shell("mkdir data; mount -t tmpfs -o size=200k tmpfs data"),
         commit("k1", 3),
         commit("k2", 60000, 1, mode),
@@ -89,9 +92,8 @@ def test_no_space_for_data(tmp_path: Path, mode: str) -> None:
     assert sorted(set(after["ids"])) == list(range(1 if mode == "replace" else 0, 60001))
 
 
-def test_no_space_for_the_catalog(tmp_path: Path) -> None:
+def test_no_space_for_the_catalog(work: Work) -> None:
     first, full, again, after = work(
-        tmp_path,
         shell("mkdir home; mount -t tmpfs -o size=1m tmpfs home"),
         commit("k1", 3),
         shell("dd if=/dev/zero of=home/ballast bs=1k 2>/dev/null || true"),
@@ -106,9 +108,8 @@ def test_no_space_for_the_catalog(tmp_path: Path) -> None:
     assert after == {"ids": [0, 1, 2, 10, 11, 12]}
 
 
-def test_a_full_disk_to_start_on(tmp_path: Path) -> None:
+def test_a_full_disk_to_start_on(work: Work) -> None:
     full, again = work(
-        tmp_path,
         shell("mkdir home; mount -t tmpfs -o size=1m tmpfs home; dd if=/dev/zero of=home/ballast bs=1k 2>&- || true"),
         commit("k1", 3),
         shell("rm home/ballast"),
@@ -118,9 +119,8 @@ def test_a_full_disk_to_start_on(tmp_path: Path) -> None:
     assert again == DONE
 
 
-def test_read_only_data_can_still_be_read(tmp_path: Path) -> None:
+def test_read_only_data_can_still_be_read(work: Work, tmp_path: Path) -> None:
     first, refused, read = work(
-        tmp_path,
         shell("mkdir data; mount -t tmpfs tmpfs data"),
         commit("k1", 3),
         shell("mount -o remount,ro data"),
@@ -135,11 +135,11 @@ def test_read_only_data_can_still_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("made", [True, False])
-def test_read_only_home(tmp_path: Path, made: bool) -> None:
+def test_read_only_home(work: Work, tmp_path: Path, made: bool) -> None:
     if made:
-        assert work(tmp_path, commit("k1", 3)) == [DONE]
+        assert work(commit("k1", 3)) == [DONE]
     else:
         (tmp_path / "home").mkdir()
-    (refused,) = work(tmp_path, shell("mount --bind home home; mount -o remount,bind,ro home"), commit("k2", 3, 10))
+    (refused,) = work(shell("mount --bind home home; mount -o remount,bind,ro home"), commit("k2", 3, 10))
     assert refused["error"] == "StoreReadOnly", refused
     assert "AIRLOOP_HOME" in refused["message"]

@@ -40,6 +40,8 @@ def server(
         monkeypatch.setenv("AIRFLOW__AIRLOOP__RUNNER", "pod")
         monkeypatch.setenv("AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE", "True")
         monkeypatch.setenv("AIRLOOP_HOME", str(config.home))
+        # No worker is left here.
+        monkeypatch.setattr("airloop_operators.runners.pod.trigger.SETTLE_S", 0.0)
         yield found
 
 

@@ -1,7 +1,7 @@
 """
 Airflow's KubernetesExecutor, with PostgreSQL as Airflow's database: each task in a pod of its own, made of the template
-that people are given, on a cluster in little. Steps run in their task's pod and in pods of their own; the scheduler and
-pods of tasks are lost meanwhile.
+that people are given, on a cluster in little. Steps run in their task's pod and in pods of their own, for which tasks
+wait in their pods or deferred; the scheduler and pods of tasks are lost meanwhile.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import base64
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -23,7 +22,7 @@ import yaml
 
 from airloop.frame import history
 from airloop.warehouse.artifacts import ArtifactStore
-from airloop_operators.runners.pod import names
+from airloop_operators.runners.pod import ending, names
 from demo import Airflow
 from stack import Stack
 from tests.cluster.world import IMAGE
@@ -60,14 +59,18 @@ with DAG("pods", schedule=None, catchup=False):
     wait("here", runner="local")
     wait("there")
     wait("beside", executor="LocalExecutor")
+    go = Path(__file__).with_name("go")
     for task in ("lost", "asked"):
-        wait(task, Path(__file__).with_name("go"), retries=1, retry_delay=timedelta(seconds=1))
+        wait(task, go, retries=1, retry_delay=timedelta(seconds=1))
+    for task in ("marked", "cleared"):
+        wait(task, go, deferrable=True)
 """
 SECRETS = {"airloop-s3": ("access_key_id", "secret_access_key"), "airloop-postgresql": ("password",)}
 """Which the template names; here all state is in a folder."""
 DATABASE = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
 RUN = "/api/v2/dags/pods/dagRuns/r"
 STRUCK = ("lost", "asked")
+DEFERRED = ("marked", "cleared")
 
 
 class ExecutorStack(Stack):
@@ -81,9 +84,6 @@ class ExecutorStack(Stack):
         # The next one would take it for dead by itself, half a minute later.
         with closing(psycopg.connect(self.settings[DATABASE].replace("+psycopg", ""), autocommit=True)) as connection:
             connection.execute("UPDATE job SET state = 'failed' WHERE job_type = 'SchedulerJob'")
-
-    def scheduler(self) -> None:
-        self._start("scheduler", [sys.executable, "-m", "airflow", "scheduler", "--skip-serve-logs"])
 
 
 @pytest.fixture
@@ -105,6 +105,7 @@ def cluster(tmp_path: Path) -> Iterator[SmallCluster]:
         "AIRFLOW__AIRLOOP__SIZES": "/etc/airloop/sizes.yaml",
         "AIRFLOW__AIRLOOP__HOME": str(home),
         "AIRFLOW__AIRLOOP__WARM": "False",
+        "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
         "PYTHONPATH": str(steps),
     }
     with SmallCluster(tmp_path / "pods", [node("node-1")], [IMAGE, image]) as found:
@@ -143,6 +144,7 @@ def stack(cluster: SmallCluster, tmp_path: Path, postgres_url: str) -> Iterator[
         }
         try:
             found.up(everything=False)
+            found.start("triggerer")
             (tmp_path / "worker-pod.yaml").write_text(template(found, connection))
             yield found
         finally:
@@ -205,22 +207,29 @@ class Loop:
         return self.pods(f"{names.PREFIX}task", task)
 
     def waits(self, task: str, number: int) -> bool:
-        """Whether a task's step waits in so manieth a pod."""
+        """Whether a task's step waits in its pod of that number, from 1."""
         pods = self.steps(task)
         assert len(pods) <= number
         if len(pods) < number:
             return False
-        return any("waiting" in line for _, line in list(self._cluster.handles[pods[-1]["metadata"]["name"]].log))
+        return any("waiting" in line for line in self.log(pods[-1:]))
+
+    def log(self, pods: list[dict[str, Any]]) -> list[str]:
+        """All lines that some pods have written."""
+        return [line for pod in pods for _, line in self._cluster.handles[pod["metadata"]["name"]].log]
+
+    def is_there(self, pod: dict[str, Any]) -> bool:
+        return pod["metadata"]["name"] in self._cluster.pods
 
     def delete(self, pod: dict[str, Any], grace_s: float) -> None:
         self._cluster.handles[pod["metadata"]["name"]].delete(grace_s)
 
-    def deleted_at(self, pod: dict[str, Any]) -> int:
-        """Version of the cluster's objects at which somebody asked for a pod's end."""
+    def when(self, pod: dict[str, Any], what: Callable[[dict[str, Any]], bool]) -> int:
+        """Version of the cluster's objects since which something is so of a pod."""
         return next(
             at
             for at, _, now, _ in list(self._cluster.history)
-            if now["metadata"]["uid"] == pod["metadata"]["uid"] and "deletionTimestamp" in now["metadata"]
+            if now["metadata"]["uid"] == pod["metadata"]["uid"] and what(now)
         )
 
 
@@ -232,7 +241,14 @@ def version(pod: dict[str, Any]) -> int:
 def test_tasks_in_pods_of_their_own(cluster: SmallCluster, stack: ExecutorStack) -> None:
     loop = Loop(stack, cluster)
     until(lambda: loop.tries("success").keys() >= {"here", "there", "beside"}, "three tasks are done")
-    until(lambda: all(loop.waits(task, 1) for task in STRUCK), "two tasks' steps wait")
+    until(lambda: all(loop.waits(task, 1) for task in (*STRUCK, *DEFERRED)), "the other tasks' steps wait")
+
+    def left(number: int, *tasks: str) -> bool:
+        """Whether tasks are deferred in so manieth a try, and nobody but their steps has a pod."""
+        here = loop.tries("deferred") == dict.fromkeys(tasks, number)
+        return here and not any(loop.is_there(pod) for task in tasks for pod in loop.workers(task))
+
+    until(lambda: left(1, *DEFERRED), "two tasks have given their own pods back")
 
     def log() -> str:
         return json.dumps(loop.airflow.call("GET", f"{RUN}/taskInstances/lost/logs/1"))
@@ -243,7 +259,7 @@ def test_tasks_in_pods_of_their_own(cluster: SmallCluster, stack: ExecutorStack)
     # Another scheduler takes the pods of tasks over.
     first = {t: loop.workers(t)[0]["metadata"] for t in STRUCK}
     stack.lose_scheduler()
-    stack.scheduler()
+    stack.start("scheduler")
 
     def owners() -> set[str]:
         return {cluster.pods[about["name"]]["metadata"]["labels"]["airflow-worker"] for about in first.values()}
@@ -254,19 +270,37 @@ def test_tasks_in_pods_of_their_own(cluster: SmallCluster, stack: ExecutorStack)
     # One task's pod goes without a word, as with its node; the other's is asked to end.
     loop.delete(loop.workers("lost")[0], grace_s=0)
     loop.delete(loop.workers("asked")[0], grace_s=30)
-    until(lambda: all(loop.waits(task, 2) for task in STRUCK), "both wait in their second tries")
+    # The scheduler's loss was nothing to the deferred tasks; now one of them is marked as failed, and one cleared.
+    assert all(loop.is_there(loop.steps(task)[0]) for task in DEFERRED)
+    loop.airflow.call("PATCH", f"{RUN}/taskInstances/marked", {"new_state": "failed"})
+    loop.airflow.call(
+        "POST", "/api/v2/dags/pods/clearTaskInstances",
+        {"dag_run_id": "r", "task_ids": ["cleared"], "dry_run": False, "only_failed": False},
+    )  # fmt: skip
+    until(lambda: not loop.is_there(loop.steps("marked")[0]), "the step of the task that is marked has no pod")
+    until(lambda: all(loop.waits(task, 2) for task in (*STRUCK, "cleared")), "the others wait in their second tries")
+    until(lambda: left(2, "cleared"), "the task that was cleared is deferred again")
     (stack.dags / "go").touch()
     until(lambda: loop.airflow.call("GET", RUN)["state"] not in ("queued", "running"), "the run ends")
 
-    assert loop.tries("success") == {"here": 1, "there": 1, "beside": 1, "lost": 2, "asked": 2}
-    done = history.run(ArtifactStore(stack.home / "artifacts"), "pods", "r").tasks
-    assert {name: task.record["run"]["try_number"] for name, task in done.items()} == loop.tries("success")
-    assert {task.status for task in done.values()} <= {"done", "reused"}
-    made = {task: (len(loop.workers(task)), len(loop.steps(task))) for task in done}
-    assert made == {"here": (1, 0), "there": (1, 1), "beside": (0, 1), "lost": (2, 2), "asked": (2, 2)}
+    assert loop.tries("success") == {"here": 1, "there": 1, "beside": 1, "lost": 2, "asked": 2, "cleared": 2}
+    assert loop.tries("failed") == {"marked": 1}
+    records = history.run(ArtifactStore(stack.home / "artifacts"), "pods", "r").tasks
+    done = {name: task.record for name, task in records.items() if task.status in ("done", "reused")}
+    assert {name: record["run"]["try_number"] for name, record in done.items()} == loop.tries("success")
+    made = {task: (len(loop.workers(task)), len(loop.steps(task))) for task in (*done, "marked")}
+    assert made == {
+        "here": (1, 0), "there": (1, 1), "beside": (0, 1), "lost": (2, 2), "asked": (2, 2), "marked": (1, 1),
+        "cleared": (3, 2),
+    }  # fmt: skip
     # Whom nobody could ask, the next try has ended; who was asked has ended the step, too, before there was a next try.
-    earlier = {task: loop.deleted_at(loop.steps(task)[0]) for task in STRUCK}
-    assert version(loop.workers("lost")[1]) < earlier["lost"] < version(loop.steps("lost")[1])
-    assert earlier["asked"] < version(loop.workers("asked")[1])
+    asked_to_end = {task: loop.when(loop.steps(task)[0], ending.is_going) for task in (*STRUCK, *DEFERRED)}
+    assert version(loop.workers("lost")[1]) < asked_to_end["lost"] < version(loop.steps("lost")[1])
+    assert asked_to_end["asked"] < version(loop.workers("asked")[1])
+    # Its step went on without a pod of the task; one that was made when the step had ended read what the step had said.
+    workers, step = loop.workers("cleared"), loop.steps("cleared")[1]
+    assert loop.when(workers[0], ending.is_over) < asked_to_end["cleared"] < version(step)
+    assert loop.when(workers[1], ending.is_over) < loop.when(step, ending.is_over) < version(workers[2])
+    assert sum("waiting" in line for line in loop.log(workers[1:])) == 1
     until(lambda: not cluster.pods, "the executor has removed the pods of tasks")
     assert not list(stack.airflow_home.glob("*.db")), "Airflow's database is PostgreSQL"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -9,11 +14,16 @@ from typing import Any
 
 import pytest
 
+from airloop.cli.doctor import _online_store
 from airloop.config import Config, RedisAddress
-from airloop.errors import BadConfiguration, StoreFull, Unreachable
+from airloop.errors import BadConfiguration, StoreFull, TryAgain, Unreachable
 from airloop.features.online import OnlineTable, Watermark
+from airloop.features.online_redis import OnlineRedis
 from airloop.features.online_store import online_store_of
+from airloop.upkeep.serving import unserve
+from airloop.upkeep.subject import entity
 from tests import shop as shops
+from tests.mlflow_server import free_port
 from tests.shop import DAY, HOUR, STORE, T0, RunStep, Shop
 
 PACE = OnlineTable("shop_pace", "pace", ("speed", "trips"), "shop", ("driver",))
@@ -231,3 +241,74 @@ def test_a_wrong_password_is_named_without_it(shop: Shop, client: Any) -> None:
         assert shop.run(T0 + DAY, config=right)["counts"]["rows_written"] == 2
     finally:
         client.acl_deluser("reader")
+
+
+def test_a_redis_that_forgot_its_scripts_is_tried_again(
+    shop: Shop, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that took the place of another in the middle."""
+    shop.put("pace", [(1, 1.0, 1, T0, T0)])
+    send = OnlineRedis._send
+
+    def forgotten(self: OnlineRedis, calls: Iterator[list[Any]], *, at_once: bool) -> list[Any]:
+        listed = list(calls)
+        client.script_flush()
+        return send(self, iter(listed), at_once=at_once)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OnlineRedis, "_send", forgotten)
+        with pytest.raises(TryAgain, match=r"has forgotten a script .*; run the task again") as raised:
+            shop.run(T0 + DAY)
+    assert (raised.value.exit_code, watermark(shop)) == (75, None)
+    shop.run(T0 + DAY)
+    assert shop.read(1) == [(1.0, 1)]
+
+
+@pytest.fixture
+def cluster_node(tmp_path: Path) -> Iterator[Any]:
+    """A Redis with cluster mode on, which serves no key yet."""
+    import redis
+
+    program = shutil.which("redis-server") or shutil.which("valkey-server")
+    if program is None:
+        assert not os.environ.get("CI"), "the tests need a redis-server"
+        pytest.skip("no redis-server is installed")
+    command = [program, "--port", str(free_port()), "--cluster-port", str(free_port()), "--cluster-enabled", "yes"]
+    command += ["--unixsocket", str(tmp_path / "socket"), "--dir", str(tmp_path), "--save", ""]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        try:
+            with redis.Redis(unix_socket_path=str(tmp_path / "socket")) as client:
+                until = time.monotonic() + 60
+                while True:
+                    try:
+                        client.ping()
+                        break
+                    except redis.ConnectionError:
+                        assert time.monotonic() < until
+                        time.sleep(0.02)
+                yield client
+        finally:
+            server.terminate()
+
+
+def test_a_redis_cluster_is_named_and_nothing_is_written(shop: Shop, cluster_node: Any) -> None:
+    shop.put("pace", [(1, 1.0, 1, T0, T0), (2, 2.0, 2, T0, T0)])
+    path = cluster_node.connection_pool.connection_kwargs["path"]
+    config = replace(shop.config, online_store=RedisAddress(f"unix://{path}"))
+    said = r"is a node of a Redis Cluster \(.*; name a Redis with cluster mode off in AIRLOOP_ONLINE_STORE"
+    with pytest.raises(BadConfiguration, match=said):
+        shop.run(T0 + DAY, config=config)
+    cluster_node.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+    until = time.monotonic() + 60
+    while cluster_node.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    with pytest.raises(BadConfiguration, match=said):
+        shop.run(T0 + DAY, config=config)
+    with pytest.raises(BadConfiguration, match=said):
+        shop.run(T0 + DAY, config=replace(config, online_store=RedisAddress(f"unix://{path}?db=1")))
+    with pytest.raises(BadConfiguration, match=said):
+        unserve(config, entity(["driver=1"]), {}, remove=True)
+    assert cluster_node.dbsize() == 0
+    (found,) = _online_store(config)
+    assert (found.state, found.mend) == ("bad", "name a Redis with cluster mode off in AIRLOOP_ONLINE_STORE")

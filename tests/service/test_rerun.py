@@ -1,19 +1,17 @@
 """
 A run with nothing changed writes nothing; a changed byte, argument or line of code runs exactly what depends on it.
 
-Steps run in this process, through the frame; the graph and the arguments are those of real DAGs.
+Steps run in this process, through the frame; the graph and the arguments are those of real DAGs. (A whole loop with
+state on servers: ``test_year_on_servers.py``.)
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import re
-import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,25 +30,9 @@ from airloop.sources.files import SETTLED_S
 from airloop.steps import load
 from airloop.warehouse.artifacts import ArtifactStore
 from airloop_operators import ExtractOperator, SqlOperator, StepOperator, ValidateOperator
+from tests import contents
+from tests.places import ALONE_AND_TOGETHER
 from tests.year_world import SOURCE, SUITE, Year, month, write_world
-
-RECORDS = re.compile(r"artifacts/(attempts|runs|usage)/|locks/")
-"""What every attempt leaves: a record of how it ended, and the files by which attempts take turns."""
-
-
-def contents(home: Path) -> dict[str, Any]:
-    """Every file below a home but records: digest and time of change; of a database what is in it."""
-    found: dict[str, Any] = {}
-    for path in sorted(p for p in home.rglob("*") if p.is_file()):
-        name = path.relative_to(home).as_posix()
-        if RECORDS.match(name) or name.endswith((".db-wal", ".db-shm")):
-            continue
-        if path.read_bytes()[:15] == b"SQLite format 3":
-            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
-                found[name] = hashlib.sha256("\n".join(connection.iterdump()).encode()).hexdigest()
-        else:
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns
-    return found
 
 
 @pytest.mark.timeout(400)
@@ -60,13 +42,13 @@ def test_a_second_run_of_a_whole_loop_writes_nothing(tmp_path: Path) -> None:
     year = Year.at(tmp_path / "home", tmp_path)
     for number in (1, 2):
         assert set(year.run(month(number)).values()) == {"done"}
-    before = contents(year.config.home)
+    before = contents.of_home(year.config.home)
     assert {"catalog.db", "mlflow.db", "online.db"} <= before.keys()
     # The same run cleared, and another run of the same interval; the older interval comes last.
     for number, run_id in ((2, "2013-02"), (2, "by-hand"), (1, "by-hand")):
         statuses = year.run(month(number), run_id=run_id)
         assert statuses == dict.fromkeys(statuses, "reused"), run_id
-    assert contents(year.config.home) == before
+    assert contents.of_home(year.config.home) == before
 
 
 STATIONS = {
@@ -190,6 +172,7 @@ def below(dag: DAG, *tasks: str) -> set[str]:
     return {*tasks, *(t for task in tasks for t in dag.get_task(task).get_flat_relative_ids(upstream=False))}
 
 
+@ALONE_AND_TOGETHER
 @pytest.mark.timeout(400)
 def test_exactly_what_depends_on_a_change_runs_again(loop: Loop) -> None:
     dag = loop.dag()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from airloop_operators.runners.pod import ending, names
 from demo import Airflow
 from stack import Stack
 from tests.api_server import ApiServer, ScriptedPod
@@ -21,50 +21,54 @@ LOOP = """
 from airflow.sdk import DAG
 from airloop_operators import StepOperator
 
+def deferred(task, **more):
+    StepOperator(task_id=task, step="one", runner="pod", deferrable=True, order="none", **more)
+
 with DAG("deferred", schedule=None, catchup=False):
-    StepOperator(task_id="t", step="one", runner="pod", deferrable=True, order="none")
+    deferred("t")
+
+with DAG("counted", schedule=None, catchup=False):
+    # What weighs more is looked at first, also when it is woken up.
+    deferred("one", size="one", priority_weight=2)
+    deferred("another", size="one", priority_weight=2)
+    deferred("both", size="both")
 """
 TASK = "/api/v2/dags/deferred/dagRuns/r/taskInstances/t"
+SIZES = {
+    "namespace": "loops",
+    "images": {"cpu": "airloop:1", "cuda": "airloop:1-cuda"},
+    "budgets": {"gpus": 2},
+    "pools": {"gpu": {"accelerator": "nvidia", "budget": "gpus"}},
+    "sizes": {
+        "small": {"cpu": 1, "memory": "1Gi"},
+        "one": {"pool": "gpu", "accelerators": 1},
+        "both": {"pool": "gpu", "accelerators": 2},
+    },
+}
 
 
-class PodStack(Stack):
-    """With settings of its own, and a triggerer."""
-
-    more: dict[str, str]
-
-    def environment(self) -> dict[str, str]:
-        return super().environment() | self.more
-
-    def triggerer(self) -> None:
-        self._start("triggerer", [sys.executable, "-m", "airflow", "triggerer", "--skip-serve-logs"])
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server() -> Iterator[ApiServer]:
     with ApiServer() as found:
         yield found
 
 
-@pytest.fixture
-def stack(server: ApiServer, tmp_path: Path) -> Iterator[PodStack]:
-    dags = tmp_path / "dags"
+@pytest.fixture(scope="module")
+def stack(server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("triggerer")
+    dags, home, sizes = folder / "dags", folder / "home", folder / "sizes.yaml"
     dags.mkdir()
     (dags / "deferred.py").write_text(LOOP)
-    found = PodStack(tmp_path / "home", dags=dags)
-    document = {
-        "namespace": "loops",
-        "images": {"cpu": "airloop:1"},
-        "volumes": [{"claim": "state", "path": str(found.home)}],
-    }
-    (tmp_path / "sizes.yaml").write_text(json.dumps(document))
-    extra = {"kube_config_path": str(server.kubeconfig(tmp_path / "kubeconfig"))}
-    found.more = {
-        "AIRFLOW__AIRLOOP__SIZES": str(tmp_path / "sizes.yaml"),
+    sizes.write_text(json.dumps({**SIZES, "volumes": [{"claim": "state", "path": str(home)}]}))
+    extra = {"kube_config_path": str(server.kubeconfig(folder / "kubeconfig"))}
+    settings = {
+        "AIRFLOW__AIRLOOP__SIZES": str(sizes),
         "AIRFLOW_CONN_KUBERNETES_DEFAULT": json.dumps({"conn_type": "kubernetes", "extra": extra}),
     }
+    found = Stack(home, dags=dags, settings=settings)
     try:
         found.up(everything=False)
-        found.triggerer()
+        found.start("triggerer")
         yield found
     finally:
         found.down()
@@ -79,7 +83,7 @@ def until(what: Callable[[], Any], within_s: float = 120) -> Any:
 
 
 @pytest.mark.timeout(600)
-def test_restarted_marked_cleared_and_done(server: ApiServer, stack: PodStack) -> None:
+def test_restarted_marked_cleared_and_done(server: ApiServer, stack: Stack) -> None:
     go = threading.Event()
 
     def slow(pod: ScriptedPod) -> None:
@@ -107,7 +111,7 @@ def test_restarted_marked_cleared_and_done(server: ApiServer, stack: PodStack) -
     (service,) = (s for s in stack.services if s.name == "triggerer")
     psutil.Process(service.pid).terminate()
     until(lambda: not service.alive())
-    stack.triggerer()
+    stack.start("triggerer")
     until(lambda: len(server.watches) > asked)
     assert list(server.pods) == [first]
 
@@ -131,3 +135,48 @@ def test_restarted_marked_cleared_and_done(server: ApiServer, stack: PodStack) -
     number = airflow.call("GET", TASK)["try_number"]
     log = json.dumps(airflow.call("GET", f"{TASK}/logs/{number}"))
     assert (log.count('"begins"'), log.count('"ends"')) == (1, 1)
+
+
+@pytest.mark.timeout(600)
+def test_accelerators_of_deferred_tasks_are_counted(server: ApiServer, stack: Stack) -> None:
+    go: dict[str, threading.Event] = defaultdict(threading.Event)
+
+    def slow(pod: ScriptedPod) -> None:
+        pod.run()
+        go[pod.object["metadata"]["labels"][f"{names.PREFIX}task"]].wait(400)
+        pod.succeed()
+
+    server.scripts = [slow]
+    began = len(server.history)
+    airflow = Airflow(stack)
+    airflow.wait_for_dag("counted")
+    # As `python -m airloop_operators.budget --apply` makes it.
+    airflow.call("POST", "/api/v2/pools", {"name": "gpus", "slots": 2, "include_deferred": True})
+
+    def states() -> dict[str, str | None]:
+        return {task["task_id"]: task["state"] for task in airflow.tasks("counted", "r")}
+
+    airflow.call("PATCH", "/api/v2/dags/counted", {"is_paused": False})
+    airflow.call("POST", "/api/v2/dags/counted/dagRuns", {"dag_run_id": "r", "logical_date": None})
+    until(lambda: states() == {"one": "deferred", "another": "deferred", "both": "scheduled"})
+
+    # Before it started this one again the scheduler has looked at all that wait, and one slot is too few for the other.
+    go["one"].set()
+    until(lambda: states()["one"] == "success")
+    assert states() == {"one": "success", "another": "deferred", "both": "scheduled"}
+
+    go["another"].set()
+    until(lambda: states() == {"one": "success", "another": "success", "both": "deferred"})
+    assert most_at_once(server, began) == 2
+
+
+def most_at_once(server: ApiServer, since: int) -> int:
+    """How many accelerators pods have had at once. :param since: where in the server's history to begin."""
+    have: dict[str, int] = {}
+    most = 0
+    for _, kind, pod, _ in server.history[since:]:
+        limits = pod["spec"]["containers"][0]["resources"]["limits"]
+        over = kind == "DELETED" or ending.is_over(pod)
+        have[pod["metadata"]["uid"]] = 0 if over else int(limits.get("nvidia.com/gpu", 0))
+        most = max(most, sum(have.values()))
+    return most

@@ -81,7 +81,8 @@ class TestAccess:
             Access.from_environment({"AWS_ACCESS_KEY_ID": "AKIAEXAMPLE"})
 
     def test_the_identity_of_a_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        pytest.importorskip("botocore")
+        if not os.environ.get("CI"):
+            pytest.importorskip("botocore")
         (tmp_path / "credentials").write_text(
             "[default]\naws_access_key_id=AKIAFILE\naws_secret_access_key=of-the-file\naws_session_token=ends\n"
         )
