@@ -34,11 +34,6 @@ def run_folder(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def environment(tmp_path: Path, code: Path, run_folder: Path) -> dict[str, str]:
-    return {"AIRLOOP_HOME": str(tmp_path / "home"), "XDG_RUNTIME_DIR": str(run_folder), "PYTHONPATH": str(code)}
-
-
-@pytest.fixture
 def server(make_request: Make) -> WarmServer:
     return warm_server(make_request("count"))
 
@@ -279,9 +274,7 @@ def test_a_module_that_cannot_be_imported_is_left_out(make_request: Make) -> Non
 def test_a_library_that_starts_a_thread_ends_the_warm_mode(
     make_request: Make,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("airloop_operators.runners.warm.ANSWER_S", 60)
     (tmp_path / "threading_library.py").write_text(
         "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True, name='tick').start()\n"
     )

@@ -9,16 +9,15 @@ import sys
 from tests.conftest import AIRFLOW_HOME, REPOSITORY
 
 LOAD = f"""
-import json, sys, time
+import json, sys
 import airflow.plugins_manager as manager, airflow.configuration
 from airflow._shared.plugins_manager import _load_plugins_from_plugin_directory as load
-before, began = set(sys.modules), time.perf_counter()
+before = set(sys.modules)
 plugins, errors = load({str(REPOSITORY / "plugins")!r})
-seconds = time.perf_counter() - began
 print(json.dumps([
     [p.name for p in plugins], errors, sorted({{m.partition(".")[0] for m in set(sys.modules) - before}}),
     [m for m in sys.modules if m.startswith("airloop")], [dict(v) for p in plugins for v in p.external_views],
-    [a["url_prefix"] for p in plugins for a in p.fastapi_apps], seconds,
+    [a["url_prefix"] for p in plugins for a in p.fastapi_apps],
 ]))
 """
 
@@ -37,14 +36,12 @@ def _load(**environment: str) -> list[object]:
 
 
 def test_loading_it_costs_next_to_nothing_and_breaks_nothing() -> None:
-    names, errors, brought, own, views, prefixes, seconds = _load()
+    names, errors, brought, own, views, prefixes = _load()
     assert (names, errors, prefixes) == (["airloop"], {}, ["/airloop"])
     assert isinstance(own, list)
     assert not [m for m in own if m.startswith("airloop_operators.web.") or m.partition(".")[0] == "airloop"]
     assert isinstance(brought, list)
     assert set(brought) <= {"airloop_operators", "airloop_plugin"}, "libraries that every process would pay for"
-    assert isinstance(seconds, float)
-    assert seconds < 0.5, "milliseconds on a machine of its own"
     assert isinstance(views, list)
     assert [(v["destination"], v["url_route"], v["href"]) for v in views] == [
         ("nav", "airloop", "/airloop/"),

@@ -291,7 +291,7 @@ class TestWhatIsDue:
         assert trigger.timeout > timedelta(seconds=4), "the scheduler wakes it up if the trigger does not"
         event = wake(trigger)
         assert "has no more time" in event["why"]
-        with pytest.raises(AirflowException, match=r"TimedOut: step one ran over its time limit of [34] s"):
+        with pytest.raises(AirflowException, match=r"TimedOut: step one ran over its time limit of \d s"):
             task.resume(event)
         assert time.monotonic() - began < 4 + MARGIN_S
         assert server.pods == {}
