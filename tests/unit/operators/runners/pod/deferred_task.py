@@ -111,6 +111,15 @@ def wake(trigger: Any, within_s: float = 120) -> Any:
     return asyncio.run(asyncio.wait_for(first(), within_s))
 
 
+def an_hour_later(trigger: Any) -> Any:
+    """The trigger as it would be if an hour had passed since: all that is dated is dated back."""
+    state = trigger.deferral["state"]
+    dated = {n: state[n] - 3600 for n in ("began_at", "made_at", "until", "wake_at") if state[n] is not None}
+    until = trigger.deferral["until"]
+    trigger.deferral |= {"state": {**state, **dated}, "until": None if until is None else until - 3600}
+    return trigger
+
+
 def sizes(
     tmp_path: Path,
     state: Path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import pickle
 import signal
@@ -44,7 +45,7 @@ from airloop.objects import open_objects
 from airloop_operators import StepOperator, turn
 from airloop_operators.runners import get_runner
 from airloop_operators.runners.base import RunOutcome, RunRequest
-from airloop_operators.runners.pod import attempt, names
+from airloop_operators.runners.pod import attempt, keeper, names, watcher
 from airloop_operators.runners.pod.runner import PodRunner
 from airloop_operators.runners.pod.sizes import Patience, Pods, SecretKey
 from airloop_operators.runners.pod.spec import make
@@ -56,14 +57,16 @@ if not os.environ.get("CI"):
     pytest.importorskip("airflow.providers.cncf.kubernetes", reason="install airloop[kubernetes]")
 
 
-SOON = Patience(schedule_s=2, start_s=2, api_s=4, grace_s=2, lost_s=1)
-"""For a test in which it comes to an end."""
+PATIENT = Patience(schedule_s=60, start_s=60, api_s=60, grace_s=60, lost_s=1)
+"""The machine may be busy. A test in which some of it comes to an end has less of that, and of nothing else."""
+NOT_HEEDED = replace(PATIENT, grace_s=2)
+"""For pods that do not go when they are deleted."""
 
 
 @pytest.fixture
 def pods(pods: Pods) -> Pods:
-    """The Secret that is only named is not on this server. Patient, since the machine may be busy."""
-    return replace(pods, patience=replace(SOON, schedule_s=60, start_s=60, api_s=60), secrets={})
+    """The Secret that is only named is not on this server."""
+    return replace(pods, patience=PATIENT, secrets={})
 
 
 @pytest.fixture
@@ -76,6 +79,24 @@ def run(pods: Pods, request_of: RunRequest, caplog: pytest.LogCaptureFixture) ->
 
 
 Run = Callable[..., RunOutcome]
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Once it is set, an hour has passed for who waits for a pod. What is to be seen before has to be told before."""
+    passed = threading.Event()
+    monkeypatch.setattr(watcher, "LOOK_S", 1.0)
+    for module in (keeper, watcher):
+        clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 3600 * passed.is_set(), sleep=time.sleep)
+        monkeypatch.setattr(module, "time", clock)
+    return passed
+
+
+def told(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    """Wait until the runner has said something."""
+    until = time.monotonic() + 50
+    while text not in caplog.text and time.monotonic() < until:
+        time.sleep(0.02)
 
 
 def success(pod: ScriptedPod) -> None:
@@ -229,7 +250,7 @@ def test_evicted(start: Start, run: Run, request_of: RunRequest) -> None:
     assert "was evicted" in record(request_of)["error"]["message"]
 
 
-def test_evicted_though_its_container_ends_first(start: Start, run: Run) -> None:
+def test_evicted_though_its_container_ends_first(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def evicted(pod: ScriptedPod) -> None:
         pod.run()
         pod.state("Running", {"terminated": {"exitCode": 143, "reason": "Error"}})
@@ -237,6 +258,7 @@ def test_evicted_though_its_container_ends_first(start: Start, run: Run) -> None
         pod.change(phase="Failed", reason="Evicted", message="low on disk")
 
     start(evicted)
+    monkeypatch.setattr(watcher, "SETTLE_S", 60.0)
     assert "was evicted by its node (low on disk)" in str(run().error)
 
 
@@ -262,7 +284,7 @@ def test_a_node_that_is_lost(start: Start, run: Run, monkeypatch: pytest.MonkeyP
     server.on_delete = lambda pod: None
     monkeypatch.setattr("airloop_operators.runners.pod.watcher.LOOK_S", 1.0)
     began = time.monotonic()
-    error = run().error
+    error = run(patience=NOT_HEEDED).error
     assert type(error) is PodLost
     assert "has a taint that it does not tolerate" in str(error)
     assert time.monotonic() - began < 120
@@ -308,15 +330,19 @@ def test_what_ran_and_was_lost_is_not_made_again(start: Start, run: Run) -> None
     assert len(server.created) == 1
 
 
-def test_an_image_that_cannot_be_pulled(start: Start, run: Run) -> None:
+def test_an_image_that_cannot_be_pulled(
+    start: Start, run: Run, caplog: pytest.LogCaptureFixture, later: threading.Event
+) -> None:
     def backs_off(pod: ScriptedPod) -> None:
         pod.condition("PodScheduled", "True")
         pod.state("Pending", {"waiting": {"reason": "ErrImagePull", "message": "not found"}})
-        time.sleep(0.5)
+        told(caplog, "waits for start: ErrImagePull")
         pod.state("Pending", {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}})
+        told(caplog, "waits for start: ImagePullBackOff")
+        later.set()
 
     server = start(backs_off)
-    error = run(patience=SOON).error
+    error = run().error
     assert type(error) is NotStarted
     assert "image airloop:1-cpu could not be pulled" in str(error)
     assert "Back-off pulling image" in str(error)
@@ -331,10 +357,17 @@ def test_an_image_name_that_is_none_is_not_waited_for(start: Start, run: Run) ->
     assert time.monotonic() - began < 30
 
 
-def test_unschedulable_until_its_deadline(start: Start, run: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_unschedulable_until_its_deadline(
+    start: Start, run: Run, caplog: pytest.LogCaptureFixture, later: threading.Event
+) -> None:
+    def unschedulable(pod: ScriptedPod) -> None:
+        pod.condition("PodScheduled", "False", "Unschedulable", why)
+        told(caplog, why)
+        later.set()
+
     why = "0/3 nodes are available: 3 Insufficient example.com/gpu"
-    server = start(lambda pod: pod.condition("PodScheduled", "False", "Unschedulable", why))
-    error = run(patience=SOON).error
+    server = start(unschedulable)
+    error = run().error
     assert type(error) is NotStarted
     assert "got no node in" in str(error)
     assert why in str(error)
@@ -351,7 +384,7 @@ def test_a_quota_is_waited_for(start: Start, run: Run, caplog: pytest.LogCapture
     assert run().error is None
     assert caplog.text.count("exceeded quota") == 1
     server.refusals = [QUOTA] * 100
-    error = run(patience=SOON).error
+    error = run(patience=replace(PATIENT, schedule_s=2)).error
     assert type(error) is NotStarted
     assert "was kept out by a quota" in str(error)
     assert "used: cpu=4" in str(error)
@@ -399,10 +432,11 @@ def test_an_api_server_that_is_away_for_a_while(start: Start, run: Run, caplog: 
         pod.run()
         pod.say("before")
         time.sleep(0.3)
-        pod.server.away_until = time.monotonic() + 2
+        pod.server.away_until = time.monotonic() + 60
         pod.say("meanwhile")
         receipt = pod.publish()
-        time.sleep(2.1)
+        told(caplog, "the API server does not answer")
+        pod.server.away_until = 0.0
         pod.say("after")
         pod.end(0, message=receipt)
 
@@ -415,6 +449,8 @@ def test_an_api_server_that_is_away_for_a_while(start: Start, run: Run, caplog: 
 class TestAwayForTooLong:
     """The manifest tells even then."""
 
+    PATIENCE = replace(PATIENT, api_s=1)
+
     @staticmethod
     def away(publish: bool) -> Script:
         def script(pod: ScriptedPod) -> None:
@@ -422,7 +458,7 @@ class TestAwayForTooLong:
             time.sleep(0.3)
             if publish:
                 _with_record(pod)
-            pod.server.away_until = time.monotonic() + 60
+            pod.server.away_until = math.inf
 
         return script
 
@@ -432,11 +468,11 @@ class TestAwayForTooLong:
 
     def test_with_its_manifest(self, start: Start, run: Run) -> None:
         start(self.away(publish=True))
-        assert run(patience=SOON).error is None
+        assert run(patience=self.PATIENCE).error is None
 
     def test_without(self, start: Start, run: Run, caplog: pytest.LogCaptureFixture) -> None:
         start(self.away(publish=False))
-        error = run(patience=SOON).error
+        error = run(patience=self.PATIENCE).error
         assert type(error) is InfrastructureFailure
         assert "the API server has not answered for" in str(error)
         assert "could not be removed" in caplog.text
@@ -535,7 +571,7 @@ class TestItsOwnPod:
         def slow(pod: ScriptedPod) -> None:
             pod.run()
             pod.say("working")
-            goes_on.wait(60)
+            goes_on.wait(240)
             pod.succeed()
 
         server = start(slow)
@@ -552,7 +588,7 @@ class TestItsOwnPod:
         )
         worker = subprocess.Popen([sys.executable, "-c", code, str(sizes), str(tmp_path / "request.pickle")])
         try:
-            until = time.monotonic() + 60
+            until = time.monotonic() + 180
             while not (_phase(server) == "Running" and server.secrets) and time.monotonic() < until:
                 assert worker.poll() is None
                 time.sleep(0.05)
@@ -591,7 +627,7 @@ class TestItsOwnPod:
         server.on_delete = lambda pod: None
         made = make(request_of, pods, namespace="loops", spawned_at="2013-01-01T00:00:00.000+00:00")
         server.add(made.pod).delete(grace_s=1)
-        error = run(patience=replace(SOON, grace_s=0, lost_s=1)).error
+        error = run(patience=replace(PATIENT, grace_s=0)).error
         assert isinstance(error, NotStarted)
         assert "cannot be made: the one of this name before is still Terminating after 1 s; see why" in str(error)
         assert f"(kubectl -n loops describe pod {made.name})" in str(error)
@@ -679,7 +715,8 @@ class TestStopped:
         server = start(lambda pod: pod.run())
         server.on_delete = lambda pod: None
         began = time.monotonic()
-        outcome, _ = self.killed(PodRunner(pods), server, request_of, lambda: _phase(server) == "Running")
+        runner = PodRunner(replace(pods, patience=NOT_HEEDED))
+        outcome, _ = self.killed(runner, server, request_of, lambda: _phase(server) == "Running")
         assert isinstance(outcome.error, ProcessLost)
         assert time.monotonic() - began < 120
 
@@ -824,7 +861,7 @@ def test_a_pod_that_may_not_be_ended_is_told(
 ) -> None:
     def waits(pod: ScriptedPod) -> None:
         pod.run()
-        ended.wait(60)
+        ended.wait(120)
         pod.succeed()
 
     ended = threading.Event()
@@ -834,7 +871,8 @@ def test_a_pod_that_may_not_be_ended_is_told(
         outcome = threads.submit(runner.run, request_of)
         while "GET pods" not in server.requests:
             time.sleep(0.02)
-        monkeypatch.setattr(server, "other", answers("DELETE", "/pods/", 403, "Forbidden", "no right to", times=1))
+        # All of them: the runner's own thread may ask for the pod's end before the task's does.
+        monkeypatch.setattr(server, "other", answers("DELETE", "/pods/", 403, "Forbidden", "no right to"))
         runner.on_kill()
         assert "could not be asked to end" in caplog.text
         assert "no right to" in caplog.text
@@ -938,11 +976,17 @@ class TestWhatItTook:
     ) -> None:
         seen: list[dict[str, Any]] = []
 
+        def said() -> bool:
+            """With the scheduler's words, which come after those for a pod that none has looked at."""
+            newest = seen[-1]["pods"][-1] if seen else {}
+            return "events" in newest and "nodes" in newest.get("waits", [{"reason": ""}])[-1]["reason"]
+
         def script(pod: ScriptedPod) -> None:
-            pod.condition("PodScheduled", "False", "Unschedulable", "0/3 nodes are available: open/sesame-4711")
+            # Events are looked for when the pod has changed.
             pod.event("FailedScheduling", "0/3 nodes are available: open/sesame-4711")
-            until = time.monotonic() + 30
-            while time.monotonic() < until and not (seen and {"waits", "events"} <= seen[-1]["pods"][-1].keys()):
+            pod.condition("PodScheduled", "False", "Unschedulable", "0/3 nodes are available: open/sesame-4711")
+            until = time.monotonic() + 50
+            while time.monotonic() < until and not said():
                 found = self.told(request_of)
                 seen.extend([found] if found.get("pods") else [])
                 time.sleep(0.05)
@@ -982,13 +1026,22 @@ class TestWhatItTook:
         spent = usage.spent(found)
         assert spent.wasted_s == spent.seconds is not None
 
-    def test_of_one_that_a_quota_kept_out(self, start: Start, run: Run, request_of: RunRequest) -> None:
-        server = start(success)
-        server.refusals = [QUOTA] * 100
-        run(patience=SOON)
+    def test_of_one_that_a_quota_kept_out(
+        self, start: Start, run: Run, request_of: RunRequest, monkeypatch: pytest.MonkeyPatch, later: threading.Event
+    ) -> None:
+        def refused(pod: dict[str, Any]) -> tuple[int, str, str]:
+            asked.append(pod)
+            if len(asked) == 3:
+                later.set()
+            return QUOTA
+
+        asked: list[dict[str, Any]] = []
+        monkeypatch.setattr(keeper, "QUOTA_S", 0.5)
+        monkeypatch.setattr(start(success), "admit", refused)
+        run()
         found = self.told(request_of)
         assert (found["error"], found["resources"]["pods"]) == ("NotStarted", 0)
-        assert found["resources"]["queue_s"] >= 1
+        assert found["resources"]["queue_s"] >= 0.9, "twice half a second"
         assert "exceeded quota" in found["pods"][0]["waits"][0]["reason"]
         assert usage.spent(found).seconds == 0
 
@@ -1080,8 +1133,10 @@ def test_a_watch_that_is_refused_is_made_up_for(start: Start, run: Run, monkeypa
 
     server = start(slow)
     monkeypatch.setattr("airloop_operators.runners.pod.cluster.Cluster.changes", lambda *_: iter(()))
+    began = time.monotonic()
     assert run().error is None
-    assert server.requests.count("GET pods") < 8
+    # One for earlier tries' pods, then one each second.
+    assert server.requests.count("GET pods") <= 3 + (time.monotonic() - began)
 
 
 def test_a_pod_that_does_not_change_for_long_is_not_asked_for_all_the_time(
