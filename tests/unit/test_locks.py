@@ -260,7 +260,7 @@ def test_a_connection_that_is_lost(postgres_url: str, caplog: pytest.LogCaptureF
     with locks.hold("a") as held:
         assert isinstance(held, HeldInPostgres)
         with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as connection:
-            connection.execute("SELECT pg_terminate_backend(%s)", (held.connection.info.backend_pid,))
+            connection.execute("SELECT pg_terminate_backend(%s, 60000)", (held.connection.info.backend_pid,))
         with pytest.raises(Unreachable, match="lock a was lost: holding a: PostgreSQL: "):
             held.check()
         # Another one has it before we notice by ourselves.

@@ -179,7 +179,7 @@ def test_of_many_that_tell_at_once_the_newest_stays(objects: Objects) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(240)
     assert [p.exitcode for p in processes] == [0] * 6
     assert json.loads(objects.read(run_record_path(RUN)) or b"")["attempt"] == "00000017"
     assert len(list(objects.listed("attempts"))) == 6

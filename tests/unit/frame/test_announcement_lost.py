@@ -22,11 +22,14 @@ from tests.places import data_files, table_files
 TABLE = "raw.a"
 SCHEMA = pa.schema([pa.field("id", pa.int64())])
 LOSE = """
-    SELECT pg_terminate_backend(pid)
+    SELECT pg_terminate_backend(pid, 60000)
     FROM pg_locks JOIN airloop_running ON lock = (classid::bigint << 32) | objid::bigint
     WHERE locktype = 'advisory' AND pid <> pg_backend_pid()
 """
-"""What also happens to it when the server recovers from a crash, or another one takes its place."""
+"""
+What also happens to it when the server recovers from a crash, or another one takes its place. It waits until the
+connection is gone, and its locks with it.
+"""
 
 
 def lose_once(config: Config) -> None:

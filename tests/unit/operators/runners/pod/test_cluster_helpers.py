@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from tests.cluster.conftest import make_namespace, small, try_out
 from tests.cluster.settings import PREFIX, REQUIRED, SETTINGS, Missing, Told
 from tests.cluster.test_loop import config_maps
 from tests.cluster.world import World
+from tests.small_cluster import SmallCluster
 from tests.way import Way
 
 GIVEN = {"KUBECONFIG": "", f"{PREFIX}_PAYLOAD": "airloop/payload:1"}
@@ -188,10 +188,10 @@ def test_a_way_is_closed_for_a_while_and_cut(tmp_path: Path) -> None:
             assert one.recv(100) == b"hello"
             way.cut()
             assert one.recv(100) == b""
-        way.away(0.3)
+        way.away(3600)
         with socket.create_connection(way.place, timeout=60) as one:
             assert one.recv(100) == b""
-        time.sleep(0.3)
+        way.away(0)
         with socket.create_connection(way.place, timeout=60) as one:
             one.sendall(b"again")
             assert one.recv(100) == b"again"
@@ -208,16 +208,23 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield small(tmp_path, stack)
 
 
-def test_a_namespace_on_its_way_out_is_waited_for(world: World) -> None:
+def test_a_namespace_on_its_way_out_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the tests of a minute ago have left it."""
     from kubernetes.client.exceptions import ApiException
 
+    def remove_when_tried(cluster: SmallCluster, name: str) -> None:
+        tried.wait(60)
+        remove(cluster, name)
+
+    tried, remove = threading.Event(), SmallCluster._remove_namespace
+    monkeypatch.setattr(SmallCluster, "_remove_namespace", remove_when_tried)
     assert make_namespace(world)
     assert not make_namespace(world), "it is there"
     world.core.delete_namespace(world.namespace)
     late = {"metadata": world.about("late"), "data": {}}
     with pytest.raises(ApiException, match="because it is being terminated"):
         world.core.create_namespaced_config_map(world.namespace, late)
+    tried.set()
     assert make_namespace(world)
     world.core.create_namespaced_config_map(world.namespace, late)
 

@@ -54,7 +54,7 @@ def followed(log: Log) -> tuple[list[str], bool]:
     follower = LogFollower(log.open, found.append, (OSError,), pause_s=0.01)
     follower.start()
     log.ended.wait(60)
-    done = follower.finish(5)
+    done = follower.finish(60)
     return b"".join(found).decode().split("\n")[:-1], done
 
 
@@ -104,7 +104,7 @@ def test_of_a_log_that_has_lost_its_beginning_all_is_new(later: int) -> None:
     kept = [at(later + n, text) for n, text in enumerate(TEXTS) if n >= 4]
     then = LogFollower(Log(kept).open, found.append, (OSError,), pause_s=0.01, read=first.mark)
     then.start()
-    assert then.finish(5)
+    assert then.finish(60)
     assert b"".join(found).decode().split() == " ".join(TEXTS[:2] + TEXTS[4:]).split()
 
 
@@ -116,7 +116,7 @@ def test_what_goes_backwards_further_than_is_read_again_is_read_in_the_order_of_
     follower = LogFollower(Log(lines, 3).open, found.append, (OSError,), pause_s=0.01)
     follower.start()
     time.sleep(0.2)
-    assert follower.finish(5)
+    assert follower.finish(60)
     assert b"".join(found).decode().split("\n")[:-1] == TEXTS
 
 
@@ -160,7 +160,7 @@ def test_a_log_that_went_with_its_pod_is_given_up_at_once() -> None:
 
     follower = LogFollower(gone, lambda line: None, (OSError,), pause_s=0.01)
     follower.start()
-    assert follower.finish(5) is False
+    assert follower.finish(60) is False
 
 
 def test_a_log_that_cannot_be_read_holds_nothing_up() -> None:
@@ -184,7 +184,7 @@ def test_a_log_that_is_looked_at_now_and_then_is_read_once(lines: list[bytes], l
         assert len(found) == count - 1, "the last line may not be complete"
     follower = LogFollower(Log(lines).open, found.append, (OSError,), pause_s=0.01, read=mark)
     follower.start()
-    assert follower.finish(5)
+    assert follower.finish(60)
     assert b"".join(found).decode().split("\n")[:-1] == TEXTS
 
 
