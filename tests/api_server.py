@@ -212,9 +212,10 @@ class ScriptedPod:
                 found[entry["name"]] = expanded(entry["value"], found)
             else:
                 ref = entry["valueFrom"]["secretKeyRef"]
-                while ref["name"] not in self.server.secrets:
+                while (secret := self.server.secrets.get(ref["name"])) is None:
+                    self.object  # noqa: B018  it may be gone, and then its Secret does not come
                     time.sleep(0.01)
-                found[entry["name"]] = base64.b64decode(self.server.secrets[ref["name"]]["data"][ref["key"]]).decode()
+                found[entry["name"]] = base64.b64decode(secret["data"][ref["key"]]).decode()
         return found
 
     def change(self, **status: Any) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -53,6 +54,11 @@ from tests.s3_server import S3Server
 if TYPE_CHECKING:
     from airloop.warehouse.catalog import Warehouse
     from tests.lineage_world import LineageWorld
+
+
+# How long an example takes says nothing of what is tested; with CI set Hypothesis judges it as little by itself.
+settings.register_profile("unhurried", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -218,7 +224,7 @@ def redis_url(redis_server: str) -> str:
     from redis.backoff import ConstantBackoff
     from redis.retry import Retry
 
-    retry = Retry(ConstantBackoff(0.05), 100, (redis.ConnectionError,))
+    retry = Retry(ConstantBackoff(0.05), 1200, (redis.ConnectionError,))
     with redis.Redis.from_url(redis_server, retry=retry) as client:
         client.config_set("maxmemory", 0)
         client.flushall()

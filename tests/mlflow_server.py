@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.ports import free_port
 
 START_S = 180
 """Seconds that a server may take to answer."""
@@ -72,12 +73,6 @@ def wait(folder: Path, address: str, process: subprocess.Popen[bytes]) -> None:
         except OSError:
             assert time.monotonic() < until, (folder / "log").read_text()
             time.sleep(0.2)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

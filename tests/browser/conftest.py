@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 CHROMIUM = Path("/usr/bin/chromium")
+WITHIN_MS = 120_000
+"""For whatever a test waits for: the machine may be busy."""
 QUIET = (
     "--no-sandbox",
     "--disable-gpu",
@@ -40,6 +42,6 @@ def chromium() -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(QUIET))
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(QUIET), timeout=WITHIN_MS)
         yield browser
         browser.close()

@@ -11,6 +11,7 @@ import pytest
 from airloop.contract import Interval
 from airloop.report import page as pages
 from tests import report_manifests as made
+from tests.browser.conftest import WITHIN_MS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -118,6 +119,7 @@ def page(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
     """A fresh page of each size and theme. It fails the test if anything is asked for, or said on the console."""
     width, scheme = request.param
     context = chromium.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    context.set_default_timeout(WITHIN_MS)
     page = context.new_page()
     troubles: list[str] = []
     page.on("console", lambda message: troubles.append(f"console: {message.text}"))
@@ -171,13 +173,13 @@ def test_charts_are_drawn(page: Page, files: dict[str, Path]) -> None:
 def test_details_open_and_the_index_leads_to_the_page(page: Page, files: dict[str, Path]) -> None:
     page.goto(files["index"].as_uri())
     page.get_by_role("link", name="Read why").click()
-    assert page.locator("h1").inner_text() == "February 2013"
+    page.get_by_role("heading", level=1, name="February 2013", exact=True).wait_for()
     key = page.locator("#tasks td.mono").first
     assert not key.is_visible()
     page.locator("#tasks summary").click()
     assert key.is_visible()
     page.get_by_role("link", name="Flight delays").click()
-    assert page.locator("h1").inner_text() == "Flight delays"
+    page.get_by_role("heading", level=1, name="Flight delays", exact=True).wait_for()
 
 
 def test_print_shows_what_is_folded(chromium: Browser, files: dict[str, Path]) -> None:

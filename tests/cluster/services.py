@@ -16,7 +16,8 @@ from tests import s3_server as s3_servers
 from tests.cluster import reach
 from tests.cluster.settings import PREFIX, SETTINGS, Missing, Store, Told
 from tests.cluster.world import World
-from tests.mlflow_server import free_port, mlflow_server
+from tests.mlflow_server import mlflow_server
+from tests.ports import free_port
 from tests.postgres_server import OwnServer, programs
 from tests.way import Way
 

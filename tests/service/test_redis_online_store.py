@@ -23,7 +23,7 @@ from airloop.features.online_store import online_store_of
 from airloop.upkeep.serving import unserve
 from airloop.upkeep.subject import entity
 from tests import shop as shops
-from tests.mlflow_server import free_port
+from tests.ports import free_port
 from tests.shop import DAY, HOUR, STORE, T0, RunStep, Shop
 
 PACE = OnlineTable("shop_pace", "pace", ("speed", "trips"), "shop", ("driver",))

@@ -281,7 +281,10 @@ def in_memory(
     return make
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+UNJUDGED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=UNJUDGED)
 @given(steps=st.lists(decisions, max_size=25))
 def test_any_history_in_memory(in_memory: Callable[[], tuple[History, Aliases]], steps: list[Step]) -> None:
     history, aliases = in_memory()
@@ -318,7 +321,7 @@ def aliases_in_mlflow(history: History) -> dict[str, int]:
     return {alias: int(version) for alias, version in found.items()}
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, deadline=None, suppress_health_check=UNJUDGED)
 @given(steps=st.lists(decisions, min_size=4, max_size=7))
 def test_a_history_on_the_real_ledger(real: Callable[[], History], steps: list[Step]) -> None:
     history = real()
@@ -329,7 +332,7 @@ def test_a_history_on_the_real_ledger(real: Callable[[], History], steps: list[S
     assert aliases_in_mlflow(history) == wanted
 
 
-@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, deadline=None, suppress_health_check=UNJUDGED)
 @given(steps=st.lists(decisions, min_size=4, max_size=6))
 def test_several_at_once_are_as_if_one_after_another(real: Callable[[], History], steps: list[Step]) -> None:
     history = real()

@@ -372,6 +372,7 @@ def test_pyiceberg_reads_what_we_write(warehouse: Warehouse, table: str) -> None
     assert len(warehouse.table(table).scan().to_arrow()) == 7
 
 
+UNJUDGED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 COUNTER = itertools.count()
 OPERATION = st.tuples(
     st.sampled_from(["append", "upsert", "replace", "replace_where", "delete"]),
@@ -380,7 +381,7 @@ OPERATION = st.tuples(
 )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=UNJUDGED)
 @given(operations=st.lists(OPERATION, min_size=1, max_size=6), monthly=st.booleans())
 def test_any_sequence_is_what_a_dict_would_be(
     config: Config, operations: list[tuple[str, dict[int, int], int]], monthly: bool
