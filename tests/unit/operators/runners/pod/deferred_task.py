@@ -168,6 +168,16 @@ def running(server: ApiServer) -> None:
         time.sleep(0.02)
 
 
+def gone(server: ApiServer) -> None:
+    """Wait until no pod is there: one that is asked to end has its grace."""
+    until = time.monotonic() + 60
+    while server.pods and time.monotonic() < until:
+        time.sleep(0.02)
+    # What goes with the last one has gone, too.
+    with server.lock:
+        assert server.pods == {}
+
+
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     """By payloads."""
     return [r.getMessage() for r in caplog.records if r.name == "payload"]

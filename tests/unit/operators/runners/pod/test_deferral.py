@@ -23,6 +23,7 @@ from tests.unit.operators.runners.pod.deferred_task import (
     Task,
     an_hour_later,
     go,
+    gone,
     running,
     said,
     sizes,
@@ -243,7 +244,7 @@ class TestWhatIsDue:
         assert "has no node yet" in event["why"]
         with pytest.raises(AirflowException, match="got no node in"):
             task.resume(event)
-        assert server.pods == {}
+        gone(server)
 
     def test_an_image_that_cannot_be_pulled(self, start: Start) -> None:
         def backs_off(pod: ScriptedPod) -> None:
@@ -297,12 +298,13 @@ class TestWhatIsDue:
         server = start(slow)
         task = Task({"execution_timeout": timedelta(hours=1), "infrastructure_retries": 1})
         trigger = task.start()
+        running(server)
         assert trigger.timeout > timedelta(hours=1), "the scheduler wakes it up if the trigger does not"
         event = wake(an_hour_later(trigger))
         assert "has no more time" in event["why"]
         with pytest.raises(AirflowException, match=r"TimedOut: step one ran over its time limit of 3[,\d]+ s"):
             task.resume(event)
-        assert server.pods == {}
+        gone(server)
         assert len(server.created) == 1
 
     def test_done_at_the_last_moment_is_done(self, start: Start) -> None:
@@ -332,10 +334,7 @@ def test_a_task_that_cannot_go_on_leaves_no_pod(start: Start, monkeypatch: pytes
     monkeypatch.setenv("AIRFLOW_CONN_VAULT", json.dumps({"conn_type": "generic"}))
     with pytest.raises(AirflowException, match="connection vault has no password"):
         task.resume({"deferral": trigger.deferral, "why": "has ended", "trouble": False})
-    until = time.monotonic() + 60
-    while server.pods and time.monotonic() < until:
-        time.sleep(0.02)
-    assert server.pods == {}
+    gone(server)
 
 
 class TestStopped:
@@ -347,10 +346,7 @@ class TestStopped:
         task.start()
         running(server)
         task.last.on_kill()
-        until = time.monotonic() + 60
-        while server.pods and time.monotonic() < until:
-            time.sleep(0.02)
-        assert server.pods == {}
+        gone(server)
 
     def test_when_it_has_come_back(self, start: Start) -> None:
         server = start(slow)
@@ -369,7 +365,7 @@ class TestStopped:
         threading.Thread(target=kill, daemon=True).start()
         with pytest.raises(AirflowException, match="because its task was stopped"):
             task.resume(event)
-        assert server.pods == {}
+        gone(server)
         assert len(server.created) == 1
 
 
