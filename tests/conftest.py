@@ -218,7 +218,8 @@ def redis_url(redis_server: str) -> str:
     from redis.backoff import ConstantBackoff
     from redis.retry import Retry
 
-    retry = Retry(ConstantBackoff(0.05), 100, (redis.ConnectionError,))
+    # It may just have been started.
+    retry = Retry(ConstantBackoff(0.05), 4800, (redis.ConnectionError,))
     with redis.Redis.from_url(redis_server, retry=retry) as client:
         client.config_set("maxmemory", 0)
         client.flushall()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-START_S = 180
+from tests.ports import free_port
+
+START_S = 600
 """Seconds that a server may take to answer."""
 
 
@@ -67,17 +68,11 @@ def wait(folder: Path, address: str, process: subprocess.Popen[bytes]) -> None:
     while True:
         assert process.poll() is None, (folder / "log").read_text()
         try:
-            with urllib.request.urlopen(f"{address}/health", timeout=2):
+            with urllib.request.urlopen(f"{address}/health", timeout=30):
                 return
         except OSError:
             assert time.monotonic() < until, (folder / "log").read_text()
             time.sleep(0.2)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,6 +14,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.ports import free_port
 
 PASSWORD = "s3cret-of-tests"
 
@@ -70,8 +71,7 @@ class OwnServer(PostgresServer):
     def __init__(self, programs: Path) -> None:
         self._programs = programs
         self._folder = Path(tempfile.mkdtemp(prefix="airloop-postgres-"))
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self._port = probe.getsockname()[1]
+        self._port = free_port()
         super().__init__(f"postgresql+psycopg://airloop:{PASSWORD}@127.0.0.1:{self._port}/postgres")
         self._as_user = ["setpriv", "--pdeathsig=INT"]
         if os.geteuid() == 0:
@@ -101,7 +101,7 @@ class OwnServer(PostgresServer):
                 stdout=log,
                 stderr=log,
             )
-        until = time.monotonic() + 60
+        until = time.monotonic() + 240
         while not self._answers():
             assert self._process.poll() is None, (self._folder / "log").read_text()
             assert time.monotonic() < until, "PostgreSQL does not start"
@@ -110,7 +110,7 @@ class OwnServer(PostgresServer):
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """End it: SIGINT closes all connections first, SIGQUIT is as if its machine had gone."""
         self._process.send_signal(how)
-        self._process.wait(60)
+        self._process.wait(240)
 
     def runs(self) -> bool:
         """Whether it was not stopped."""

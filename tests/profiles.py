@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from urllib.parse import quote, unquote, urlsplit
 import pytest
 
 from tests import mlflow_server
+from tests.ports import free_port
 from tests.postgres_server import PostgresServer
 from tests.s3_server import S3Server
 
@@ -149,8 +149,7 @@ def redis_server(folder: Path) -> Iterator[str]:
     if program is None:
         assert not os.environ.get("CI"), "the tests need a redis-server"
         pytest.skip("no redis-server is installed")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = folder / "redis.conf"
     settings.write_text(f'bind 127.0.0.1\nport {port}\ndir {folder}\nsave ""\nrequirepass "{ONLINE_PASSWORD}"\n')
     with subprocess.Popen([program, str(settings)], stdout=subprocess.DEVNULL) as server:

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from tests.ports import free_port
+
 KEY, SECRET = "airloop-tests", "of-the-tests-alone"
 ADMIN_KEY, ADMIN_SECRET = "airloop-admin", "of-the-fixture-alone"
-STARTS_S = 60
+STARTS_S = 240
 TABLES = "airloop-tables"
 """The bucket whose tables the Iceberg REST catalog keeps."""
 GRPC = 10_000
@@ -131,7 +133,7 @@ def running(folder: Path) -> Iterator[S3Server]:
     settings = folder / "s3.json"
     settings.write_text(json.dumps({"identities": identities}))
     (folder / "data").mkdir()
-    ports = s3, master, volume, filer, admin, iceberg = _ports(6)
+    ports = s3, master, volume, filer, admin, iceberg = [free_port(beside=GRPC) for _ in range(6)]
     server = S3Server(
         f"http://127.0.0.1:{s3}", KEY, SECRET, (ADMIN_KEY, ADMIN_SECRET),
         [
@@ -151,19 +153,6 @@ def running(folder: Path) -> Iterator[S3Server]:
         for number in (n for port in ports for n in (port, port + GRPC)):
             for path in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
                 path.unlink(missing_ok=True)
-
-
-def _ports(count: int) -> list[int]:
-    """Free ports whose neighbours above, which the server takes too, are free as well."""
-    found: list[int] = []
-    while len(found) < count:
-        with socket.socket() as one, socket.socket() as other, suppress(OSError):
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-            if port + GRPC < 65_536:
-                other.bind(("127.0.0.1", port + GRPC))
-                found.append(port)
-    return found
 
 
 class Lossy:

@@ -16,7 +16,8 @@ from tests import s3_server as s3_servers
 from tests.cluster import reach
 from tests.cluster.settings import PREFIX, SETTINGS, Missing, Store, Told
 from tests.cluster.world import World
-from tests.mlflow_server import free_port, mlflow_server
+from tests.mlflow_server import mlflow_server
+from tests.ports import free_port
 from tests.postgres_server import OwnServer, programs
 from tests.way import Way
 
@@ -73,7 +74,7 @@ class Services:
         self._stack.callback(server.wait)
         self._stack.callback(server.terminate)
         address = f"redis://:{password}@127.0.0.1:{port}/0"
-        until = time.monotonic() + 30
+        until = time.monotonic() + 240
         while True:
             with suppress(redis.ConnectionError), closing(redis.Redis.from_url(address)) as client:
                 client.ping()
