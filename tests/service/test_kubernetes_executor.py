@@ -169,7 +169,7 @@ def template(stack: Stack, connection: dict[str, Any]) -> str:
     return yaml.safe_dump(pod)
 
 
-def until(what: Callable[[], Any], expected: str, within_s: float = 240) -> Any:
+def until(what: Callable[[], Any], expected: str, within_s: float = 400) -> Any:
     deadline = time.monotonic() + within_s
     while not (found := what()):
         assert time.monotonic() < deadline, f"not within {within_s:.0f} s: {expected}"
@@ -237,7 +237,7 @@ def version(pod: dict[str, Any]) -> int:
     return int(pod["metadata"]["resourceVersion"])
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_tasks_in_pods_of_their_own(cluster: SmallCluster, stack: ExecutorStack) -> None:
     loop = Loop(stack, cluster)
     until(lambda: loop.tries("success").keys() >= {"here", "there", "beside"}, "three tasks are done")
