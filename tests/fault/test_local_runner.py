@@ -180,15 +180,19 @@ def test_an_attempt_whose_task_was_broken_off_is_recorded(
 def test_code_that_was_replaced_between_its_import_and_its_key_is_refused(
     make_runner: MakeRunner, make_request: Make, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    folder, imported = tmp_path / "team", tmp_path / "imported"
+    folder, imported, replaced = (tmp_path / name for name in ("team", "imported", "replaced"))
     folder.mkdir()
     source = f"""
+import time
 from pathlib import Path
 from airloop.frame import StepContext, StepResult, step
 Path({str(imported)!r}).touch()
 
 @step()
 def work(ctx: StepContext) -> StepResult:
+    # Who replaces it may be late: then it is found by the look after the work.
+    while not Path({str(replaced)!r}).exists():
+        time.sleep(0.02)
     return StepResult(counts={{"version": 1}})
 """
     module = folder / "team_of_tests.py"
@@ -207,6 +211,7 @@ def work(ctx: StepContext) -> StepResult:
     new.write_text(source.replace(": 1}", ": 2}"))
     os.utime(new, (0, 0))
     new.replace(module)
+    replaced.touch()
     thread.join()
     run("feedbee2")
     run("feedbee3")

@@ -103,7 +103,7 @@ def proxy_of(target: str) -> Iterator[Proxy]:
             self._answer(status, answer)
 
         def _forward(self, body: bytes) -> tuple[int, bytes]:
-            connection = http.client.HTTPConnection(urlsplit(proxy.target).netloc, timeout=60)
+            connection = http.client.HTTPConnection(urlsplit(proxy.target).netloc, timeout=240)
             headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")}
             connection.request(self.command, self.path, body, headers | {"Connection": "close"})
             answer = connection.getresponse()
