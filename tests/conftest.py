@@ -36,6 +36,8 @@ os.environ |= {
     # Empty: tests bring their own DAGs, and dag.test() reads the whole folder each time.
     "AIRFLOW__CORE__DAGS_FOLDER": str(AIRFLOW_HOME / "dags"),
     "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "plugins"),
+    # By default a file of DAGs has to be read in 30 s, and a machine may be busy.
+    "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "240",
     "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
 }
 

@@ -106,6 +106,10 @@ def cluster(tmp_path: Path) -> Iterator[SmallCluster]:
         "AIRFLOW__AIRLOOP__HOME": str(home),
         "AIRFLOW__AIRLOOP__WARM": "False",
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+        # As :class:`stack.Stack` has it.
+        "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "60",
+        "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
+        "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "240",
         "PYTHONPATH": str(steps),
     }
     with SmallCluster(tmp_path / "pods", [node("node-1")], [IMAGE, image]) as found:
