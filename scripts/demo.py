@@ -31,7 +31,7 @@ from stack import Stack, StackError, default_home
 DAG_ID = "flights_offline"
 NEW_YORK = ZoneInfo("America/New_York")
 NO_PROGRESS_WITHIN_S = 600
-PATIENCE_S = 60
+PATIENCE_S = 180
 
 
 class DemoError(Exception):
@@ -55,7 +55,7 @@ class Airflow:
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
-                with urllib.request.urlopen(request, timeout=30) as answer:
+                with urllib.request.urlopen(request, timeout=60) as answer:
                     text = answer.read()
                 return json.loads(text) if text else None
             except urllib.error.HTTPError as error:
@@ -69,7 +69,7 @@ class Airflow:
                     raise DemoError(f"Airflow does not answer at {self._url}: {error}") from error
             time.sleep(1)
 
-    def wait_for_dag(self, dag_id: str, timeout_s: float = 120) -> None:
+    def wait_for_dag(self, dag_id: str, timeout_s: float = 300) -> None:
         deadline = time.monotonic() + timeout_s
         while True:
             try:

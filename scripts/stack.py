@@ -28,7 +28,7 @@ from airloop.errors import BadConfiguration
 from airloop.warehouse.mounts import refuse_network
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-STARTED_WITHIN_S = 180
+STARTED_WITHIN_S = 300
 MARK = "AIRLOOP_STACK"
 """Environment variable by which processes of a stack are told from all others."""
 
@@ -123,6 +123,12 @@ class Stack:
             "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
             # A task that has ended often keeps its place until its supervisor looks again; by default that is 5 s.
             "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+            # Of a machine that is busy with other things nobody need be ended: by default three heartbeats in a row
+            # that fail end a task, an answer has to be there in 5 s, and a file of DAGs read in 30 s.
+            "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "60",
+            "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
+            "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "240",
+            "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "300",
             "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": "False",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
             "AIRFLOW__AIRLOOP__MLFLOW_UI": self.mlflow_url,
@@ -289,7 +295,7 @@ class Stack:
             for service in self.services:
                 if not service.alive():
                     raise StackError(f"{service.name} ended; its log is {service.log}:\n{_tail(Path(service.log))}")
-            with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(url, timeout=5) as answer:
+            with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(url, timeout=30) as answer:
                 if good(answer.read()):
                     return
             if time.monotonic() > deadline:

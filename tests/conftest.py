@@ -37,6 +37,8 @@ os.environ |= {
     # Empty: tests bring their own DAGs, and dag.test() reads the whole folder each time.
     "AIRFLOW__CORE__DAGS_FOLDER": str(AIRFLOW_HOME / "dags"),
     "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "plugins"),
+    # By default a file of DAGs has to be read in 30 s, and a machine may be busy.
+    "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "240",
     "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
 }
 
@@ -224,7 +226,8 @@ def redis_url(redis_server: str) -> str:
     from redis.backoff import ConstantBackoff
     from redis.retry import Retry
 
-    retry = Retry(ConstantBackoff(0.05), 1200, (redis.ConnectionError,))
+    # It may just have been started.
+    retry = Retry(ConstantBackoff(0.05), 4800, (redis.ConnectionError,))
     with redis.Redis.from_url(redis_server, retry=retry) as client:
         client.config_set("maxmemory", 0)
         client.flushall()

@@ -72,7 +72,7 @@ class Chart:
     namespace: str = "loops"
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([self.helm, *arguments], capture_output=True, text=True, check=False, timeout=60)
+        return subprocess.run([self.helm, *arguments], capture_output=True, text=True, check=False, timeout=240)
 
     def lint(self, *options: str) -> subprocess.CompletedProcess[str]:
         return self.run("lint", "--strict", str(self.folder), *options)

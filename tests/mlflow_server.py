@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.ports import free_port
 
-START_S = 180
+START_S = 600
 """Seconds that a server may take to answer."""
 
 
@@ -68,7 +68,7 @@ def wait(folder: Path, address: str, process: subprocess.Popen[bytes]) -> None:
     while True:
         assert process.poll() is None, (folder / "log").read_text()
         try:
-            with urllib.request.urlopen(f"{address}/health", timeout=2):
+            with urllib.request.urlopen(f"{address}/health", timeout=30):
                 return
         except OSError:
             assert time.monotonic() < until, (folder / "log").read_text()

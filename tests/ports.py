@@ -1,43 +1,34 @@
-"""Ports for servers that cannot be told to take any free one."""
+"""Ports of the loopback interface for servers that tests start by their programs."""
 
 from __future__ import annotations
 
-import random
 import socket
-from contextlib import ExitStack
-from pathlib import Path
 
-LEAST = 10_000
-RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_HELD: list[socket.socket] = []
 
 
-def free_port() -> int:
-    """A port of this machine's loopback that nobody has; see :func:`free_ports`."""
-    return free_ports(1)[0]
-
-
-def free_ports(count: int, *, beside: int = 0) -> list[int]:
+def free_port(beside: int = 0) -> int:
     """
-    Different ports of this machine's loopback that nobody has.
+    A port that is this process's as long as it lives: it stays bound, so that the kernel gives it to nobody who asks
+    for any, and does not listen, so that a server that asks for this very one gets it, now or after a while.
 
-    They are none of those that the kernel gives to whoever asks for any: another test would have them before the server
-    has begun.
-
-    :param beside: the ports that are so much higher are free as well.
+    :param beside: what a server adds to a port for another one that it takes.
     """
-    most = int(RANGE.read_text().split()[0]) - 1 - beside if RANGE.exists() else 0
-    # Workers that draw from the same seed would agree.
-    draw, found = random.SystemRandom(), []
-    with ExitStack() as probes:
-        while len(found) < count:
-            port = draw.randint(LEAST, max(most, LEAST + 5_000))
-            with ExitStack() as both:
-                try:
-                    for number in {port, port + beside}:
-                        both.enter_context(socket.create_server(("127.0.0.1", number)))
-                except OSError:
-                    continue
-                # As long as they are looked for: of those that are higher none is found again.
-                probes.enter_context(both.pop_all())
-                found.append(port)
-    return found
+    while True:
+        port = _hold(0)
+        if not beside or (port + beside < 65_536 and _hold(port + beside)):
+            return port
+
+
+def _hold(port: int) -> int:
+    """The port that was got; 0: it is somebody's."""
+    found = socket.socket()
+    # Servers ask for it too, and only who does may bind what another one has bound.
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind(("127.0.0.1", port))
+    except OSError:
+        found.close()
+        return 0
+    _HELD.append(found)
+    return int(found.getsockname()[1])

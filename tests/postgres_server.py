@@ -101,7 +101,7 @@ class OwnServer(PostgresServer):
                 stdout=log,
                 stderr=log,
             )
-        until = time.monotonic() + 180
+        until = time.monotonic() + 240
         while not self._answers():
             assert self._process.poll() is None, (self._folder / "log").read_text()
             assert time.monotonic() < until, "PostgreSQL does not start"
@@ -110,7 +110,7 @@ class OwnServer(PostgresServer):
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """End it: SIGINT closes all connections first, SIGQUIT is as if its machine had gone."""
         self._process.send_signal(how)
-        self._process.wait(60)
+        self._process.wait(240)
 
     def runs(self) -> bool:
         """Whether it was not stopped."""

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from tests.ports import free_ports
+from tests.ports import free_port
 
 KEY, SECRET = "airloop-tests", "of-the-tests-alone"
 ADMIN_KEY, ADMIN_SECRET = "airloop-admin", "of-the-fixture-alone"
-STARTS_S = 180
+STARTS_S = 240
 TABLES = "airloop-tables"
 """The bucket whose tables the Iceberg REST catalog keeps."""
 GRPC = 10_000
@@ -133,8 +133,7 @@ def running(folder: Path) -> Iterator[S3Server]:
     settings = folder / "s3.json"
     settings.write_text(json.dumps({"identities": identities}))
     (folder / "data").mkdir()
-    # It takes the port so much above each of them, too.
-    ports = s3, master, volume, filer, admin, iceberg = free_ports(6, beside=GRPC)
+    ports = s3, master, volume, filer, admin, iceberg = [free_port(beside=GRPC) for _ in range(6)]
     server = S3Server(
         f"http://127.0.0.1:{s3}", KEY, SECRET, (ADMIN_KEY, ADMIN_SECRET),
         [

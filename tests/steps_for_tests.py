@@ -64,8 +64,8 @@ def allocate(ctx: StepContext, *, mb: int, in_child: bool = False, keep_s: float
 
 
 @step()
-def talk(ctx: StepContext, *, secret: str = "", pause_s: float = 0.0) -> StepResult:
-    """Say things on every way out."""
+def talk(ctx: StepContext, *, secret: str = "", go: str = "") -> StepResult:
+    """Say things on every way out; the last words once a file is there, if one is named."""
     ctx.log.warning("a warning")
     logging.getLogger("somebody.else").error("an error of somebody else")
     print("plain output")
@@ -77,9 +77,14 @@ def talk(ctx: StepContext, *, secret: str = "", pause_s: float = 0.0) -> StepRes
         print(f"the secret is {value}, really")
         ctx.log.info("it is %s", value)
         os.write(2, f"raw {value}\n".encode())
-    time.sleep(pause_s)
+    _wait_for(go)
     print("last words", end="")
     return StepResult()
+
+
+def _wait_for(go: str) -> None:
+    while go and not Path(go).exists():
+        time.sleep(0.02)
 
 
 @step()
@@ -90,9 +95,8 @@ def long_line(ctx: StepContext, *, mb: int = 10) -> StepResult:
 
 
 @step()
-def write_environment(ctx: StepContext, *, path: str, pause_s: float = 0.0) -> StepResult:
-    """Write down what this process was given."""
-    time.sleep(pause_s)
+def write_environment(ctx: StepContext, *, path: str, go: str = "") -> StepResult:
+    """Write down what this process was given, and end once a file is there, if one is named."""
     Path(path).write_text(
         json.dumps(
             {
@@ -109,6 +113,7 @@ def write_environment(ctx: StepContext, *, path: str, pause_s: float = 0.0) -> S
             }
         )
     )
+    _wait_for(go)
     return StepResult()
 
 

@@ -45,6 +45,10 @@ class Way:
         self._away_until = time.monotonic() + seconds
         self.cut()
 
+    def back(self) -> None:
+        """Let everybody through again."""
+        self._away_until = 0.0
+
     def cut(self) -> None:
         """End all connections, in the middle of whatever they say."""
         with self._lock:
@@ -79,6 +83,10 @@ class Way:
             return
         with self._lock:
             self._open |= {client, server}
+        if time.monotonic() < self._away_until:
+            # It was taken away while this one was let through.
+            _shut(client)
+            _shut(server)
         back = threading.Thread(target=_pass_on, args=(server, client), daemon=True)
         back.start()
         _pass_on(client, server)

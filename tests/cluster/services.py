@@ -74,7 +74,7 @@ class Services:
         self._stack.callback(server.wait)
         self._stack.callback(server.terminate)
         address = f"redis://:{password}@127.0.0.1:{port}/0"
-        until = time.monotonic() + 30
+        until = time.monotonic() + 240
         while True:
             with suppress(redis.ConnectionError), closing(redis.Redis.from_url(address)) as client:
                 client.ping()

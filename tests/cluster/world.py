@@ -56,7 +56,7 @@ REAL = Pace(
     patience=Patience(schedule_s=45, start_s=120, api_s=180, grace_s=5, lost_s=30),
     within=120.0,
 )
-SMALL = Pace(away=1.5, patience=Patience(schedule_s=60, start_s=60, api_s=60, grace_s=1, lost_s=2), within=60.0)
+SMALL = Pace(away=1.5, patience=Patience(schedule_s=240, start_s=240, api_s=240, grace_s=1, lost_s=240), within=240.0)
 
 
 @dataclass(kw_only=True)

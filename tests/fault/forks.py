@@ -92,6 +92,13 @@ class Fork:
         """Whether it has, by now."""
         return bool(select.select([self._minder], [], [], 0)[0])
 
+    def pause(self) -> None:
+        """Let it do nothing until :meth:`go_on`, or until it is killed."""
+        os.kill(self._pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        os.kill(self._pid, signal.SIGCONT)
+
     def kill(self) -> None:
         """SIGKILL; the process id is its own until :meth:`communicate`, whether it has ended or not."""
         os.kill(self._pid, signal.SIGKILL)

@@ -34,8 +34,9 @@ BY_RUNNER: dict[str, type[AirloopError]] = {"oom": OutOfMemory, "hang": TimedOut
 JUDGED = "killed-judged"
 """SIGKILL while the attempt's end is put on record; what its runner takes for done is not run again."""
 ACTIONS = (*AT_POINTS, *BY_RUNNER, JUDGED)
-MEMORY_MB, PATIENCE_S = 1024, 6.0
-"""Limits of an attempt that is to hit them."""
+MEMORY_MB = 1024
+PATIENCE_S = (6.0, 25.0, 100.0)
+"""Limits of an attempt that is to hit them; the longer ones are for a machine on which it did not get so far."""
 _OF_RECORDS = ("rename:artifacts/runs/", "rename:artifacts/intervals/", "rename:artifacts/attempts/", "receipt")
 _EQUAL_TO_A_WRITE = ("artifact:", "commit:", "publish:")
 """Points named by the code right at a write that is a point by itself."""
@@ -194,6 +195,13 @@ class World:
 
     def strike(self, strike: Strike) -> Verdict:
         """Put the home back, strike, run the task again, compare."""
+        for patience_s in PATIENCE_S:
+            verdict = self._strike(strike, patience_s)
+            if not (strike.action == "hang" and verdict.missed):
+                break
+        return verdict
+
+    def _strike(self, strike: Strike, patience_s: float) -> Verdict:
         task, home, verdict = strike.task, self.home, Verdict(strike)
         self.back_to(task.before)
         # What the struck attempt reached, the point at which it was injured included.
@@ -202,7 +210,7 @@ class World:
         again: Outcome | None = None
         with home.read_all_the_while() as readers:
             if strike.action in (*BY_RUNNER, JUDGED):
-                done, code = self._strike_by_runner(strike, verdict, trace)
+                done, code = self._strike_by_runner(strike, verdict, trace, patience_s)
             else:
                 struck = home.run(task.step, task.call, task.interval, fault=strike.fault, fault_trace=str(trace))
                 verdict.lost += _named(strike, struck)
@@ -220,7 +228,7 @@ class World:
         verdict.lost += seen_wrong(task.state_before, task.state_after, readers)
         return verdict
 
-    def _strike_by_runner(self, strike: Strike, verdict: Verdict, trace: Path) -> tuple[bool, int]:
+    def _strike_by_runner(self, strike: Strike, verdict: Verdict, trace: Path, patience_s: float) -> tuple[bool, int]:
         """
         Have the attempt made by a runner, which has to end it and to say why.
 
@@ -228,7 +236,7 @@ class World:
         """
         task = strike.task
         faults = {"fault": strike.fault, "fault_oom_mb": str(4 * MEMORY_MB), "fault_trace": str(trace)}
-        limits = {"oom": {"memory_mb": MEMORY_MB}, "hang": {"timeout_s": PATIENCE_S}}.get(strike.action, {})
+        limits = {"oom": {"memory_mb": MEMORY_MB}, "hang": {"timeout_s": patience_s}}.get(strike.action, {})
         outcome = self.home.run_by_runner(task.step, task.call, task.interval, limits, **faults)
         # An attempt is found by its record, or by that of its task, which comes first; without its receipt too.
         of_task, *later = (strike.point.startswith(name) for name in _OF_RECORDS)

@@ -310,7 +310,7 @@ class Readers:
         if self._at.get("online") == changed:
             return
         self._at["online"] = changed
-        with closing(sqlite3.connect(file, timeout=30, isolation_level=None)) as store:
+        with closing(sqlite3.connect(file, timeout=240, isolation_level=None)) as store:
             for name, value in online_values(store).items():
                 self._saw(f"online {name}", value["content"] if value["rows"] else None)
 
@@ -325,7 +325,7 @@ class Readers:
                 self._saw(f"{name}@{alias} is there", version_run(self.config, name, version) is not None)
 
     def _query(self, file: Path, sql: str) -> list[tuple[Any, ...]]:
-        with closing(sqlite3.connect(file, timeout=30)) as store:
+        with closing(sqlite3.connect(file, timeout=240)) as store:
             try:
                 return store.execute(sql).fetchall()
             except sqlite3.OperationalError as error:

@@ -37,10 +37,14 @@ class Wire:
 
     def sever(self) -> None:
         self.cut.set()
-        for pair in self._pairs:
-            for end in pair:
-                with suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
+        for pair in list(self._pairs):
+            self._throw_out(pair)
+
+    @staticmethod
+    def _throw_out(pair: tuple[socket.socket, socket.socket]) -> None:
+        for end in pair:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self.sever()
@@ -55,6 +59,9 @@ class Wire:
                     continue
                 far = socket.create_connection(self._there)
                 self._pairs.append((near, far))
+                if self.cut.is_set():
+                    # It was cut while this one was let through.
+                    self._throw_out((near, far))
                 threading.Thread(target=self._carry, args=(near, far), daemon=True).start()
 
     @staticmethod

@@ -33,7 +33,7 @@ def run_killed(shop: Shop, end: datetime, fault: str) -> int:
     names = ("home", "feature_repo", "memory_mb")
     environment = {f"AIRLOOP_{n.upper()}": str(getattr(shop.config, n)) for n in names}
     environment |= {"AIRLOOP_CALL": call.to_json(), "AIRLOOP_FAULT": fault}
-    return subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, timeout=120).returncode
+    return subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, timeout=800).returncode
 
 
 @pytest.mark.parametrize(

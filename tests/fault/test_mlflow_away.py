@@ -28,7 +28,7 @@ from tests.training_rows import make_rows, save_rows
 
 RunStep = Callable[..., dict[str, Any]]
 JANUARY = Interval(datetime(2013, 1, 1, 5, tzinfo=UTC), datetime(2013, 2, 1, 5, tzinfo=UTC))
-LIMIT_S = 90
+LIMIT_S = 240
 """Seconds in which a server that does not answer is given up; the machine may be busy."""
 
 

@@ -47,6 +47,7 @@ KILLS = int(os.environ.get("AIRLOOP_TEST_MLFLOW_KILLS") or 2)
 """Of each step."""
 JANUARY = Interval(datetime(2013, 1, 1, 5, tzinfo=UTC), datetime(2013, 2, 1, 5, tzinfo=UTC))
 CLIENT_PATIENCE_S = 4
+"""Seconds after which an answer is too late, where it is to be."""
 
 
 def only_looks(path: str) -> bool:
@@ -102,7 +103,7 @@ def proxy_of(target: str) -> Iterator[Proxy]:
             self._answer(status, answer)
 
         def _forward(self, body: bytes) -> tuple[int, bytes]:
-            connection = http.client.HTTPConnection(urlsplit(proxy.target).netloc, timeout=60)
+            connection = http.client.HTTPConnection(urlsplit(proxy.target).netloc, timeout=240)
             headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")}
             connection.request(self.command, self.path, body, headers | {"Connection": "close"})
             answer = connection.getresponse()
@@ -190,7 +191,6 @@ class Loop:
 ONCE = {"finished": 1, "running": 0, "versions": [1], "aliases": {"champion": "1"}, "ledger": ["intent", "done"]}
 
 
-@pytest.mark.timeout(400)
 def test_each_changing_request_may_fail_in_four_ways(
     server: str,
     run_step: RunStep,
@@ -198,7 +198,8 @@ def test_each_changing_request_may_fail_in_four_ways(
     monkeypatch: pytest.MonkeyPatch,
     tell: Callable[[str], None],
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", str(CLIENT_PATIENCE_S))
+    # What is not to be late may take as long as a busy machine needs.
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
     examples = str(save_rows(Warehouse.open(config), make_rows(300)))
     failures = []
     with proxy_of(server) as proxy:
@@ -210,6 +211,7 @@ def test_each_changing_request_may_fail_in_four_ways(
         strikes = [(at, fault) for at in range(len(requests)) for fault in FAULTS]
         drawn = random.Random(SEED).sample(strikes, min(SAMPLE, len(strikes)))
         for number, (at, fault) in enumerate(drawn, start=1):
+            monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", str(CLIENT_PATIENCE_S if fault == "late" else 120))
             proxy.strike(at, fault)
             name = f"struck{number}"
             loop.once(name, number)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -64,6 +65,13 @@ class Reader:
                 states.append(found)
         self.looks += 1
 
+    def await_table(self) -> None:
+        """Wait until it has seen a table, as it mostly has."""
+        until = time.monotonic() + 240
+        while not self.seen:
+            assert time.monotonic() < until, "nobody looks"
+            time.sleep(0.01)
+
     def _catalog_is_there(self) -> bool:
         """Who opens a new catalog makes its tables, which is the steps' part here."""
         with closing(postgres.connect(self.config.catalog, "AIRLOOP_CATALOG")) as connection:
@@ -88,12 +96,15 @@ class Place:
         home.environment |= self.environment
         return home
 
-    def walk(self, folder: Path, strikes: Mapping[str, str] | None = None) -> Points:
+    def walk(
+        self, folder: Path, strikes: Mapping[str, str] | None = None, *, between: Callable[[], None] = lambda: None
+    ) -> Points:
         """
         Bring the aircraft in and publish them.
 
         :param folder: for traces.
         :param strikes: by task the point at which it is killed, to be done by another machine.
+        :param between: is called when rows have been brought in, and before they are published.
         :returns: every point that was reached by the attempts that ended well.
         """
         results: dict[str, Any] = {}
@@ -114,6 +125,8 @@ class Place:
             assert outcome.code == 0, f"{strikes}: {name} ended with {outcome.code}: {outcome.log}"
             results[name] = self.result(outcome)
             reached[name] = trace.read_text().splitlines()
+            if name == "extract":
+                between()
         return reached
 
     def result(self, outcome: Outcome) -> dict[str, str]:
@@ -184,7 +197,7 @@ def test_killed_at_points_of_shared_stores_and_done_by_another_machine(
         place = make_place(f"struck{number}")
         reader = Reader(place.config)
         with all_the_while(reader.look, every_s=LOOK_S):
-            place.walk(tmp_path, strikes)
+            place.walk(tmp_path, strikes, between=reader.await_table)
         lost, doubled = differences(expected, place.state())
         if not (lost or doubled):
             assert reader.seen["raw.planes"][0] is None, "it looked while rows were there that nobody had published"

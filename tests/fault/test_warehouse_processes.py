@@ -127,7 +127,12 @@ def test_a_commit_is_never_seen_in_part(forks: Forks, config: Config, tmp_path: 
     size = 3000
     write_here(config, ["k"], [list(range(size))], "append")
     watcher = start(forks, config, ("shell", {"script": "true"}), ("watch", {"until": str(stop), "size": size}))
-    watcher.stdout.readline()
+    assert watcher.stdout.readline(), watcher.communicate()[1]
+    until = time.monotonic() + 240
+    while not stop.with_suffix(".looked").exists():
+        assert not watcher.ended(), watcher.communicate()[1]
+        assert time.monotonic() < until, "nobody looks"
+        time.sleep(0.01)
     write_here(config, [f"k{n}" for n in range(12)], [list(range(size))] * 12, "replace")
     stop.touch()
     seen = outcome(watcher)
@@ -220,10 +225,13 @@ def test_killed_while_a_file_goes_up(
     assert isinstance(config.warehouse, S3Address)
     victim = start(forks, config, work)
     with closing(s3_server.client()) as client:
-        until = time.monotonic() + 60
-        while not _going_up(client, config.warehouse):
+        until = time.monotonic() + 240
+        # It stands still while somebody looks: what is seen is so when it is killed.
+        while not (victim.pause() or _going_up(client, config.warehouse)):
+            victim.go_on()
             assert not victim.ended(), victim.communicate()[1]
             assert time.monotonic() < until, "nothing goes up"
+            time.sleep(0.05)
         victim.kill()
         victim.communicate()
         assert _going_up(client, config.warehouse)

@@ -87,7 +87,11 @@ def publish(key: str, ids: list[int], go: str) -> dict[str, Any]:
 
 
 def watch(until: str, size: int) -> dict[str, Any]:
-    """Read until a file is there: every batch has to be whole or absent."""
+    """
+    Read until a file is there: every batch has to be whole or absent.
+
+    :param until: the file; when it has looked once, one beside it says so.
+    """
     warehouse = open_table()
     looks, broken = 0, []
     while not Path(until).exists():
@@ -95,6 +99,7 @@ def watch(until: str, size: int) -> dict[str, Any]:
             found = connection.sql("SELECT batch, count(*) FROM t GROUP BY batch").fetchall()
         looks += 1
         broken += [f"{batch}: {count}" for batch, count in found if count != size]
+        Path(until).with_suffix(".looked").touch()
     return {"looks": looks, "broken": broken}
 
 

@@ -13,7 +13,7 @@ import pytest
 from airflow.sdk import DAG, Asset, CronDataIntervalTimetable, TaskGroup, TriggerRule, setup, task, teardown
 
 from airloop.config import Config
-from airloop_operators import StepOperator
+from airloop_operators import StepOperator, attempts
 
 STEPS = "steps_of_a_team"
 START = datetime(2013, 1, 1, tzinfo=UTC)
@@ -257,20 +257,26 @@ def test_the_asset_event_of_a_payload_that_is_killed_after_its_manifest_is_not_l
     assert len(events(run)) == 1
 
 
-def test_a_time_limit_is_named_and_kept(new_dag: Callable[..., DAG], run_dag: RunDag) -> None:
+def test_a_time_limit_is_named_and_kept(
+    new_dag: Callable[..., DAG], run_dag: RunDag, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[str] = []
+    # Of what a step would get an eighth: by then it has been ended long before Airflow would break its task off,
+    # however busy the machine is.
+    of_task = attempts._time_for_step
+    monkeypatch.setattr(attempts, "_time_for_step", lambda left_s: of_task(left_s) / 8)
     with new_dag() as dag:
         StepOperator(
             task_id="slow",
             step=f"{STEPS}:double",
             arguments={"number": 1},
             environment={"AIRLOOP_FAULT": "hang@run"},
-            execution_timeout=timedelta(seconds=10),
+            execution_timeout=timedelta(seconds=64),
             on_failure_callback=lambda context: seen.append(str(context["exception"])),
         )
     assert run_dag(dag)[1] == {"slow": "failed"}
-    # What is left of ten seconds once it runs, less a tenth for its end.
-    said = r"TimedOut: step steps_of_a_team:double ran over its time limit of [1-9] s and was ended"
+    # What is left of 64 seconds once it runs, less a tenth for its end.
+    said = r"TimedOut: step steps_of_a_team:double ran over its time limit of [1-7] s and was ended"
     assert re.search(said, seen[0])
 
 

@@ -24,7 +24,7 @@ Year.at(Path(sys.argv[1]), Path(sys.argv[2])).run(month(3))
 """
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_restored_home_goes_on_like_the_one_that_was_lost(tmp_path: Path) -> None:
     write_world(tmp_path)
     first = Year.at(tmp_path / "the first", tmp_path)

@@ -38,7 +38,7 @@ from tests.s3_server import S3Server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 JANUARY = "2013-02-02T00:00:00-05:00"
 """Logical date of a run by hand, which takes the newest interval that is complete; the other one is an hour later."""
 AGAIN = "2013-02-02T01:00:00-05:00"
@@ -83,7 +83,7 @@ class Loop:
         left = list(strikes)
         body = {"dag_run_id": run_id, "logical_date": logical_date}
         self.airflow.call("POST", f"/api/v2/dags/{DAG_ID}/dagRuns", body)
-        until = time.monotonic() + 600
+        until = time.monotonic() + 1500
         while True:
             run = self.airflow.call("GET", f"/api/v2/dags/{DAG_ID}/dagRuns/{run_id}")
             if run["state"] in ("success", "failed"):

@@ -106,6 +106,10 @@ def cluster(tmp_path: Path) -> Iterator[SmallCluster]:
         "AIRFLOW__AIRLOOP__HOME": str(home),
         "AIRFLOW__AIRLOOP__WARM": "False",
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+        # As :class:`stack.Stack` has it.
+        "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "60",
+        "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
+        "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "240",
         "PYTHONPATH": str(steps),
     }
     with SmallCluster(tmp_path / "pods", [node("node-1")], [IMAGE, image]) as found:
@@ -169,7 +173,7 @@ def template(stack: Stack, connection: dict[str, Any]) -> str:
     return yaml.safe_dump(pod)
 
 
-def until(what: Callable[[], Any], expected: str, within_s: float = 240) -> Any:
+def until(what: Callable[[], Any], expected: str, within_s: float = 400) -> Any:
     deadline = time.monotonic() + within_s
     while not (found := what()):
         assert time.monotonic() < deadline, f"not within {within_s:.0f} s: {expected}"
@@ -237,7 +241,7 @@ def version(pod: dict[str, Any]) -> int:
     return int(pod["metadata"]["resourceVersion"])
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_tasks_in_pods_of_their_own(cluster: SmallCluster, stack: ExecutorStack) -> None:
     loop = Loop(stack, cluster)
     until(lambda: loop.tries("success").keys() >= {"here", "there", "beside"}, "three tasks are done")

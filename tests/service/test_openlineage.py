@@ -22,7 +22,7 @@ from airloop.config import Config
 from airloop.warehouse.catalog import Warehouse
 from tests.fault.flights_loop import write_data
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCHEMAS = Path(__file__).parents[1] / "data" / "openlineage"
 TASKS = 28
@@ -76,13 +76,19 @@ def sent(tmp_path_factory: pytest.TempPathFactory, airflow_database: Path, run_f
     data = write_data(folder / "data", until_day=6)
     receiver = Receiver()
     server = receiver.serve()
-    transport = {"type": "http", "url": f"http://127.0.0.1:{server.server_port}", "endpoint": "api/v1/lineage"}
+    # An event that is answered late would be sent again.
+    transport = {
+        "type": "http",
+        "url": f"http://127.0.0.1:{server.server_port}",
+        "endpoint": "api/v1/lineage",
+        "timeout": 120,
+    }
     own = {
         "AIRLOOP_HOME": str(folder / "home"),
         "AIRLOOP_FEATURE_REPO": str(REPOSITORY / "feature_repo"),
         "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(transport),
         "AIRFLOW__OPENLINEAGE__NAMESPACE": "loops",
-        "AIRFLOW__OPENLINEAGE__EXECUTION_TIMEOUT": "60",
+        "AIRFLOW__OPENLINEAGE__EXECUTION_TIMEOUT": "240",
         "XDG_RUNTIME_DIR": str(run_folder),
     }
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("AIRLOOP_")}

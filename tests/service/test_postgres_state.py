@@ -77,7 +77,7 @@ def test_machines_apply_definitions_once(config: Config, tmp_path: Path) -> None
         }
         return subprocess.Popen([sys.executable, "-c", APPLY], env=environment, stdout=subprocess.PIPE, text=True)
 
-    found = [json.loads(process.communicate(timeout=120)[0]) for process in [machine(n) for n in range(3)]]
+    found = [json.loads(process.communicate(timeout=800)[0]) for process in [machine(n) for n in range(3)]]
     assert sorted(calls for calls, _ in found) == [0, 0, 1]
     assert [views for _, views in found] == [["pace", "route"]] * 3
 

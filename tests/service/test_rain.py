@@ -18,7 +18,6 @@ from airloop.warehouse.catalog import Warehouse
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.timeout(400)
 def test_the_loop_in_the_readme_runs(
     config: Config, monkeypatch: pytest.MonkeyPatch, test_dag: Callable[..., Any]
 ) -> None:

@@ -35,7 +35,6 @@ from tests.places import ALONE_AND_TOGETHER
 from tests.year_world import SOURCE, SUITE, Year, month, write_world
 
 
-@pytest.mark.timeout(400)
 def test_a_second_run_of_a_whole_loop_writes_nothing(tmp_path: Path) -> None:
     write_world(tmp_path)
     time.sleep(SETTLED_S)  # digests of files that changed a moment ago are not remembered yet
@@ -173,7 +172,6 @@ def below(dag: DAG, *tasks: str) -> set[str]:
 
 
 @ALONE_AND_TOGETHER
-@pytest.mark.timeout(400)
 def test_exactly_what_depends_on_a_change_runs_again(loop: Loop) -> None:
     dag = loop.dag()
     assert set(loop.run(dag, "first").values()) == {"done"}

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from airloop.provenance.runs import find_run
 from airloop.provenance.why import explain
 from airloop.warehouse.artifacts import ArtifactStore
@@ -68,7 +66,6 @@ def suite(*, highest_wind: int = 90, lowest_pressure: int) -> dict[str, Any]:
     return made
 
 
-@pytest.mark.timeout(400)
 def test_exactly_what_depends_on_a_change_runs_again(tmp_path: Path) -> None:
     write_world(tmp_path)
     year = Changing(Year.at(tmp_path / "home", tmp_path).config, tmp_path)

@@ -74,7 +74,7 @@ def stack(server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         found.down()
 
 
-def until(what: Callable[[], Any], within_s: float = 120) -> Any:
+def until(what: Callable[[], Any], within_s: float = 300) -> Any:
     deadline = time.monotonic() + within_s
     while not (found := what()):
         assert time.monotonic() < deadline, "it did not come to that"
@@ -82,14 +82,14 @@ def until(what: Callable[[], Any], within_s: float = 120) -> Any:
     return found
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_restarted_marked_cleared_and_done(server: ApiServer, stack: Stack) -> None:
     go = threading.Event()
 
     def slow(pod: ScriptedPod) -> None:
         pod.run()
         pod.say("begins")
-        go.wait(120)
+        go.wait(1500)
         pod.say("ends")
         pod.succeed()
 
@@ -137,13 +137,13 @@ def test_restarted_marked_cleared_and_done(server: ApiServer, stack: Stack) -> N
     assert (log.count('"begins"'), log.count('"ends"')) == (1, 1)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_accelerators_of_deferred_tasks_are_counted(server: ApiServer, stack: Stack) -> None:
     go: dict[str, threading.Event] = defaultdict(threading.Event)
 
     def slow(pod: ScriptedPod) -> None:
         pod.run()
-        go[pod.object["metadata"]["labels"][f"{names.PREFIX}task"]].wait(400)
+        go[pod.object["metadata"]["labels"][f"{names.PREFIX}task"]].wait(1500)
         pod.succeed()
 
     server.scripts = [slow]

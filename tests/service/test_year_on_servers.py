@@ -35,7 +35,7 @@ from tests.s3_server import S3Server
 from tests.service.year_in_airflow import one_by_one, year_in_airflow
 from tests.year_world import MODEL, Year, month, write_world
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAST = 3
 """Month of the live runs; those before it are backfilled."""
@@ -95,7 +95,7 @@ def ran(servers: Profile, tmp_path_factory: pytest.TempPathFactory) -> Ran:
         one_by_one(folder / "one-by-one", world, LAST) as expected,
         year_in_airflow(folder / "home", world, servers) as loop,
     ):
-        loop.end_together(LAST, at_once=LAST - 1, within_s=600)
+        loop.end_together(LAST, at_once=LAST - 1, within_s=1500)
         return Ran(servers, loop.year, folder / "home", world, expected())
 
 
@@ -189,7 +189,7 @@ def during(ran: Ran, work: Callable[[], Point], folder: Path) -> Point:
             result = work()
             assert process.poll() is None, file.read_text()[-3000:]
             go_on.touch()
-            assert process.wait(300) == 0, file.read_text()[-3000:]
+            assert process.wait(1500) == 0, file.read_text()[-3000:]
         finally:
             process.kill()
     return result

@@ -67,7 +67,7 @@ class YearInAirflow:
 
     def _post(self, path: str, body: Any) -> None:
         """Ask for something; Airflow refuses with 503, and does nothing, while its SQLite is busy."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while True:
             try:
                 self.airflow.call("POST", path, body)
@@ -138,7 +138,7 @@ def one_by_one(home: Path, world: Path, months: int) -> Iterator[Callable[[], di
     with file.open("wb") as log, subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log) as process:
 
         def state() -> dict[str, Any]:
-            assert process.wait(300) == 0, file.read_text()[-3000:]
+            assert process.wait(1500) == 0, file.read_text()[-3000:]
             return Year.at(home, world).state()
 
         try:
