@@ -252,10 +252,10 @@ def _leave(world: World, made: bool) -> None:
         world.core.delete_namespace(world.namespace)
         return
     options: dict[str, Any] = {"label_selector": selector, "_preload_content": False}
-    world.core.delete_collection_namespaced_pod(world.namespace, grace_period_seconds=0, **options)
-    world.core.delete_collection_namespaced_config_map(world.namespace, **options)
-    world.core.delete_collection_namespaced_secret(world.namespace, **options)
-    world.core.delete_collection_namespaced_resource_quota(world.namespace, **options)
+    for kind in ("pod", "config_map", "secret", "resource_quota"):
+        delete = getattr(world.core, f"delete_collection_namespaced_{kind}")
+        # The client keeps its last answer, and one that was not read keeps its connection open to the end.
+        delete(world.namespace, grace_period_seconds=0, **options).drain_conn()
 
 
 def _client(store: Store) -> Any:
