@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -41,6 +42,8 @@ class S3Server:
     process: subprocess.Popen[bytes] | None = None
     iceberg: str = ""
     """Address of its Iceberg REST catalog, of the tables in :data:`TABLES`; empty if it is not known to have one."""
+    master: str = ""
+    """Address of its part that knows where contents are."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -94,10 +97,17 @@ class S3Server:
         while True:
             with suppress(Exception), closing(self.client()) as client:
                 client.list_buckets()
-                return
+                if self._has_contents():
+                    return
             assert self.process.poll() is None, f"{' '.join(self.command)} ended with {self.process.returncode}"
             assert time.monotonic() < deadline, f"{' '.join(self.command)} does not answer"
             time.sleep(0.1)
+
+    def _has_contents(self) -> bool:
+        """Whether the part that has the contents has come: the store answers, and lists, a moment before it."""
+        with urllib.request.urlopen(f"{self.master}/dir/status", timeout=30) as answer:
+            centers = json.load(answer)["Topology"]["DataCenters"] or []
+        return any(node for center in centers for rack in center["Racks"] or [] for node in rack["DataNodes"] or [])
 
     def kill(self) -> None:
         """End it as a lost machine ends."""
@@ -143,6 +153,7 @@ def running(folder: Path) -> Iterator[S3Server]:
             "-s3.port.lance=0", f"-tableBucket={TABLES}", "-master.telemetry=false",
         ],
         iceberg=f"http://127.0.0.1:{iceberg}",
+        master=f"http://127.0.0.1:{master}",
     )  # fmt: skip
     try:
         server.start()
