@@ -1,7 +1,7 @@
 """
 The whole offline loop in Airflow, beside the same steps in one warm Python process and beside a loop of empty tasks.
 
-    python -m benchmarks.loop [--months 3] [--runs 3] [--check]
+    python -m benchmarks.loop [--months 3] [--slots 2] [--runs 3] [--check]
 
 Each run starts from an empty home. Airflow's start-up and the DAGs' first parse are not counted: the clock starts when
 the first task is queued. The plain process has imported all libraries before its clock starts. The loop of empty tasks
@@ -125,15 +125,20 @@ def run_plain(tasks: list[dict[str, Any]], count: int, home: Path) -> dict[str, 
     return result
 
 
-def run_airflow(tasks: list[dict[str, Any]], count: int, home: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The loop, then one of empty tasks, through one scheduler; returns where the time of each went."""
+def run_airflow(
+    tasks: list[dict[str, Any]], count: int, slots: int, home: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """
+    The loop, then one of empty tasks, through one scheduler.
+
+    :param slots: tasks that run at a time.
+    :returns: where the time of each went.
+    """
     dags = home / "dags"
     shutil.copytree(REPOSITORY / "dags", dags, ignore=shutil.ignore_patterns("__pycache__"))
     upstream = {t["task"]: t["upstream"] for t in tasks}
     (dags / "empty_tasks.py").write_text(_EMPTY_DAG.format(dag=EMPTY, upstream=upstream))
-    # A task that shares its processor with others takes longer, and what it costs by itself could not be told.
-    slots = {"AIRFLOW__CORE__PARALLELISM": str(max(2, os.cpu_count() or 2))}
-    stack = Stack(home, dags=dags, settings=slots)
+    stack = Stack(home, dags=dags, settings={"AIRFLOW__CORE__PARALLELISM": str(slots)})
     try:
         stack.up(everything=False)
         airflow = Airflow(stack)
@@ -268,6 +273,8 @@ def table(result: dict[str, Any]) -> list[str]:
 def main() -> int:
     parser = parser_for(__doc__, runs=3)
     parser.add_argument("--months", type=int, default=3)
+    # A task that shares its processor with others takes longer, and what it costs by itself could not be told.
+    parser.add_argument("--slots", type=int, default=os.cpu_count() or 2, help="tasks at a time; default: processors")
     arguments = settled(parser.parse_args())
     count = 1 if arguments.quick else arguments.months
     for name in [n for n in os.environ if n.startswith(("AIRFLOW", "AIRLOOP_"))]:
@@ -278,7 +285,7 @@ def main() -> int:
         tasks = plan(Path(folder))
         for number in range(arguments.runs):
             home = Path(folder) / str(number)
-            loop, empty = run_airflow(tasks, count, home / "airflow")
+            loop, empty = run_airflow(tasks, count, arguments.slots, home / "airflow")
             loops.append(loop)
             empties.append(empty)
             plains.append(run_plain(tasks, count, home / "plain"))

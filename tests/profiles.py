@@ -19,6 +19,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 
+from demo import Airflow
+from stack import Stack
 from tests import mlflow_server
 from tests.ports import free_port
 from tests.postgres_server import PostgresServer
@@ -56,6 +58,17 @@ class Profile:
         """Environment of an Airflow that runs loops on these stores."""
         told = ", ".join(f"{variable}={where}" for variable, where in self.from_connections.items())
         return {**self.airflow, **self.settings, "AIRFLOW__AIRLOOP__SECRETS": told}
+
+    def start(self, stack: Stack, dag_id: str) -> Airflow:
+        """Start an Airflow on these stores; it knows the DAG, and where the secrets are."""
+        # The profile's servers start meanwhile.
+        stack.up(everything=False)
+        self.wait()
+        airflow = Airflow(stack)
+        airflow.wait_for_dag(dag_id)
+        for connection in self.connections:
+            airflow.call("POST", "/api/v2/connections", connection)
+        return airflow
 
     def reader(self, home: Path) -> dict[str, str]:
         """

@@ -168,13 +168,7 @@ def loop(profile: profiles.Profile, tmp_path_factory: pytest.TempPathFactory) ->
             if name.startswith("AWS_"):
                 patch.setenv(name, value)
         try:
-            # MLflow's server starts meanwhile.
-            stack.up(everything=False)
-            profile.wait()
-            airflow = Airflow(stack)
-            airflow.wait_for_dag(DAG_ID)
-            for connection in profile.connections:
-                airflow.call("POST", "/api/v2/connections", connection)
+            airflow = profile.start(stack, DAG_ID)
             airflow.call("PATCH", f"/api/v2/dags/{DAG_ID}", {"is_paused": False})
             loop = Loop(profile, stack, airflow, environment)
             loop.run("first", JANUARY, strikes=STRIKES)

@@ -117,13 +117,7 @@ def year_in_airflow(home: Path, world: Path, profile: Profile = EMBEDDED) -> Ite
     }
     stack = Stack(home, dags=Path(__file__).with_name("year"), settings=settings)
     try:
-        # The profile's servers start meanwhile.
-        stack.up(everything=False)
-        profile.wait()
-        airflow = Airflow(stack)
-        airflow.wait_for_dag(DAG_ID)
-        for connection in profile.connections:
-            airflow.call("POST", "/api/v2/connections", connection)
+        airflow = profile.start(stack, DAG_ID)
         reader = profile.reader(home)
         yield YearInAirflow(airflow, Year.at(Path(reader["AIRLOOP_HOME"]), world, reader), stack.airflow_home / "logs")
     finally:
