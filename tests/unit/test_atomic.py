@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -34,25 +33,24 @@ def test_a_folder_is_never_missing_while_it_is_replaced(tmp_path: Path) -> None:
     store.publish_path(NAME, versions[0])
     # The reader is a process of its own: a thread that only looks takes the interpreter from the one that publishes.
     program = (
-        "import os, sys\nmissing = looks = 0\nprint('ready', flush=True)\n"
-        "while not os.path.exists(sys.argv[2]):\n looks += 1\n missing += not os.path.exists(sys.argv[1])\n"
-        " if looks == 1000: print('looked', flush=True)\n"
+        "import os, sys\nlooked, done, watched = sys.argv[1:]\nmissing = looks = 0\nprint('ready', flush=True)\n"
+        "while not os.path.exists(done):\n looks += 1\n missing += not os.path.exists(watched)\n"
+        " if looks == 1000: open(looked, 'w').close()\n"
         "print(missing)"
     )
-    done = tmp_path / "done"
+    looked, done = tmp_path / "looked", tmp_path / "done"
     reader = subprocess.Popen(
-        [sys.executable, "-c", program, store.path(NAME) / "a", done], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, looked, done, store.path(NAME) / "a"], stdout=subprocess.PIPE, text=True
     )
     try:
         assert reader.stdout is not None
         assert reader.stdout.readline() == "ready\n"
-        looked, turns = False, 0
+        turns = 0
         # It may get little of a busy machine.
-        while turns < 50 or not looked:
+        while turns < 50 or not looked.exists():
             for version in reversed(versions):
                 store.publish_path(NAME, version)
             turns += 1
-            looked = looked or bool(select.select([reader.stdout], [], [], 0)[0])
         done.touch()
         last = reader.communicate(timeout=60)[0].splitlines()[-1]
     finally:
