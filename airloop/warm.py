@@ -384,9 +384,11 @@ def _prime() -> None:
     # The list of distributions, kept by importlib.
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         importlib.metadata.version("airloop")
+    from airloop.frame import archive
     from airloop.frame.key import code_of
     from airloop.steps import BUILT_IN, load
 
+    archive.prime()
     for step, target in BUILT_IN.items():
         if target.partition(":")[0] in sys.modules:
             # Reads the source that the step reaches; a file that changes is read again.

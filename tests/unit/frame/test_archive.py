@@ -15,7 +15,7 @@ import airloop
 from airloop.config import Config
 from airloop.errors import ContractBroken, NotFound
 from airloop.features.refs import FeatureServiceRef
-from airloop.frame.archive import archive, pack_name, read_tree, tree_name, unpack
+from airloop.frame.archive import _digest_of, archive, pack_name, prime, read_tree, tree_name, unpack
 from airloop.steps import load
 from airloop.warehouse.artifacts import ArtifactStore
 
@@ -92,3 +92,10 @@ def test_a_changed_or_lost_archive_is_refused(store: ArtifactStore, config: Conf
     store.path(tree_name(tree)).write_text("{}")
     with pytest.raises(ContractBroken, match="was changed"):
         unpack(store, tree, tmp_path / "b")
+
+
+def test_what_was_primed_is_not_read_again(store: ArtifactStore, config: Config) -> None:
+    prime()
+    read = _digest_of.cache_info().misses
+    archive(store, load("train"), {}, config)
+    assert _digest_of.cache_info().misses == read

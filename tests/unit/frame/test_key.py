@@ -68,6 +68,14 @@ def test_modules_beside_a_step_count_as_its_code(tmp_path: Path, monkeypatch: py
     assert set(reach("fp_flat")) == {"fp_flat", "fp_beside"}
 
 
+def test_a_folder_beside_a_module_of_its_name_is_no_code(package: Path) -> None:
+    """Python imports the module, and nothing from the folder."""
+    (package / "helper").mkdir()
+    (package / "helper" / "double.py").write_text("D = 1\n")
+    assert "fp_package.helper" in reach("fp_package.main")
+    assert "fp_package.helper.double" not in reach("fp_package.main")
+
+
 def test_code_that_is_not_reached_changes_nothing(package: Path) -> None:
     before = _fingerprint()
     (package / "other.py").write_text("C = 2\n")
