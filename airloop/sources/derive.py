@@ -24,12 +24,16 @@ class Deriver(AbstractContextManager["Deriver"]):
         :raises BadArgument: an expression is not SQL, names a column that is not there, or has another type.
         """
         self._spec = spec
+        self._names = [*spec.columns, *spec.derive, *added]
+        self._local = [name for name, column in spec.columns.items() if column.zone]
+        self._computes = bool(spec.derive or self._local)
+        if not self._computes:
+            # All is as it stands in the file, and DuckDB takes its time to start.
+            return
         self._connection = duckdb.connect(
             config={"memory_limit": f"{memory_mb}MB", "threads": threads, "enable_external_access": "false"}
         )
         add_functions(self._connection)
-        self._names = [*spec.columns, *spec.derive, *added]
-        self._local = [name for name, column in spec.columns.items() if column.zone]
         kinds = {name: column.kind for name, column in spec.columns.items()} | added
         empty = pa.table({name: pa.array([], arrow_type(kind)) for name, kind in kinds.items()})
         self._try_out(empty)
@@ -73,7 +77,7 @@ class Deriver(AbstractContextManager["Deriver"]):
 
     def derived(self, chunk: pa.Table, *, label: str, first_row: int) -> pa.Table:
         """The chunk with its derived columns, in the order of the table."""
-        if not self._spec.derive and not self._local:
+        if not self._computes:
             return chunk.select(self._names)
         names = ", ".join(map(_quoted, self._names))
         return self._run(chunk, f"SELECT {names} FROM", label, first_row)
@@ -96,7 +100,8 @@ class Deriver(AbstractContextManager["Deriver"]):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._connection.close()
+        if self._computes:
+            self._connection.close()
 
 
 def microseconds(moment: datetime) -> pa.Scalar:

@@ -16,7 +16,7 @@ from pyiceberg.conversions import from_bytes
 from airloop.config import Config
 from airloop.errors import BadArgument
 from airloop.warehouse.catalog import Warehouse
-from airloop.warehouse.files import chunks
+from airloop.warehouse.files import ROWS_LOOKED_AT, chunks
 from airloop.warehouse.read import live_files
 from airloop.warehouse.refs import TableRef
 from tests.places import EVERYWHERE
@@ -97,6 +97,50 @@ def test_statistics(warehouse: Warehouse) -> None:
     assert {n: file.data_file.null_value_counts.get(k) for n, k in ids.items()} == {
         "i": 1, "x": 0, "s": 1, "t": 1, "d": 1, "b": 1, "n": 3, "l": None,
     }  # fmt: skip
+
+
+@EVERYWHERE
+def test_what_grows_from_row_to_row_has_no_dictionary(warehouse: Warehouse) -> None:
+    """Whatever comes after the rows that it was chosen by."""
+    count, last = ROWS_LOOKED_AT + 500, 2**63 - 1
+    first = range(count - 2)
+    columns: dict[str, Any] = {
+        "place": pa.array(range(1, count + 1), pa.int64()),
+        "turns": pa.array([*first, -last - 1, last], pa.int64()),
+        "small": pa.array([*first, None, -(2**31)], pa.int32()),
+        "at": pa.array([*(n * 1_000_000 for n in first), 0, -1], UTC_US),
+        "again": pa.array([n // 2 for n in range(count)], pa.int64()),
+        "gap": pa.array([None, *range(1, count)], pa.int64()),
+        "text": pa.array([f"{n:05}" for n in range(count)]),
+    }
+    rows = pa.table(columns)
+    warehouse.ensure("raw.a", rows.schema)
+    commit = warehouse.commit("raw.a", rows, key="1")
+    table = warehouse.table("raw.a")
+    assert with_dictionary(warehouse, commit.ref) == {"again", "gap", "text"}
+    assert warehouse.scan(commit.ref).read_all() == rows
+    assert table.scan(snapshot_id=commit.snapshot).to_arrow().equals(rows.cast(table.scan().to_arrow().schema))
+
+
+def test_columns_of_few_rows_or_beside_nested_ones_have_one(warehouse: Warehouse) -> None:
+    numbers = list(range(ROWS_LOOKED_AT))
+    few, nested = {"id": numbers[1:]}, {"id": numbers, "l": [[1]] * len(numbers)}
+    for name, columns in {"raw.few": few, "raw.nested": nested}.items():
+        rows = pa.table(columns)
+        warehouse.ensure(name, rows.schema)
+        commit = warehouse.commit(name, rows, key="1")
+        assert "id" in with_dictionary(warehouse, commit.ref)
+        assert warehouse.scan(commit.ref).read_all() == rows
+
+
+def with_dictionary(warehouse: Warehouse, ref: TableRef) -> set[str]:
+    """Columns that have one in the only file of a snapshot."""
+    table = warehouse.table(ref.name)
+    (file,) = live_files(table, ref.snapshot)
+    with table.io.new_input(file.path).open() as stream:
+        group = pq.ParquetFile(stream).metadata.row_group(0)
+    columns = [group.column(n) for n in range(group.num_columns)]
+    return {column.path_in_schema for column in columns if column.has_dictionary_page}
 
 
 INSTANTS = [
