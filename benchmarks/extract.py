@@ -90,6 +90,7 @@ def ours(folder: str, kind: str, partition_by: str) -> dict[str, Any]:
 
     from airloop.config import Config
     from airloop.contract import Call, Interval
+    from airloop.frame import archive
     from airloop.frame.execute import execute
     from airloop.frame.key import code_of
     from airloop.frame.logs import Redactor
@@ -103,6 +104,7 @@ def ours(folder: str, kind: str, partition_by: str) -> dict[str, Any]:
         importlib.import_module(name)
     step = load("extract")
     code_of(step)
+    archive.prime()
     with tempfile.TemporaryDirectory(dir=folder) as home:
         config = Config.from_environment({"AIRLOOP_HOME": home, "AIRLOOP_MEMORY_MB": str(MEMORY_MB)})
         Warehouse.open(config)
