@@ -76,11 +76,11 @@ def test_no_space_for_data(work: Work, tmp_path: Path, mode: str) -> None:
     first, full, read, again, after = work(
         shell("mkdir data; mount -t tmpfs -o size=200k tmpfs data"),
         commit("k1", 3),
-        commit("k2", 60000, 1, mode),
+        commit("k2", 300_000, 1, mode),
         shell("test $(find data -name '*.parquet' | wc -l) = 1"),  # what did not fit is removed
         READ,
         shell("mount -o remount,size=64m data"),
-        commit("k2", 60000, 1, mode),
+        commit("k2", 300_000, 1, mode),
         READ,
         AIRLOOP_WAREHOUSE=str(tmp_path / "data"),
     )
@@ -89,7 +89,7 @@ def test_no_space_for_data(work: Work, tmp_path: Path, mode: str) -> None:
     assert "writing raw.a: no space left" in full["message"]
     assert read == {"ids": [0, 1, 2]}
     assert again == DONE
-    assert sorted(set(after["ids"])) == list(range(1 if mode == "replace" else 0, 60001))
+    assert sorted(set(after["ids"])) == list(range(1 if mode == "replace" else 0, 300_001))
 
 
 def test_no_space_for_the_catalog(work: Work) -> None:
