@@ -152,12 +152,12 @@ def _pack_id(listed: Mapping[str, str]) -> str:
     return sha256("".join(f"{digest} {place}\n" for place, digest in listed.items()).encode())
 
 
-def _pack(files: Mapping[str, str], listed: Mapping[str, str]) -> bytes:
+def _pack(files: Mapping[str, Path], listed: Mapping[str, str]) -> bytes:
     """A zip file whose bytes follow from the files' names and contents alone."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as pack:
         for place, digest in listed.items():
-            source = Path(files[place]).read_bytes()
+            source = files[place].read_bytes()
             if sha256(source) != digest:
                 raise _Changed(f"{files[place]} changed while it was archived", "run the task again")
             pack.writestr(zipfile.ZipInfo(place), source, zipfile.ZIP_DEFLATED, compresslevel=1)
@@ -166,47 +166,43 @@ def _pack(files: Mapping[str, str], listed: Mapping[str, str]) -> bytes:
 
 def prime() -> None:
     """Digest this package once, for attempts in children of this process; a file that changes is read again."""
-    for _, path in _below(_PACKAGE.name, _PACKAGE):
+    for path in _below(_PACKAGE):
         _digest(path)
 
 
-def _files(step: Step, arguments: Mapping[str, Any], config: Config) -> Iterator[tuple[str, str]]:
-    """Places in a tree, and where the files lie."""
-    yield from _below(f"{PYTHON}/{_PACKAGE.name}", _PACKAGE)
+def _files(step: Step, arguments: Mapping[str, Any], config: Config) -> Iterator[tuple[str, Path]]:
+    for path in _below(_PACKAGE):
+        yield f"{PYTHON}/{_PACKAGE.name}/{path.relative_to(_PACKAGE).as_posix()}", path
     modules = set(reach(step.module))
     for value in arguments.values():
         # An argument that stands for code says which modules it is made of.
         modules |= set(getattr(value, "code", {}))
     for name in modules:
-        if name.partition(".")[0] == _PACKAGE.name:
-            continue
         source = source_path(name)
-        if source is not None:
+        if source is not None and name.partition(".")[0] != _PACKAGE.name:
             inner = name.replace(".", "/") + ("/__init__.py" if source.name == "__init__.py" else ".py")
-            yield f"{PYTHON}/{inner}", str(source)
+            yield f"{PYTHON}/{inner}", source
     if config.feature_repo is not None and any(_of_features(value) for value in arguments.values()):
-        yield from _below(FEATURES, config.feature_repo)
+        for path in _below(config.feature_repo):
+            yield f"{FEATURES}/{path.relative_to(config.feature_repo).as_posix()}", path
 
 
 def _of_features(value: Any) -> bool:
     return isinstance(value, Reference) and value.kind == "feature_service"
 
 
-def _below(place: str, folder: Path) -> Iterator[tuple[str, str]]:
-    """Files below a folder, those of caches and hidden folders left out. Text throughout: each attempt asks."""
+def _below(folder: Path) -> Iterator[Path]:
+    """Files below a folder, those of caches and hidden folders left out."""
     for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith((".", "__pycache__"))]
-        inner = place + root[len(str(folder)) :]
-        for name in names:
-            if not name.startswith(".") and not name.endswith(".pyc"):
-                yield f"{inner}/{name}", f"{root}/{name}"
+        yield from (Path(root, name) for name in names if not name.startswith(".") and not name.endswith(".pyc"))
 
 
-def _digest(path: str) -> str:
-    stat = Path(path).stat()
+def _digest(path: Path) -> str:
+    stat = path.stat()
     return _digest_of(path, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=4096)
-def _digest_of(path: str, size: int, mtime_ns: int) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def _digest_of(path: Path, size: int, mtime_ns: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

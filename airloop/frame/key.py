@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
-import os
 import sys
 import sysconfig
 from collections.abc import Mapping
@@ -38,7 +37,6 @@ FRAME = (
 )  # fmt: skip
 """Modules that decide how steps run; a change there redoes nothing."""
 _IN_FRAME = tuple(f"{name}." for name in FRAME)
-_INIT = "/__init__.py"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,14 +125,14 @@ def reach(module: str) -> dict[str, str]:
     """
     top = module.partition(".")[0]
     found: dict[str, str] = {}
-    paths: dict[str, str | None] = {}
+    paths: dict[str, Path | None] = {}
 
-    def path_of(name: str) -> str | None:
+    def path_of(name: str) -> Path | None:
         """Looked for once, and not below a module that is no package: what is imported from that is no module."""
         if name not in paths:
             parent = path_of(name.rpartition(".")[0]) if "." in name else None
-            below_module = parent is not None and not parent.endswith(_INIT)
-            paths[name] = None if below_module else _source_path(name)
+            below_module = parent is not None and parent.name != "__init__.py"
+            paths[name] = None if below_module else source_path(name)
         return paths[name]
 
     waiting = [module]
@@ -145,7 +143,7 @@ def reach(module: str) -> dict[str, str]:
         path = path_of(name)
         if path is None:
             continue
-        stat = Path(path).stat()
+        stat = path.stat()
         digest, imports = _read_module(name, path, stat.st_size, stat.st_mtime_ns)
         found[name] = digest
         waiting += [i for i in imports if (head := i.partition(".")[0]) in {top, "airloop"} or not is_installed(head)]
@@ -165,11 +163,11 @@ def is_installed(package: str) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _read_module(name: str, path: str, size: int, mtime_ns: int) -> tuple[str, tuple[str, ...]]:
-    source = Path(path).read_bytes()
-    package = name if path.endswith(_INIT) else name.rpartition(".")[0]
+def _read_module(name: str, path: Path, size: int, mtime_ns: int) -> tuple[str, tuple[str, ...]]:
+    source = path.read_bytes()
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     imports: set[str] = set()
-    for node in ast.walk(ast.parse(source, filename=path)):
+    for node in ast.walk(ast.parse(source, filename=str(path))):
         if isinstance(node, ast.Import):
             imports.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -194,18 +192,12 @@ def _package_folders(top: str) -> tuple[Path, ...]:
 
 def source_path(name: str) -> Path | None:
     """Source file of a dotted name, found by path: asking the import system would import the parents."""
-    found = _source_path(name)
-    return None if found is None else Path(found)
-
-
-def _source_path(name: str) -> str | None:
-    # Hundreds of names are looked up several times in each attempt: a Path for each would take most of the time.
     top, *rest = name.split(".")
     for folder in _package_folders(top):
         if folder.is_file():
-            return str(folder) if not rest else None
-        place = "/".join((str(folder), *rest))
-        for candidate in (place + _INIT, f"{place}.py") if rest else (place + _INIT,):
-            if os.path.isfile(candidate):  # noqa: PTH113
+            return folder if not rest else None
+        place = folder.joinpath(*rest)
+        for candidate in (place / "__init__.py", place.with_suffix(".py")) if rest else (folder / "__init__.py",):
+            if candidate.is_file():
                 return candidate
     return None
