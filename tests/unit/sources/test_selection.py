@@ -208,6 +208,19 @@ def test_a_file_that_changes_meanwhile_is_tried_again(
         )  # fmt: skip
 
 
+def test_duckdb_is_started_only_where_something_is_computed(
+    spec: Make, run: Run, interval: Interval, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("airloop.sources.derive.add_functions", started.append)
+    files = {"a.csv": HEADER + "1,2013-01-05T00:00:00Z,1.5,a\n"}
+    assert ids(run(spec(**DATED), files, interval)) == [1]
+    assert started == []
+    twice = {"twice": {"type": "double", "sql": "2 * value"}}
+    assert [row["twice"] for row in rows(run(spec(**DATED, derive=twice), files, interval))] == [3.0]
+    assert len(started) == 1
+
+
 def test_memory_does_not_grow_with_the_file(spec: Make, run: Run, interval: Interval) -> None:
     lines = "".join(f"{i},2013-01-05T00:00:00Z,{i}.5,{'x' * 50}\n" for i in range(300_000))
     files = {"a.csv": HEADER + lines}
